@@ -1,0 +1,35 @@
+"""Feature Pyramid Transformer necks for MMDetection and MMSegmentation.
+
+Importing the package registers its modules with mmengine, so that a config
+finds them by ``custom_imports=dict(imports=['fpt_plugin'])`` or by a dotted
+type such as ``'fpt_plugin.FPT'``. Where only torch is installed,
+:mod:`fpt_plugin.functional` still works.
+"""
+
+from importlib.util import find_spec
+
+from .version import __version__
+
+__all__ = ['__version__']
+
+if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
+    from . import compat
+    from .layers import (GroundingTransformer, RenderingTransformer,
+                         SelfTransformer)
+    from .necks import (FPT, BottomUpPyramid, GroundingTransformerNeck,
+                        RenderingTransformerNeck, SelfTransformerNeck)
+
+    compat.apply()
+    __all__ += [
+        'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
+        'RenderingTransformerNeck', 'BottomUpPyramid', 'SelfTransformer',
+        'GroundingTransformer', 'RenderingTransformer'
+    ]
+else:
+
+    def __getattr__(name: str):
+        """Say what is missing for the modules that need the hosts."""
+        raise AttributeError(
+            f'module fpt_plugin has no attribute {name!r}: its layers and '
+            'necks need mmengine and mmcv, and one of them is not installed. '
+            'fpt_plugin.functional works with torch alone.')

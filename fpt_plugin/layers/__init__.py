@@ -1,0 +1,7 @@
+"""One module of a paper a file, on torch and mmengine's BaseModule."""
+
+from .grounding_transformer import GroundingTransformer
+from .rendering_transformer import RenderingTransformer
+from .self_transformer import SelfTransformer
+
+__all__ = ['SelfTransformer', 'GroundingTransformer', 'RenderingTransformer']

@@ -1,0 +1,67 @@
+"""Argument and input checks that the layers share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_map(name: str, x: Tensor, channels: int | None = None) -> None:
+    """Require a floating point map (B, C, H, W) that is not empty.
+
+    Raises:
+        TypeError: ``x`` is not a floating point tensor.
+        ValueError: ``x`` is not (B, C, H, W), has no pixel, or has not
+            ``channels`` channels.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f'{name} must be a tensor (B, C, H, W), got {type(x).__name__}')
+    if not x.is_floating_point():
+        raise TypeError(f'{name} must be a floating point tensor, got {x.dtype}')
+    if x.dim() != 4 or 0 in x.shape[2:]:
+        raise ValueError(f'{name} must be (B, C, H, W) with H and W of at least '
+                         f'1, got {tuple(x.shape)}')
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(f'{name} must have in_channels={channels} channels, got '
+                         f'{x.shape[1]} in {tuple(x.shape)}')
+
+
+def check_same_batch(fine: Tensor, coarse: Tensor) -> None:
+    """Require one batch size in two maps.
+
+    Raises:
+        ValueError: The batch sizes differ.
+    """
+    if fine.shape[0] != coarse.shape[0]:
+        raise ValueError('fine and coarse must have one batch size, got '
+                         f'{tuple(fine.shape)} and {tuple(coarse.shape)}')
+
+
+def check_positive_int(name: str, number: int) -> int:
+    """Require a whole number of at least 1.
+
+    Raises:
+        TypeError: ``number`` is not an int.
+        ValueError: ``number`` is less than 1.
+    """
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f'{name} must be an int, got {number!r}')
+    if number < 1:
+        raise ValueError(f'{name} must be at least 1, got {number}')
+    return number
+
+
+def check_scale(scale: float | None) -> float | None:
+    """Require a positive finite number or None.
+
+    Raises:
+        TypeError: ``scale`` is not a number.
+        ValueError: ``scale`` is not positive and finite.
+    """
+    if scale is None:
+        return None
+    if not isinstance(scale, (int, float)) or isinstance(scale, bool):
+        raise TypeError(f'scale must be a number or None, got {scale!r}')
+    if not 0 < scale < float('inf'):
+        raise ValueError(f'scale must be positive and finite, got {scale}')
+    return float(scale)

@@ -1,0 +1,85 @@
+"""Grounding Transformer: a fine level looks at a coarser one.
+
+Feature Pyramid Transformer, Sec. 3.3: https://arxiv.org/abs/2007.09451
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from .checks import check_map, check_positive_int, check_same_batch
+from .mixture import MixtureTransformer
+
+
+@MODELS.register_module()
+class GroundingTransformer(MixtureTransformer):
+    """Grounding Transformer (GT), top-down.
+
+    Grounds the concepts of the coarse, higher level Xc in the pixels of the
+    fine, lower level Xf: q from Xf, k and v from Xc, and F_sim is the negative
+    squared Euclidean distance -||q_i - k_j||^2, which the paper prefers to
+    the dot product between levels of different semantics. A mixture of four
+    softmaxes (FPT, Eq. 2 and 3). Attention runs over batch padding too, so
+    outputs depend on the padded size.
+
+    Args:
+        in_channels: Channels C of both maps.
+        embed_channels: Channels E of q, k, v and of the output; None: C.
+        num_mixtures: Parts N of the mixture.
+        key_stride: Average pooling of the coarse map before keys and values;
+            1 is exact.
+        scale: Factor of the distance; None is 1 / sqrt(E / N), 1.0 the paper
+            to the letter. Unscaled distances of wide parts are close to
+            one-hot at initialisation.
+        init_cfg: Initialisation by mmengine, on top of the layer's own.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or ``embed_channels`` is not
+            a multiple of ``num_mixtures``.
+
+    Example:
+        >>> import torch
+        >>> gt = GroundingTransformer(64, embed_channels=32)
+        >>> gt(torch.rand(1, 64, 50, 84), torch.rand(1, 64, 25, 42)).shape
+        torch.Size([1, 32, 50, 84])
+    """
+
+    similarity = 'neg_euclid'
+
+    def __init__(self,
+                 in_channels: int,
+                 embed_channels: int | None = None,
+                 num_mixtures: int = 4,
+                 key_stride: int = 1,
+                 scale: float | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(in_channels, embed_channels, num_mixtures, key_stride,
+                         scale, init_cfg)
+
+    def forward(self,
+                fine: Tensor,
+                coarse: Tensor,
+                key_stride: int | None = None) -> Tensor:
+        """Attend from the fine map to the coarse one.
+
+        Args:
+            fine: Xf, (B, C, Hf, Wf).
+            coarse: Xc, (B, C, Hc, Wc).
+            key_stride: Overrides the layer's own for this call.
+
+        Returns:
+            (B, E, Hf, Wf).
+
+        Raises:
+            TypeError: A map is not a floating point tensor.
+            ValueError: A map is not (B, C, H, W), or the batch sizes differ.
+        """
+        check_map('fine', fine, self.in_channels)
+        check_map('coarse', coarse, self.in_channels)
+        check_same_batch(fine, coarse)
+        if key_stride is None:
+            key_stride = self.key_stride
+        return self.attend(fine, coarse,
+                           check_positive_int('key_stride', key_stride))

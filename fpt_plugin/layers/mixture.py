@@ -1,0 +1,150 @@
+"""What Self- and Grounding-Transformer share: projections and mixture."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..functional import mixture_attention
+from .checks import check_positive_int, check_scale
+
+
+def pool_keys(x: Tensor, stride: int) -> Tensor:
+    """Average-pool the source of keys and values; 1 leaves it as it is.
+
+    The last window of a side may be smaller and averages what it holds.
+
+    Args:
+        x: (B, C, H, W).
+        stride: Side of the pooling window in pixels of ``x``.
+
+    Returns:
+        (B, C, ceil(H / stride), ceil(W / stride)).
+    """
+    if stride == 1:
+        return x
+    return F.avg_pool2d(
+        x, stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+class MixtureTransformer(BaseModule):
+    """Query, key and value projections under a mixture of softmaxes.
+
+    The base of :class:`SelfTransformer` and :class:`GroundingTransformer`
+    (FPT, Eq. 2): q and k are split along channels into ``num_mixtures`` parts
+    of ``embed_channels / num_mixtures`` each, v is not split. The share of
+    part n is :math:`\\pi_n = softmax_n(w_n \\cdot mean_j(k_j))` with a learned
+    vector w_n on the whole, unscaled key.
+
+    Args:
+        in_channels: Channels C of the maps.
+        embed_channels: Channels E of q, k, v and of the output; None: C.
+        num_mixtures: Parts N of the mixture. E must be a multiple of it.
+        key_stride: Keys and values come from the source map average-pooled by
+            this stride; 1 is exact.
+        scale: Factor of the similarity; None is 1 / sqrt(E / N), 1.0 the
+            paper to the letter.
+        init_cfg: Initialisation by mmengine, on top of the layer's own.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: ``embed_channels`` is not a multiple of ``num_mixtures``,
+            or a number is out of range.
+    """
+
+    similarity: str
+
+    def __init__(self,
+                 in_channels: int,
+                 embed_channels: int | None = None,
+                 num_mixtures: int = 2,
+                 key_stride: int = 1,
+                 scale: float | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.in_channels = check_positive_int('in_channels', in_channels)
+        if embed_channels is None:
+            embed_channels = in_channels
+        self.embed_channels = check_positive_int('embed_channels',
+                                                 embed_channels)
+        self.num_mixtures = check_positive_int('num_mixtures', num_mixtures)
+        self.key_stride = check_positive_int('key_stride', key_stride)
+        self.scale = check_scale(scale)
+        if embed_channels % num_mixtures:
+            raise ValueError('embed_channels must be a multiple of num_mixtures, '
+                             f'got embed_channels={embed_channels} and '
+                             f'num_mixtures={num_mixtures}')
+
+        self.query = nn.Conv2d(in_channels, embed_channels, 1, bias=False)
+        self.key = nn.Conv2d(in_channels, embed_channels, 1, bias=False)
+        self.value = nn.Conv2d(in_channels, embed_channels, 1, bias=False)
+        # One part has the share 1 whatever w is: a w would get no gradient.
+        mixture = (
+            nn.Parameter(torch.empty(num_mixtures, embed_channels))
+            if num_mixtures > 1 else None)
+        self.register_parameter('mixture_weight', mixture)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier projections and equal shares of the mixture's parts."""
+        for conv in (self.query, self.key, self.value):
+            nn.init.xavier_uniform_(conv.weight)
+        if self.mixture_weight is not None:
+            nn.init.zeros_(self.mixture_weight)
+
+    def init_weights(self) -> None:
+        """The layer's own initialisation, then ``init_cfg``'s.
+
+        A parent's init_cfg may have touched the convolutions before.
+        """
+        if not self.is_init:
+            self.reset_parameters()
+        super().init_weights()
+
+    def attend(self, x: Tensor, source: Tensor, key_stride: int) -> Tensor:
+        """Each pixel of ``x`` looks at all (pooled) pixels of ``source``.
+
+        Args:
+            x: (B, C, H, W), where the queries come from.
+            source: (B, C, h, w), where keys and values come from.
+            key_stride: Pooling of ``source``.
+
+        Returns:
+            (B, E, H, W).
+        """
+        batch, _, height, width = x.shape
+        source = pool_keys(source, key_stride)
+        key = self.key(source)
+        out = mixture_attention(
+            self._split(self.query(x)),
+            self._split(key),
+            self.value(source).flatten(2).transpose(1, 2),
+            self._shares(key),
+            similarity=self.similarity,
+            scale=self.scale)
+        return out.transpose(1, 2).reshape(batch, self.embed_channels, height,
+                                           width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, E, H, W) to (B, N, H * W, E / N)."""
+        parts = x.reshape(x.shape[0], self.num_mixtures, -1,
+                          x.shape[2] * x.shape[3])
+        return parts.transpose(-2, -1)
+
+    def _shares(self, key: Tensor) -> Tensor:
+        """pi_n = softmax_n(w_n . mean_j(k_j)): (B, E, h, w) to (B, N)."""
+        if self.mixture_weight is None:
+            return torch.ones(
+                key.shape[0], 1, dtype=torch.float32, device=key.device)
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        with torch.autocast(key.device.type, enabled=False):
+            mean = key.to(dtype).mean(dim=(2, 3))
+            return F.linear(mean, self.mixture_weight.to(dtype)).softmax(dim=1)
+
+    def extra_repr(self) -> str:
+        """The arguments that the printed submodules do not show."""
+        return (f'similarity={self.similarity!r}, '
+                f'num_mixtures={self.num_mixtures}, '
+                f'key_stride={self.key_stride}, scale={self.scale}')

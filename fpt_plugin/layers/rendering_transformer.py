@@ -1,0 +1,137 @@
+"""Rendering Transformer: a coarse level is rendered with a finer one.
+
+Feature Pyramid Transformer, Sec. 3.4: https://arxiv.org/abs/2007.09451
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .checks import check_map, check_positive_int, check_same_batch
+
+
+@MODELS.register_module()
+class RenderingTransformer(BaseModule):
+    """Rendering Transformer (RT), bottom-up, channel-wise.
+
+    Renders the coarse, higher level Xc with the details of the fine, lower
+    level Xf (FPT, Eq. 5 and 6): with Q from Xc and K, V from Xf,
+
+        w     = GAP(K)
+        Q_att = conv3x3(Q * w)
+        V_dow = conv3x3(V), strided to the size of Q
+        out   = conv3x3(Q_att + V_dow)
+
+    The stride is computed from the maps, so one layer serves any two levels
+    and any gap between them.
+
+    Args:
+        in_channels: Channels C of both maps.
+        embed_channels: Channels E of Q, K, V and of the output; None: C.
+        init_cfg: Initialisation by mmengine, on top of the layer's own.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> rt = RenderingTransformer(64, embed_channels=32)
+        >>> rt(torch.rand(1, 64, 25, 42), torch.rand(1, 64, 99, 167)).shape
+        torch.Size([1, 32, 25, 42])
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 embed_channels: int | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.in_channels = check_positive_int('in_channels', in_channels)
+        if embed_channels is None:
+            embed_channels = in_channels
+        self.embed_channels = check_positive_int('embed_channels',
+                                                 embed_channels)
+
+        def projection() -> nn.Conv2d:
+            return nn.Conv2d(in_channels, embed_channels, 1, bias=False)
+
+        def conv3x3() -> nn.Conv2d:
+            return nn.Conv2d(embed_channels, embed_channels, 3, padding=1)
+
+        self.query, self.key, self.value = (projection() for _ in range(3))
+        self.query_conv = conv3x3()
+        self.value_conv = conv3x3()
+        self.out_conv = conv3x3()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier weights, zero biases."""
+        for conv in self.children():
+            nn.init.xavier_uniform_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+    def init_weights(self) -> None:
+        """The layer's own initialisation, then ``init_cfg``'s.
+
+        A parent's init_cfg may have touched the convolutions before.
+        """
+        if not self.is_init:
+            self.reset_parameters()
+        super().init_weights()
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """Render the coarse map with the fine one.
+
+        Args:
+            coarse: Xc, (B, C, Hc, Wc).
+            fine: Xf, (B, C, Hf, Wf).
+
+        Returns:
+            (B, E, Hc, Wc).
+
+        Raises:
+            TypeError: A map is not a floating point tensor.
+            ValueError: A map is not (B, C, H, W), or the batch sizes differ.
+        """
+        check_map('coarse', coarse, self.in_channels)
+        check_map('fine', fine, self.in_channels)
+        check_same_batch(fine, coarse)
+        # GAP(k(Xf)) equals k(GAP(Xf)), Hf * Wf times cheaper.
+        average = _average(fine).to(fine.dtype)
+        query = _product(self.query(coarse), self.key(average))
+        query = self.query_conv(query.to(self.query_conv.weight.dtype))
+        return self.out_conv(query + self._downsampled(fine, coarse.shape[2:]))
+
+    def _downsampled(self, fine: Tensor, size: torch.Size) -> Tensor:
+        """V_dow: one strided convolution, then the exact size of Xc.
+
+        A remainder is left where a side is not a multiple of the stride:
+        25x42 under 50x84 under 99x167.
+        """
+        stride = max(1, round(fine.shape[2] / size[0]))
+        value = F.conv2d(
+            self.value(fine),
+            self.value_conv.weight,
+            self.value_conv.bias,
+            stride=stride,
+            padding=1)
+        if value.shape[2:] != size:
+            value = F.interpolate(value, size=size, mode='nearest')
+        return value
+
+
+def _average(x: Tensor) -> Tensor:
+    """Global average pooling, summed in float32 at least: (B, C, 1, 1)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.mean(dim=(2, 3), keepdim=True, dtype=dtype)
+
+
+def _product(query: Tensor, weight: Tensor) -> Tensor:
+    """Q * w in float32 at least: both grow with the activations."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.to(dtype) * weight.to(dtype)

@@ -1,0 +1,73 @@
+"""Building the branches of FPT from their configs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from mmengine.registry import MODELS
+from torch import nn
+
+
+def accepts(function: Callable, name: str) -> bool:
+    """Whether ``function`` takes an argument of this name."""
+    return name in inspect.signature(function).parameters
+
+
+def default_num_mixtures(cfg: dict | None) -> int:
+    """Parts of the mixture that a branch's config asks for; 1 where none."""
+    if cfg is None:
+        return 1
+    if 'num_mixtures' in cfg:
+        return cfg['num_mixtures'] if cfg['num_mixtures'] in range(1, 1 << 20) \
+            else 1  # the layer refuses it by name
+    cls = _class_of('branch', cfg)
+    if not accepts(cls, 'num_mixtures'):
+        return 1
+    default = inspect.signature(cls).parameters['num_mixtures'].default
+    return default if isinstance(default, int) else 1
+
+
+def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
+                 key_stride: int | None) -> nn.Module:
+    """Build one layer; what its config says wins over the neck's values.
+
+    Args:
+        name: FPT's argument, for messages.
+        cfg: Config of the layer.
+        in_channels: Channels of the pyramid.
+        embed_channels: Channels of the layer's output.
+        key_stride: Pooling of its keys, or None to leave it to the forward.
+
+    Returns:
+        The layer. ``has_own_key_stride`` is set where its config fixes it.
+
+    Raises:
+        TypeError: ``cfg`` is not a dict with a type.
+        KeyError: No registry knows the type.
+    """
+    cls = _class_of(name, cfg)
+    args = dict(in_channels=in_channels, embed_channels=embed_channels)
+    if key_stride is not None and accepts(cls, 'key_stride'):
+        args['key_stride'] = key_stride
+    args.update(cfg)
+    layer = MODELS.build(args)
+    layer.has_own_key_stride = 'key_stride' in args
+    return layer
+
+
+def _class_of(name: str, cfg: dict) -> Callable:
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(
+            f'{name} must be a dict with a type, or None, got {cfg!r}')
+    if not isinstance(cfg['type'], str):
+        return cfg['type']
+    with MODELS.switch_scope_and_registry(cfg.get('_scope_')) as registry:
+        try:
+            found = registry.get(cfg['type'])
+        except RuntimeError:  # what Registry.get makes of an unknown name
+            found = None
+        if not callable(found):
+            raise KeyError(f'{name} has a type that no registry knows, got '
+                           f'{cfg["type"]!r}')
+        return found

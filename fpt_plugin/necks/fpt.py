@@ -1,0 +1,457 @@
+"""The Feature Pyramid Transformer as a neck around any pyramid.
+
+Feature Pyramid Transformer, ECCV 2020: https://arxiv.org/abs/2007.09451
+"""
+
+from __future__ import annotations
+
+from math import lcm
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..layers.checks import check_map, check_positive_int
+from .branches import accepts, build_branch, default_num_mixtures
+from .checkpoints import adopt_pyramid_keys
+from .fusion import FUSIONS
+from .hosted import build_hosted
+
+
+@MODELS.register_module()
+class FPT(BaseModule):
+    """Feature Pyramid Transformer around a pyramid of the host library.
+
+    Over an FPN config ``model = dict(neck=dict(type='FPT'))`` is the whole
+    change: mmengine merges it into the FPN's dict, and what is not FPT's goes
+    to the pyramid. Every level then gets, from the original pyramid, a
+    Self-Transformer of its own map, Grounding Transformers from all coarser
+    levels and Rendering Transformers from all finer ones, fused in the order
+    [X,] ST, GT, RT with ascending source levels.
+
+    With ``fusion='residual'`` the last convolution of each level starts at
+    zero: before the first training step the outputs are those of the wrapped
+    pyramid bit for bit. Checkpoints trained with the plain pyramid load.
+    Attention runs over batch padding too, so outputs depend on the padded
+    size.
+
+    Args:
+        in_channels: Channels of each backbone map; with ``pyramid=None`` the
+            one number of channels of all maps.
+        out_channels: Channels C of every output map.
+        num_outs: Number of output maps, the pyramid's argument.
+        pyramid: Config of the neck to wrap, whose arguments win over the outer
+            ones; a list of configs, which receives no outer arguments; or
+            None: the inputs are a pyramid already.
+        self_transformer: Config of the ST branch; None leaves it out.
+        grounding_transformer: Config of the GT branch; None leaves it out.
+        rendering_transformer: Config of the RT branch; None leaves it out.
+        num_levels: How many of the pyramid's maps are transformed; the others
+            pass through. None: those made from backbone maps, which FPN-like
+            pyramids tell; required for a list, for None and for others.
+        embed_channels: Channels E of q, k and v; None: C // 2, rounded down
+            to a multiple of the mixtures' parts.
+        key_strides: Average pooling of each level before keys and values, an
+            int or one a level; 1 is exact. None: every level is pooled to the
+            grid of the coarsest transformed one: (8, 4, 2, 1) for four levels
+            of a usual pyramid, 1 for maps of equal size.
+        fusion: ``'residual'``, X + conv3x3(conv1x1(branches)), or
+            ``'concat'``, the paper's conv3x3([X, branches]).
+        fusion_norm_cfg: Norm after the 1x1 convolution of the residual fusion
+            or after the 3x3 convolution of the other; None: none.
+        drop_block: Config of a module applied to the branches of each level
+            while training, such as ``dict(type='mmdet.DropBlock',
+            drop_prob=0.1, block_size=5)``. Maps smaller than its block are
+            left alone.
+        checkpoint_branches: Recompute the branches in the backward pass to
+            save memory.
+        freeze_pyramid: Keep the wrapped pyramid as it is: no gradients for its
+            parameters, its norms in evaluation mode. Gradients still reach
+            the backbone.
+        **pyramid_args: Everything else, ``norm_cfg`` and ``init_cfg``
+            included, is the pyramid's. With ``pyramid=None`` or a list only
+            ``init_cfg`` is allowed and is FPT's own.
+
+    Raises:
+        TypeError: An argument has the wrong type, or the pyramid refuses it.
+        ValueError: An argument is out of range or does not fit another one.
+        KeyError: No registry knows the pyramid's type.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.rand(1, c, s, s)
+        ...         for c, s in [(8, 32), (16, 16), (32, 8)]]
+        >>> neck = FPT([8, 16, 32], 16, num_outs=4,
+        ...            pyramid=dict(type='BottomUpPyramid'))
+        >>> [tuple(x.shape) for x in neck(maps)]
+        [(1, 16, 32, 32), (1, 16, 16, 16), (1, 16, 8, 8), (1, 16, 4, 4)]
+    """
+
+    # Children of this module; every other key of a checkpoint is taken for
+    # the wrapped pyramid's.
+    OWN_CHILDREN = ('pyramid', 'self_transformers', 'grounding_transformers',
+                    'rendering_transformers', 'fusions', 'drop_blocks')
+
+    def __init__(
+            self,
+            in_channels: list[int] | int,
+            out_channels: int,
+            num_outs: int | None = None,
+            pyramid: dict | list | None = dict(type='FPN'),
+            self_transformer: dict | None = dict(type='SelfTransformer'),
+            grounding_transformer: dict | None = dict(
+                type='GroundingTransformer'),
+            rendering_transformer: dict | None = dict(
+                type='RenderingTransformer'),
+            num_levels: int | None = None,
+            embed_channels: int | None = None,
+            key_strides: int | list[int] | tuple[int, ...] | None = None,
+            fusion: str = 'residual',
+            fusion_norm_cfg: dict | None = None,
+            drop_block: dict | None = None,
+            checkpoint_branches: bool = False,
+            freeze_pyramid: bool = False,
+            **pyramid_args) -> None:
+        own_init_cfg = None
+        if not isinstance(pyramid, dict):
+            own_init_cfg = pyramid_args.pop('init_cfg', None)
+            if pyramid_args:
+                raise TypeError(
+                    'a pyramid that is a list or None receives no outer '
+                    f'arguments, got {sorted(pyramid_args)}; write them into '
+                    'the list, and _delete_=True where a base config set them')
+        super().__init__(init_cfg=own_init_cfg)
+        if fusion not in FUSIONS:
+            raise ValueError(
+                f'fusion must be one of {tuple(FUSIONS)}, got {fusion!r}')
+        check_positive_int('out_channels', out_channels)
+        if num_outs is not None:
+            check_positive_int('num_outs', num_outs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.num_outs = num_outs
+        self.checkpoint_branches = checkpoint_branches
+        self.freeze_pyramid = freeze_pyramid
+
+        self.pyramid = self._build_pyramid(pyramid, pyramid_args)
+        self.num_levels = self._resolve_num_levels(num_levels)
+        self.key_strides = self._resolve_key_strides(key_strides)
+        branch_cfgs = (self_transformer, grounding_transformer,
+                       rendering_transformer)
+        if embed_channels is None:
+            parts = lcm(*map(default_num_mixtures, branch_cfgs))
+            embed_channels = max(self.out_channels // 2 // parts, 1) * parts
+        self.embed_channels = check_positive_int('embed_channels',
+                                                 embed_channels)
+        self._build_branches(*branch_cfgs)
+        self._build_fusions(fusion, fusion_norm_cfg)
+        self.drop_blocks = nn.ModuleList(
+            MODELS.build(dict(drop_block)) for _ in range(self.num_levels)
+        ) if drop_block is not None else None
+        self._freeze()
+
+    # ------------------------------------------------------------ construction
+
+    def _build_pyramid(self, pyramid: dict | list | None,
+                       outer: dict) -> nn.Module | None:
+        """Route FPN's arguments to the wrapped neck and build it."""
+        if pyramid is None:
+            channels = self.in_channels
+            if isinstance(channels, (list, tuple)):
+                if len(set(channels)) != 1:
+                    raise ValueError(
+                        'pyramid=None needs maps of equal channels, one number '
+                        f'as in_channels, got in_channels={channels}')
+                channels = channels[0]
+            if check_positive_int('in_channels',
+                                  channels) != self.out_channels:
+                raise ValueError(
+                    'pyramid=None needs in_channels equal to out_channels, got '
+                    f'in_channels={channels} and '
+                    f'out_channels={self.out_channels}')
+            return None
+        if not isinstance(pyramid, dict):
+            return build_hosted(pyramid)
+        if isinstance(self.in_channels, tuple):
+            self.in_channels = list(self.in_channels)  # FPN asserts a list
+        args = dict(
+            in_channels=self.in_channels, out_channels=self.out_channels)
+        if self.num_outs is not None:
+            args['num_outs'] = self.num_outs
+        args.update(outer)
+        args.update(pyramid)
+        self.in_channels = args['in_channels']
+        self.out_channels = args['out_channels']
+        self.num_outs = args.get('num_outs')
+        return build_hosted(args)
+
+    def _resolve_num_levels(self, num_levels: int | None) -> int:
+        if num_levels is None:
+            first = getattr(self.pyramid, 'start_level', None)
+            end = getattr(self.pyramid, 'backbone_end_level', None)
+            if first is None or end is None:
+                raise ValueError(
+                    'num_levels is required here: '
+                    f'{type(self.pyramid).__name__} does not tell how many of '
+                    'its maps come from the backbone, got num_levels=None')
+            num_levels = end - first
+        check_positive_int('num_levels', num_levels)
+        if self.num_outs is not None and num_levels > self.num_outs:
+            raise ValueError('num_levels must be at most num_outs, the number '
+                             f'of maps of the pyramid, got num_levels='
+                             f'{num_levels} and num_outs={self.num_outs}')
+        return num_levels
+
+    def _resolve_key_strides(
+            self, key_strides: int | list[int] | tuple[int, ...] | None
+    ) -> tuple[int, ...] | None:
+        if key_strides is None:
+            return None
+        if not isinstance(key_strides, (list, tuple)):
+            key_strides = [key_strides] * self.num_levels
+        if len(key_strides) != self.num_levels:
+            raise ValueError('key_strides must be an int or one a transformed '
+                             f'level ({self.num_levels}), got '
+                             f'{tuple(key_strides)}')
+        return tuple(check_positive_int('key_strides', s) for s in key_strides)
+
+    def _build_branches(self, self_cfg: dict | None, grounding_cfg: dict | None,
+                        rendering_cfg: dict | None) -> None:
+        """One layer a (level, source level) pair, named ``level_source``."""
+        levels = range(self.num_levels)
+
+        def build(name: str, cfg: dict | None, pairs: list) -> nn.ModuleDict:
+            return nn.ModuleDict({
+                f'{level}_{source}':
+                build_branch(name, cfg, self.out_channels, self.embed_channels,
+                             self.key_strides and self.key_strides[source])
+                for level, source in (pairs if cfg is not None else [])
+            })
+
+        self.self_transformers = build('self_transformer', self_cfg,
+                                       [(i, i) for i in levels])
+        self.grounding_transformers = build(
+            'grounding_transformer', grounding_cfg,
+            [(i, j) for i in levels for j in levels if j > i])
+        self.rendering_transformers = build(
+            'rendering_transformer', rendering_cfg,
+            [(i, j) for i in levels for j in levels if j < i])
+
+    def _build_fusions(self, fusion: str, norm_cfg: dict | None) -> None:
+        self.fusions = nn.ModuleList()
+        for level in range(self.num_levels):
+            width = sum(
+                getattr(layer, 'embed_channels', self.embed_channels)
+                for _, layer in self._branches(level))
+            # A residual level without branches stays the pyramid's.
+            self.fusions.append(
+                nn.Identity() if width == 0 and fusion == 'residual' else
+                FUSIONS[fusion](self.out_channels, width, self.embed_channels,
+                                norm_cfg))
+
+    def _branches(self, level: int) -> list[tuple[int, nn.Module]]:
+        """(source level, layer) of a level in the order of fusion."""
+        return [(source, branches[f'{level}_{source}'])
+                for branches in (self.self_transformers,
+                                 self.grounding_transformers,
+                                 self.rendering_transformers)
+                for source in range(self.num_levels)
+                if f'{level}_{source}' in branches]
+
+    # ------------------------------------------------------------------ freeze
+
+    def _freeze(self) -> None:
+        if self.freeze_pyramid and self.pyramid is not None:
+            self.pyramid.requires_grad_(False)
+            self.pyramid.eval()
+
+    def train(self, mode: bool = True) -> FPT:
+        """Set the training mode; a frozen pyramid stays in evaluation."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    # ------------------------------------------------------------- checkpoints
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Accept the keys of the plain pyramid for the wrapped one."""
+        if self.pyramid is not None:
+            adopt_pyramid_keys(state_dict, prefix, self.OWN_CHILDREN,
+                               self.pyramid)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # ----------------------------------------------------------------- forward
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Transform the pyramid of the inputs.
+
+        Args:
+            inputs: Backbone maps (B, in_channels[i], H_i, W_i), fine to
+                coarse; with ``pyramid=None`` the pyramid itself.
+
+        Returns:
+            The pyramid's maps (B, C, H_i, W_i), the first ``num_levels`` of
+            them transformed.
+
+        Raises:
+            TypeError: An input is not a floating point tensor.
+            ValueError: The inputs do not fit ``in_channels``, or the pyramid
+                returns maps that FPT cannot transform.
+        """
+        maps = self._pyramid_maps(inputs)
+        self._check_maps(maps)
+        strides = self._strides(maps)
+        outs = [
+            self._transform(level, maps, strides)
+            for level in range(self.num_levels)
+        ]
+        return tuple(outs) + maps[self.num_levels:]
+
+    def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not isinstance(inputs, (list, tuple)):
+            raise TypeError('inputs must be a list or tuple of maps, got '
+                            f'{type(inputs).__name__}')
+        if self.pyramid is None:
+            return tuple(inputs)
+        try:
+            return tuple(self.pyramid(inputs))
+        except (AssertionError, IndexError, RuntimeError, TypeError):
+            self._check_inputs(inputs)
+            raise
+
+    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        """Say what is wrong with inputs that the pyramid could not take.
+
+        Only after the fact: a host's neck may ignore some of its inputs.
+        """
+        for i, x in enumerate(inputs):
+            check_map(f'inputs[{i}]', x)
+        if not isinstance(self.in_channels, (list, tuple)):
+            return
+        given = [x.shape[1] for x in inputs]
+        if given != list(self.in_channels):
+            raise ValueError(f'in_channels={list(self.in_channels)} does not '
+                             f'fit the inputs, whose channels are {given}')
+
+    def _check_maps(self, maps: tuple[Tensor, ...]) -> None:
+        if len(maps) < self.num_levels:
+            raise ValueError('num_levels must be at most the number of maps of '
+                             f'the pyramid, got num_levels={self.num_levels} '
+                             f'and {len(maps)} maps')
+        origin = 'inputs' if self.pyramid is None else 'pyramid output'
+        for level, x in enumerate(maps[:self.num_levels]):
+            check_map(f'{origin} {level}', x)
+            if x.shape[1] != self.out_channels:
+                raise ValueError(
+                    f'{origin} {level} must have out_channels='
+                    f'{self.out_channels} channels, got {tuple(x.shape)}')
+            if level and (x.shape[2] > maps[level - 1].shape[2]
+                          or x.shape[3] > maps[level - 1].shape[3]):
+                raise ValueError(
+                    'levels must go from fine to coarse, got sizes '
+                    f'{[tuple(m.shape[2:]) for m in maps[:self.num_levels]]}')
+
+    def _strides(self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+        """Key strides that bring each level to the coarsest one's grid.
+
+        None where the layers know theirs. Counted from level to level, so
+        that rounding to whole pixels does not pile up: halving 25x42 three
+        times gives 4x6, which is a stride of 8 and not of 6.
+        """
+        if self.key_strides is not None:
+            return None
+        strides = [1]
+        for level in reversed(range(self.num_levels - 1)):
+            fine, coarse = maps[level].shape[2:], maps[level + 1].shape[2:]
+            ratio = max(f / c for f, c in zip(fine, coarse))
+            strides.append(strides[-1] * max(1, round(ratio)))
+        return tuple(reversed(strides))
+
+    def _transform(self, level: int, maps: tuple[Tensor, ...],
+                   strides: tuple[int, ...] | None) -> Tensor:
+        x = maps[level]
+        branches = [
+            self._run(layer, x, maps[source], source == level,
+                      strides and strides[source])
+            for source, layer in self._branches(level)
+        ]
+        fusion = self.fusions[level]
+        if not branches:
+            return x if isinstance(fusion, nn.Identity) else fusion(x, None)
+        return fusion(x, self._drop(level, torch.cat(branches, dim=1)))
+
+    def _run(self, layer: nn.Module, x: Tensor, source: Tensor, own: bool,
+             stride: int | None) -> Tensor:
+        """One branch; all layers take the map they belong to first."""
+        args = (x, ) if own else (x, source)
+        kwargs = {}
+        if stride is not None and accepts(layer.forward, 'key_stride') and \
+                not getattr(layer, 'has_own_key_stride', False):
+            kwargs['key_stride'] = stride
+        if self.checkpoint_branches and self.training \
+                and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False, **kwargs)
+        return layer(*args, **kwargs)
+
+    def _drop(self, level: int, branches: Tensor) -> Tensor:
+        if self.drop_blocks is None:
+            return branches
+        drop = self.drop_blocks[level]
+        # DropBlock divides by the number of places of its block.
+        if min(branches.shape[2:]) < getattr(drop, 'block_size', 1):
+            return branches
+        return drop(branches)
+
+
+@MODELS.register_module()
+class SelfTransformerNeck(FPT):
+    """FPT with the Self-Transformer alone (the paper's ablation, +ST).
+
+    Takes the arguments of :class:`FPT` but for the other branches.
+    """
+
+    def __init__(self, in_channels: list[int] | int, out_channels: int,
+                 *args, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, *args, **_only(
+            kwargs, 'self_transformer'))
+
+
+@MODELS.register_module()
+class GroundingTransformerNeck(FPT):
+    """FPT with the Grounding Transformer alone (the paper's ablation, +GT).
+
+    Takes the arguments of :class:`FPT` but for the other branches.
+    """
+
+    def __init__(self, in_channels: list[int] | int, out_channels: int,
+                 *args, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, *args, **_only(
+            kwargs, 'grounding_transformer'))
+
+
+@MODELS.register_module()
+class RenderingTransformerNeck(FPT):
+    """FPT with the Rendering Transformer alone (the paper's ablation, +RT).
+
+    Takes the arguments of :class:`FPT` but for the other branches.
+    """
+
+    def __init__(self, in_channels: list[int] | int, out_channels: int,
+                 *args, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, *args, **_only(
+            kwargs, 'rendering_transformer'))
+
+
+def _only(kwargs: dict, branch: str) -> dict:
+    """Switch the other branches off; refuse a config for one of them."""
+    kwargs = dict(kwargs)
+    for name in ('self_transformer', 'grounding_transformer',
+                 'rendering_transformer'):
+        if name != branch:
+            if kwargs.get(name) is not None:
+                raise TypeError(f'a neck with {branch} alone takes no {name}, '
+                                f'got {kwargs[name]!r}; use FPT')
+            kwargs[name] = None
+    return kwargs

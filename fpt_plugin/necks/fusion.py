@@ -1,0 +1,123 @@
+"""How the maps of the branches join the pyramid's map of a level."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+class ResidualFusion(BaseModule):
+    """X + conv3x3(conv1x1(branches)), zero at the start.
+
+    The last convolution starts at zero, so the level is unchanged bit for bit
+    until training moves it. Nothing follows it: a norm after a zero
+    convolution multiplies its gradient by hundreds, a ReLU kills it.
+
+    Args:
+        in_channels: Channels C of X and of the output.
+        branch_channels: Channels of all branches together.
+        embed_channels: Channels E between the two convolutions.
+        norm_cfg: Norm after the 1x1 convolution; None: none.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 branch_channels: int,
+                 embed_channels: int,
+                 norm_cfg: dict | None = None) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(
+            branch_channels, embed_channels, 1, bias=norm_cfg is None)
+        self.norm = _norm(norm_cfg, embed_channels)
+        self.out_conv = nn.Conv2d(embed_channels, in_channels, 3, padding=1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier, except for the zero convolution at the end."""
+        nn.init.xavier_uniform_(self.reduce.weight)
+        if self.reduce.bias is not None:
+            nn.init.zeros_(self.reduce.bias)
+        nn.init.zeros_(self.out_conv.weight)
+        nn.init.zeros_(self.out_conv.bias)
+
+    def init_weights(self) -> None:
+        """Zero the last convolution again.
+
+        The init_cfg of a parent has overwritten what the constructor did.
+        """
+        super().init_weights()
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, branches: Tensor) -> Tensor:
+        """Add what the branches found to ``x``.
+
+        Args:
+            x: (B, C, H, W).
+            branches: (B, branch_channels, H, W).
+
+        Returns:
+            (B, C, H, W).
+        """
+        return x + self.out_conv(self.norm(self.reduce(branches)))
+
+
+class ConcatFusion(BaseModule):
+    """conv3x3([X, branches]), the paper's (FPT, Sec. 3.1).
+
+    Args:
+        in_channels: Channels C of X and of the output.
+        branch_channels: Channels of all branches together; may be 0.
+        embed_channels: Not used; the paper has nothing between.
+        norm_cfg: Norm after the convolution; None: none.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 branch_channels: int,
+                 embed_channels: int,
+                 norm_cfg: dict | None = None) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(
+            in_channels + branch_channels,
+            in_channels,
+            3,
+            padding=1,
+            bias=norm_cfg is None)
+        self.norm = _norm(norm_cfg, in_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier."""
+        nn.init.xavier_uniform_(self.out_conv.weight)
+        if self.out_conv.bias is not None:
+            nn.init.zeros_(self.out_conv.bias)
+
+    def init_weights(self) -> None:
+        """Xavier again: a parent's init_cfg may have overwritten it."""
+        super().init_weights()
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, branches: Tensor | None) -> Tensor:
+        """Mix ``x`` with what the branches found.
+
+        Args:
+            x: (B, C, H, W).
+            branches: (B, branch_channels, H, W), or None where there are none.
+
+        Returns:
+            (B, C, H, W).
+        """
+        if branches is not None:
+            x = torch.cat([x, branches], dim=1)
+        return self.norm(self.out_conv(x))
+
+
+def _norm(norm_cfg: dict | None, channels: int) -> nn.Module:
+    if norm_cfg is None:
+        return nn.Identity()
+    return build_norm_layer(norm_cfg, channels)[1]
+
+
+FUSIONS = {'residual': ResidualFusion, 'concat': ConcatFusion}

@@ -1,0 +1,138 @@
+"""Building a host library's neck inside ours, with errors that help.
+
+The wrapped pyramid is reached through the registry only; nothing here imports
+mmdet or mmseg.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+# Where a name is looked up when no scope is active, in this order.
+HOST_SCOPES = ('mmdet', 'mmseg')
+
+
+def build_hosted(cfg: dict | list) -> nn.Module:
+    """Build a neck, or a list of necks as a Sequential, in the active scope.
+
+    With no scope active (or mmengine's own), mmdet and then mmseg are tried.
+
+    Raises:
+        TypeError: ``cfg`` is not a dict or a list of dicts with a type, or
+            the neck refuses its arguments.
+        ValueError: The neck refuses the values of its arguments.
+        KeyError: No registry knows the type.
+    """
+    if isinstance(cfg, (list, tuple)):
+        # mmengine's own Sequential: the keys of a list of necks stay theirs.
+        from mmengine.model import Sequential
+        return Sequential(*(build_hosted(item) for item in cfg))
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError('pyramid must be a dict with a type, a list of such '
+                        f'dicts, or None, got {cfg!r}')
+    cfg = dict(cfg)
+    scope = cfg.pop('_scope_', None) or _scope_of(cfg['type'])
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cls = _lookup(registry, cfg['type'])
+        if cls is None:
+            raise KeyError(_unknown_type(cfg['type'], registry.scope))
+        args = {k: v for k, v in cfg.items() if k != 'type'}
+        _check_arguments(cls, args)
+        try:
+            return registry.build(cfg)
+        except AssertionError as error:
+            # The hosts check the values of arguments by assertions.
+            raise ValueError(
+                f'the pyramid {cls.__name__} refuses its arguments {args}: '
+                f'{error or "an assertion of its constructor failed"}'
+            ) from error
+
+
+def _scope_of(neck_type: str | type) -> str | None:
+    """The host to ask when no scope is active; None keeps the active one."""
+    active = DefaultScope.get_current_instance()
+    if active is not None and active.scope_name != MODELS.scope:
+        return None
+    if not isinstance(neck_type, str) or '.' in neck_type:
+        return None
+    if _lookup(MODELS, neck_type) is not None:
+        return None
+    for scope in HOST_SCOPES:
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            if registry.scope == scope and _lookup(registry, neck_type):
+                return scope
+    return None
+
+
+def _lookup(registry, neck_type: str | type) -> type | None:
+    if not isinstance(neck_type, str):
+        return neck_type
+    try:
+        found = registry.get(neck_type)
+    except RuntimeError:  # what Registry.get makes of an unknown name
+        return None
+    return found if callable(found) else None
+
+
+def _unknown_type(neck_type: str, scope: str) -> str:
+    return (f'the pyramid {neck_type!r} is in no registry of the scope '
+            f'{scope!r}. Name its library in the type, as in '
+            f"'mmdet.{neck_type}' or 'mmseg.{neck_type}', or activate the "
+            "library first: mmengine.registry.init_default_scope('mmdet')")
+
+
+def _check_arguments(cls: type, args: dict) -> None:
+    """Refuse arguments that the constructor does not have, by their names."""
+    unknown = unknown_arguments(cls, args)
+    if unknown:
+        others = sorted(name for name, neck in _host_necks()
+                        if not unknown_arguments(neck, args)
+                        and not missing_arguments(neck, args))
+        hint = (
+            f' Necks that take them: {", ".join(others)}. If one of them '
+            f"stood there, write pyramid=dict(type='{others[0]}')."
+            if others else '')
+        raise TypeError(
+            f'the pyramid {cls.__name__} takes no argument '
+            f'{", ".join(map(repr, unknown))}, got {sorted(args)}.{hint} '
+            'Arguments of FPT itself that are misspelt arrive here too; '
+            'arguments of the neck that FPT replaces are kept by mmengine '
+            'unless the new dict holds _delete_=True.')
+    missing = missing_arguments(cls, args)
+    if missing:
+        raise TypeError(
+            f'the pyramid {cls.__name__} needs {", ".join(map(repr, missing))}, '
+            f'got {sorted(args)}')
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(cls).parameters)
+
+
+def unknown_arguments(cls: type, args: dict) -> list[str]:
+    """Names in ``args`` that the constructor of ``cls`` does not take."""
+    parameters = _parameters(cls)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return []
+    return [name for name in args if name not in parameters]
+
+
+def missing_arguments(cls: type, args: dict) -> list[str]:
+    """Names that the constructor of ``cls`` requires and ``args`` lacks."""
+    return [
+        name for name, p in _parameters(cls).items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL,
+                                                   p.VAR_KEYWORD)
+        and name not in args
+    ]
+
+
+def _host_necks() -> list[tuple[str, type]]:
+    """Names and classes of the necks that the imported hosts register."""
+    return [(name, cls) for scope in HOST_SCOPES
+            if scope in MODELS.children
+            for name, cls in MODELS.children[scope].module_dict.items()
+            if '.necks.' in getattr(cls, '__module__', '')]

@@ -1,0 +1,149 @@
+"""Pyramids of the papers that the host libraries do not have."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers.checks import check_positive_int
+
+
+@MODELS.register_module()
+class BottomUpPyramid(BaseModule):
+    """The paper's bottom-up feature pyramid (BFP): 1x1 laterals alone.
+
+    Each backbone map is brought to ``out_channels``; there is no top-down path
+    and no 3x3 convolution (FPT, Sec. 4.1). FPT's published gains are over this
+    pyramid. It is not mmdet's ``BFP``, which is Balanced FP. The arguments are
+    those of mmdet's FPN.
+
+    Args:
+        in_channels: Channels of each backbone map, fine to coarse.
+        out_channels: Channels of every output map.
+        num_outs: Number of output maps; None: one a backbone map used.
+        start_level: First backbone map used.
+        end_level: Last backbone map used; -1 is the last there is.
+        add_extra_convs: Maps beyond the backbone's by stride-2 convolutions:
+            ``True`` or ``'on_input'`` from the last backbone map,
+            ``'on_lateral'`` or ``'on_output'`` from the last lateral, which
+            are the same here; ``False`` subsamples the last map.
+        relu_before_extra_convs: ReLU before the second and later extra
+            convolutions.
+        no_norm_on_lateral: Leave ``norm_cfg`` out of the laterals.
+        conv_cfg: Convolution type.
+        norm_cfg: Norm after each convolution.
+        act_cfg: Activation after each convolution.
+        init_cfg: Initialisation; the default is FPN's.
+
+    Raises:
+        TypeError: ``in_channels`` is not a list of numbers.
+        ValueError: Levels, ``num_outs`` or ``add_extra_convs`` do not fit.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.rand(1, c, s, s) for c, s in [(8, 32), (16, 16)]]
+        >>> neck = BottomUpPyramid([8, 16], 4, num_outs=3)
+        >>> [tuple(x.shape) for x in neck(maps)]
+        [(1, 4, 32, 32), (1, 4, 16, 16), (1, 4, 8, 8)]
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int | None = None,
+        start_level: int = 0,
+        end_level: int = -1,
+        add_extra_convs: bool | str = False,
+        relu_before_extra_convs: bool = False,
+        no_norm_on_lateral: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | list | None = dict(
+            type='Xavier', layer='Conv2d', distribution='uniform')
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if not isinstance(in_channels, (list, tuple)):
+            raise TypeError('in_channels must be a list of ints, one a backbone '
+                            f'map, got {in_channels!r}')
+        self.in_channels = list(in_channels)
+        self.out_channels = check_positive_int('out_channels', out_channels)
+        num_ins = len(self.in_channels)
+        last = num_ins - 1 if end_level == -1 else end_level
+        if not 0 <= start_level <= last < num_ins:
+            raise ValueError(
+                'start_level and end_level must be levels of in_channels in '
+                f'ascending order, got start_level={start_level}, '
+                f'end_level={end_level} and {num_ins} maps')
+        self.start_level = start_level
+        self.backbone_end_level = last + 1
+        num_laterals = self.backbone_end_level - start_level
+        self.num_outs = num_laterals if num_outs is None else num_outs
+        if self.num_outs < num_laterals:
+            raise ValueError(f'num_outs must be at least {num_laterals}, the '
+                             f'number of backbone maps used, got {num_outs}')
+        if add_extra_convs is True:
+            add_extra_convs = 'on_input'
+        if add_extra_convs not in (False, 'on_input', 'on_lateral',
+                                   'on_output'):
+            raise ValueError(
+                "add_extra_convs must be a bool, 'on_input', 'on_lateral' or "
+                f"'on_output', got {add_extra_convs!r}")
+        self.add_extra_convs = add_extra_convs
+        self.relu_before_extra_convs = relu_before_extra_convs
+
+        def conv(channels: int, *, kernel_size: int, stride: int = 1,
+                 norm: bool = True) -> ConvModule:
+            return ConvModule(
+                channels,
+                out_channels,
+                kernel_size,
+                stride=stride,
+                padding=kernel_size // 2,
+                conv_cfg=conv_cfg,
+                norm_cfg=norm_cfg if norm else None,
+                act_cfg=act_cfg,
+                inplace=False)
+
+        used = self.in_channels[start_level:self.backbone_end_level]
+        self.lateral_convs = nn.ModuleList(
+            conv(c, kernel_size=1, norm=not no_norm_on_lateral) for c in used)
+        self.extra_convs = nn.ModuleList()
+        if add_extra_convs:
+            first = used[-1] if add_extra_convs == 'on_input' else out_channels
+            self.extra_convs.extend(
+                conv(first if i == 0 else out_channels, kernel_size=3, stride=2)
+                for i in range(self.num_outs - num_laterals))
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Project the backbone's maps.
+
+        Args:
+            inputs: Backbone maps (B, in_channels[i], H_i, W_i).
+
+        Returns:
+            ``num_outs`` maps (B, out_channels, H_i, W_i).
+
+        Raises:
+            ValueError: The number of maps is not that of ``in_channels``.
+        """
+        if len(inputs) != len(self.in_channels):
+            raise ValueError(f'in_channels={self.in_channels} expects '
+                             f'{len(self.in_channels)} maps, got {len(inputs)}')
+        used = inputs[self.start_level:self.backbone_end_level]
+        outs = [conv(x) for conv, x in zip(self.lateral_convs, used)]
+        if not self.add_extra_convs:
+            while len(outs) < self.num_outs:
+                outs.append(F.max_pool2d(outs[-1], 1, stride=2))
+            return tuple(outs)
+        source = used[-1] if self.add_extra_convs == 'on_input' else outs[-1]
+        for i, conv in enumerate(self.extra_convs):
+            if i > 0 and self.relu_before_extra_convs:
+                source = F.relu(source)
+            outs.append(conv(source))
+            source = outs[-1]
+        return tuple(outs)

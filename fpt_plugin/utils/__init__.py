@@ -1,0 +1,1 @@
+"""What the tools call: data, checkpoints and summaries of the quickstart."""
