@@ -9,6 +9,7 @@ model = dict(
         _delete_=True,
         type='MobileNetV2',
         out_indices=(1, 2, 4, 7),
+        frozen_stages=2,
         norm_eval=True,
         init_cfg=dict(
             type='Pretrained', checkpoint='data/pretrained/mobilenet_v2.pth')),
@@ -16,18 +17,19 @@ model = dict(
     rpn_head=dict(
         in_channels=128,
         feat_channels=128,
-        anchor_generator=dict(scales=[8], ratios=[1.0])),
+        anchor_generator=dict(scales=[6, 9], ratios=[1.0])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=128),
         bbox_head=dict(in_channels=128, fc_out_channels=512, num_classes=1)),
     train_cfg=dict(
         rpn_proposal=dict(max_per_img=500),
         rcnn=dict(sampler=dict(num=256))),
-    test_cfg=dict(rpn=dict(max_per_img=500)))
+    test_cfg=dict(rpn=dict(max_per_img=500),
+        rcnn=dict(score_thr=0.01)))
 
 data_root = 'data/trees/'
 metainfo = dict(classes=('tree', ), palette=[(255, 200, 0)])
-scale = (640, 640)
+scale = (512, 512)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -79,9 +81,9 @@ val_evaluator = dict(
     metric='bbox')
 test_evaluator = val_evaluator
 
-max_epochs = 18
+max_epochs = 14
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=6)
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=7)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(

@@ -14,18 +14,19 @@ def accepts(function: Callable, name: str) -> bool:
     return name in inspect.signature(function).parameters
 
 
-def default_num_mixtures(cfg: dict | None) -> int:
+def default_num_mixtures(name: str, cfg: dict | None) -> int:
     """Parts of the mixture that a branch's config asks for; 1 where none."""
     if cfg is None:
         return 1
+    cls = _class_of(name, cfg)
     if 'num_mixtures' in cfg:
-        return cfg['num_mixtures'] if cfg['num_mixtures'] in range(1, 1 << 20) \
-            else 1  # the layer refuses it by name
-    cls = _class_of('branch', cfg)
-    if not accepts(cls, 'num_mixtures'):
+        parts = cfg['num_mixtures']
+    elif accepts(cls, 'num_mixtures'):
+        parts = inspect.signature(cls).parameters['num_mixtures'].default
+    else:
         return 1
-    default = inspect.signature(cls).parameters['num_mixtures'].default
-    return default if isinstance(default, int) else 1
+    # What is no positive whole number is refused by the layer, by its name.
+    return parts if isinstance(parts, int) and parts > 0 else 1
 
 
 def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,

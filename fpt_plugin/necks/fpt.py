@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import lcm
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleDict, ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -138,14 +138,17 @@ class FPT(BaseModule):
         self.pyramid = self._build_pyramid(pyramid, pyramid_args)
         self.num_levels = self._resolve_num_levels(num_levels)
         self.key_strides = self._resolve_key_strides(key_strides)
-        branch_cfgs = (self_transformer, grounding_transformer,
-                       rendering_transformer)
+        branch_cfgs = dict(
+            self_transformer=self_transformer,
+            grounding_transformer=grounding_transformer,
+            rendering_transformer=rendering_transformer)
         if embed_channels is None:
-            parts = lcm(*map(default_num_mixtures, branch_cfgs))
+            parts = lcm(*(default_num_mixtures(name, cfg)
+                          for name, cfg in branch_cfgs.items()))
             embed_channels = max(self.out_channels // 2 // parts, 1) * parts
         self.embed_channels = check_positive_int('embed_channels',
                                                  embed_channels)
-        self._build_branches(*branch_cfgs)
+        self._build_branches(branch_cfgs)
         self._build_fusions(fusion, fusion_norm_cfg)
         self.drop_blocks = nn.ModuleList(
             MODELS.build(dict(drop_block)) for _ in range(self.num_levels)
@@ -217,30 +220,26 @@ class FPT(BaseModule):
                              f'{tuple(key_strides)}')
         return tuple(check_positive_int('key_strides', s) for s in key_strides)
 
-    def _build_branches(self, self_cfg: dict | None, grounding_cfg: dict | None,
-                        rendering_cfg: dict | None) -> None:
+    def _build_branches(self, cfgs: dict[str, dict | None]) -> None:
         """One layer a (level, source level) pair, named ``level_source``."""
         levels = range(self.num_levels)
-
-        def build(name: str, cfg: dict | None, pairs: list) -> nn.ModuleDict:
-            return nn.ModuleDict({
-                f'{level}_{source}':
-                build_branch(name, cfg, self.out_channels, self.embed_channels,
-                             self.key_strides and self.key_strides[source])
-                for level, source in (pairs if cfg is not None else [])
-            })
-
-        self.self_transformers = build('self_transformer', self_cfg,
-                                       [(i, i) for i in levels])
-        self.grounding_transformers = build(
-            'grounding_transformer', grounding_cfg,
-            [(i, j) for i in levels for j in levels if j > i])
-        self.rendering_transformers = build(
-            'rendering_transformer', rendering_cfg,
-            [(i, j) for i in levels for j in levels if j < i])
+        pairs = dict(
+            self_transformer=[(i, i) for i in levels],
+            grounding_transformer=[(i, j) for i in levels for j in levels
+                                   if j > i],
+            rendering_transformer=[(i, j) for i in levels for j in levels
+                                   if j < i])
+        for name, cfg in cfgs.items():
+            # mmengine's containers pass init_weights on to their modules.
+            layers = ModuleDict()
+            for level, source in pairs[name] if cfg is not None else ():
+                layers[f'{level}_{source}'] = build_branch(
+                    name, cfg, self.out_channels, self.embed_channels,
+                    self.key_strides and self.key_strides[source])
+            setattr(self, f'{name}s', layers)
 
     def _build_fusions(self, fusion: str, norm_cfg: dict | None) -> None:
-        self.fusions = nn.ModuleList()
+        self.fusions = ModuleList()
         for level in range(self.num_levels):
             width = sum(
                 getattr(layer, 'embed_channels', self.embed_channels)
@@ -317,7 +316,8 @@ class FPT(BaseModule):
             return tuple(inputs)
         try:
             return tuple(self.pyramid(inputs))
-        except (AssertionError, IndexError, RuntimeError, TypeError):
+        except (AssertionError, IndexError, RuntimeError, TypeError,
+                ValueError):
             self._check_inputs(inputs)
             raise
 

@@ -1,0 +1,231 @@
+"""From packages of the index to a trained detector of trees and its picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import VISUALIZERS, init_default_scope
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from .files import replacing, write_json
+from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
+from .trees import DEEPFOREST, prepare_trees
+
+CONFIG = 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
+CACHE = 'data/packages'
+PICTURE_TILES = 2
+PICTURE_SCORE = 0.5
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/quickstart.py."""
+    parser = argparse.ArgumentParser(
+        description='Train, evaluate and draw a small detector of trees')
+    parser.add_argument(
+        '--neck',
+        choices=('fpt', 'fpn'),
+        default='fpt',
+        help='fpn trains the same detector with a plain FPN')
+    parser.add_argument('--epochs', type=int, help="the config's by default")
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--work-dir',
+        help='default: work_dirs/quickstart, or work_dirs/quickstart-fpn')
+    parser.add_argument(
+        '--fresh',
+        action='store_true',
+        help='train again although a finished or interrupted run is there')
+    return parser
+
+
+def quickstart_config(neck: str, epochs: int | None, seed: int,
+                      work_dir: str) -> Config:
+    """The shipped config under the flags of the quickstart.
+
+    Raises:
+        ValueError: ``epochs`` is less than 1.
+    """
+    cfg = Config.fromfile(CONFIG)
+    if neck == 'fpn':
+        cfg.model.neck.type = 'FPN'
+    if epochs is not None:
+        if epochs < 1:
+            raise ValueError(f'--epochs must be at least 1, got {epochs}')
+        rescale_schedule(cfg, epochs)
+    cfg.randomness = dict(seed=seed)
+    cfg.work_dir = work_dir
+    return cfg
+
+
+def rescale_schedule(cfg: Config, epochs: int) -> None:
+    """Train for another number of epochs: the schedule is stretched along."""
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get('by_epoch', True):
+            scheduler.end = epochs
+            if 'T_max' in scheduler:
+                scheduler.T_max = epochs
+    cfg.train_cfg.max_epochs = epochs
+    cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, epochs)
+
+
+class TrainingTime(Hook):
+    """Counts the seconds of training, validation left out.
+
+    The count is kept in the checkpoints, so a resumed run goes on counting.
+    """
+
+    KEY = 'train_seconds'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx,
+                         data_batch=None,
+                         outputs=None) -> None:
+        """Add what the iteration took."""
+        before = runner.message_hub.get_info(self.KEY, 0.0)
+        runner.message_hub.update_info(
+            self.KEY, before + time.perf_counter() - self._start)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """What tools/quickstart.py does.
+
+    Returns:
+        The content of ``summary.json``.
+    """
+    default = 'quickstart' if args.neck == 'fpt' else f'quickstart-{args.neck}'
+    work_dir = Path(args.work_dir or f'work_dirs/{default}')
+    cfg = quickstart_config(args.neck, args.epochs, args.seed, str(work_dir))
+
+    _announce(DEEPFOREST)
+    prepare_trees('data/trees', CACHE)
+    _announce(MOBILENET_WEIGHTS)
+    prepare_mobilenet_v2('data/pretrained/mobilenet_v2.pth', CACHE)
+
+    runner, metrics = _train(cfg, work_dir, args.fresh)
+    picture = draw_detections(runner.model, cfg, work_dir / 'detections.png')
+    summary = dict(
+        ap=metrics['coco/bbox_mAP'],
+        ap50=metrics['coco/bbox_mAP_50'],
+        ap75=metrics['coco/bbox_mAP_75'],
+        train_images=_count_images(cfg.train_dataloader),
+        val_images=_count_images(cfg.val_dataloader),
+        train_seconds=round(
+            runner.message_hub.get_info(TrainingTime.KEY, 0.0), 1),
+        picture=str(picture),
+        neck=args.neck,
+        epochs=cfg.train_cfg.max_epochs,
+        seed=args.seed)
+    write_json(work_dir / 'summary.json', summary)
+    _report(summary, work_dir, find_latest_checkpoint(str(work_dir)))
+    return summary
+
+
+def _announce(package) -> None:
+    print(f'{package.content}: {package.source}; licence: {package.licence}',
+          flush=True)
+
+
+def _count_images(dataloader: dict) -> int:
+    """Images of the annotation file, those without trees included."""
+    dataset = dataloader.dataset
+    path = Path(dataset.data_root) / dataset.ann_file
+    return len(json.loads(path.read_text())['images'])
+
+
+def _train(cfg: Config, work_dir: Path,
+           fresh: bool) -> tuple[Runner, dict[str, float]]:
+    """Train, or go on with what is there, and evaluate."""
+    key = dict(config=cfg.pretty_text, torch=torch.__version__)
+    settings = work_dir / 'settings.json'
+    same = settings.is_file() and json.loads(settings.read_text()) == key
+    latest = find_latest_checkpoint(str(work_dir)) if same else None
+    if latest is not None and not fresh and Path(latest).is_file():
+        cfg.resume = True
+        print(f'Found {latest} of the same settings and go on from there '
+              '(--fresh trains again)', flush=True)
+    else:
+        (work_dir / 'last_checkpoint').unlink(missing_ok=True)
+        write_json(settings, key)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(TrainingTime(), priority='VERY_LOW')
+    runner.train()
+    # A finished run that was only found again has not been validated.
+    runner.test_loop  # noqa: B018  (builds the loop from its config)
+    return runner, runner.test()
+
+
+def draw_detections(model: torch.nn.Module, cfg: Config,
+                    path: str | Path) -> Path:
+    """Draw annotations (left) and detections (right) of held-out tiles.
+
+    Args:
+        model: A trained detector.
+        cfg: Its config, with a test dataset.
+        path: The picture to write.
+
+    Returns:
+        ``path``.
+    """
+    init_default_scope('mmdet')
+    from mmdet.registry import DATASETS
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    visualizer = VISUALIZERS.build(
+        dict(type='mmdet.DetLocalVisualizer', name='quickstart', line_width=2))
+    visualizer.dataset_meta = dataset.metainfo
+    busiest = sorted(
+        range(len(dataset)),
+        key=lambda i: -len(dataset.get_data_info(i)['instances']))
+    rows = []
+    for i in busiest[:PICTURE_TILES]:
+        data = dataset[i]
+        batch = dict(
+            inputs=[data['inputs']], data_samples=[data['data_samples']])
+        with torch.no_grad():
+            sample = model.eval() and model.test_step(batch)[0]
+        # The annotations live in the resized image, detections in the
+        # original.
+        sample.gt_instances.bboxes = _original_boxes(sample)
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        visualizer.add_datasample(
+            'tile', image, sample, pred_score_thr=PICTURE_SCORE)
+        rows.append(visualizer.get_image())
+    width = max(row.shape[1] for row in rows)
+    rows = [mmcv.impad(row, shape=(row.shape[0], width)) for row in rows]
+    picture = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
+    with replacing(path) as temporary:
+        if not cv2.imwrite(str(temporary), picture):
+            raise OSError(f'cannot write {path}: is the disk full?')
+    return Path(path)
+
+
+def _original_boxes(sample) -> torch.Tensor:
+    boxes = sample.gt_instances.bboxes
+    boxes = getattr(boxes, 'tensor', boxes)
+    return boxes / boxes.new_tensor(sample.scale_factor).repeat(2)
+
+
+def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
+    print(f"""
+AP {summary['ap']:.3f}   AP50 {summary['ap50']:.3f}   AP75 {summary['ap75']:.3f}
+on {summary['val_images']} held-out tiles, trained on {summary['train_images']} \
+for {summary['train_seconds'] / 60:.1f} minutes
+(validation tiles that the recipe was tuned on, not a test set)
+Annotations (left) and detections (right): {summary['picture']}
+Figures: {work_dir / 'summary.json'}
+Next:  bash tools/run_tests.sh
+or     bash tools/quickstart.sh --neck fpn      (the same with a plain FPN)
+Checkpoint for tools/test.py: {checkpoint}""")

@@ -1,0 +1,130 @@
+"""What every neck must pass; a module's test file is a small subclass."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+
+@pytest.fixture(autouse=True)
+def _no_scope():
+    """Each test starts without an active scope and with one seed."""
+    with DefaultScope.overwrite_default_scope(None):
+        torch.manual_seed(0)
+        yield
+
+
+def sizes_of(height: int, width: int, levels: int) -> list[tuple[int, int]]:
+    """Map sizes of a backbone: each level halves, rounding up."""
+    sizes = [(height, width)]
+    for _ in range(levels - 1):
+        height, width = -(-height // 2), -(-width // 2)
+        sizes.append((height, width))
+    return sizes
+
+
+class BaseNeckTester:
+    """Behaviour that a config promises, at small sizes.
+
+    Attributes:
+        cfg: Config of the neck.
+        channels: Channels of the backbone maps it takes.
+        num_outs: Maps it returns.
+        out_channels: Channels of each.
+        identity: Whether its outputs equal those of ``neck.pyramid`` before
+            training.
+    """
+
+    cfg: dict
+    channels: tuple[int, ...] = (8, 16, 24, 32)
+    num_outs: int = 4
+    out_channels: int = 16
+    identity: bool = False
+
+    def build(self, **kwargs) -> torch.nn.Module:
+        return MODELS.build(copy.deepcopy({**self.cfg, **kwargs}))
+
+    def inputs(self, height=25, width=42, batch=2, **kwargs):
+        return [
+            torch.randn(batch, c, *size, **kwargs) for c, size in zip(
+                self.channels, sizes_of(height, width, len(self.channels)))
+        ]
+
+    @staticmethod
+    def loss(outs):
+        return sum(x.float().square().mean() for x in outs)
+
+    @pytest.mark.parametrize('size', [(25, 42), (33, 17), (9, 1), (1, 1),
+                                      (64, 64)])
+    @pytest.mark.parametrize('batch', [1, 2])
+    def test_any_size_trains(self, size, batch):
+        neck = self.build().train()
+        inputs = self.inputs(*size, batch=batch, requires_grad=True)
+        outs = neck(inputs)
+        assert isinstance(outs, tuple) and len(outs) == self.num_outs
+        # A pyramid may take in fewer maps than it is given.
+        offset = len(self.channels) - getattr(neck, 'num_levels',
+                                              len(self.channels))
+        for x, out in zip(inputs[offset:], outs):
+            assert out.shape == (batch, self.out_channels, *x.shape[2:])
+            assert out.isfinite().all()
+        self.loss(outs).backward()
+        assert all(x.grad.isfinite().all() for x in inputs[offset:])
+
+    def test_every_parameter_learns(self):
+        """DDP without find_unused_parameters needs gradients at step 0."""
+        neck = self.build().train()
+        neck.init_weights()
+        inputs = self.inputs()
+        optimizer = torch.optim.SGD(neck.parameters(), lr=0.1)
+        self.loss(neck(inputs)).backward()
+        missing = [n for n, p in neck.named_parameters() if p.grad is None]
+        assert not missing
+        optimizer.step()
+        optimizer.zero_grad()
+        self.loss(neck(inputs)).backward()
+        still = [
+            n for n, p in neck.named_parameters()
+            if p.grad is None or not p.grad.any()
+        ]
+        assert not still
+
+    def test_identity_before_training(self):
+        if not self.identity:
+            pytest.skip('this neck changes its pyramid from the start')
+        neck = self.build().eval()
+        inputs = self.inputs()
+        for _ in range(2):
+            for out, plain in zip(neck(inputs), neck.pyramid(inputs)):
+                assert torch.equal(out, plain)
+            neck.init_weights()
+
+    def test_save_and_load(self, tmp_path):
+        neck, other = self.build().eval(), self.build().eval()
+        torch.save(neck.state_dict(), tmp_path / 'neck.pth')
+        other.load_state_dict(torch.load(tmp_path / 'neck.pth'))
+        inputs = self.inputs()
+        for a, b in zip(neck(inputs), other(inputs)):
+            assert torch.equal(a, b)
+
+    def test_autocast(self):
+        neck = self.build().train()
+        inputs = self.inputs()
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outs = neck(inputs)
+        self.loss(outs).backward()
+        for out, reference in zip(outs, neck(inputs)):
+            torch.testing.assert_close(
+                out.float(), reference, rtol=0.1, atol=0.1)
+        assert all(p.grad.isfinite().all() for p in neck.parameters())
+
+    def test_images_of_a_batch_do_not_mix(self):
+        neck = self.build().eval()
+        inputs = self.inputs()
+        for i in range(2):
+            alone = neck([x[i:i + 1] for x in inputs])
+            for a, b in zip(neck(inputs), alone):
+                torch.testing.assert_close(a[i:i + 1], b, rtol=1e-4, atol=1e-5)

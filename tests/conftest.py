@@ -1,0 +1,1 @@
+from base import _no_scope  # noqa: F401  (a fixture for every test)

@@ -1,0 +1,496 @@
+import itertools
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fpt_plugin.functional import attention, mixture_attention, reference
+
+NAMES = ('query', 'key', 'value', 'weights')
+both_similarities = pytest.mark.parametrize('similarity',
+                                            ['dot', 'neg_euclid'])
+
+
+def operands(batch=2, parts=2, lq=9, lk=7, depth=3, channels=4, *, seed=0,
+             dtype=torch.float32):
+    """query, key, value and weights, the last one a softmax over parts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return [
+        t.to(dtype) for t in (randn(batch, parts, lq, depth),
+                              randn(batch, parts, lk, depth),
+                              randn(batch, lk, channels),
+                              randn(batch, parts).softmax(dim=1))
+    ]
+
+
+def run(function, inputs, upstream, **kwargs):
+    """The output and the gradients of all inputs."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    out = function(*leaves, **kwargs)
+    return out, torch.autograd.grad(out, leaves, upstream.to(out.dtype))
+
+
+def run_oracle(inputs, upstream, **kwargs):
+    return run(reference.mixture_attention, [t.double() for t in inputs],
+               upstream, **kwargs)
+
+
+def upstream_of(inputs, seed=1):
+    query, _, value, _ = inputs
+    return torch.randn(
+        query.shape[0],
+        query.shape[2],
+        value.shape[2],
+        generator=torch.Generator().manual_seed(seed))
+
+
+def assert_agrees(got, want, tolerance):
+    """Output and gradients differ by ``tolerance`` relative to their norms.
+
+    One of them may cancel to next to nothing (a single output, or a query's
+    gradient where there are few keys), and the digits lost are those of what
+    cancelled. So no norm counts for less than a tenth of the largest one.
+    """
+    got, want = ([out, *grads] for out, grads in (got, want))
+    floor = 0.1 * max(t.norm().item() for t in want)
+    for name, g, w in zip(('output', *NAMES), got, want):
+        assert relative_error(g, w, floor) <= tolerance, name
+
+
+class Recorder(TorchDispatchMode):
+    """Counts softmaxes and notes the largest tensor that an operator makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.softmaxes = 0
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._softmax.default:
+            self.softmaxes += 1
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.fixture
+def score_budget(monkeypatch):
+    """Sets how many scores may exist at once."""
+
+    def set_budget(scores):
+        assert 'cpu' in attention.SCORE_BUDGET
+        monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', scores)
+
+    return set_budget
+
+
+sizes = st.integers(1, 40)
+widths = st.integers(1, 8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    parts=st.integers(1, 4),
+    lq=sizes,
+    lk=sizes,
+    depth=widths,
+    channels=widths,
+    similarity=st.sampled_from(attention.SIMILARITIES),
+    scale=st.sampled_from([None, 1.0, 0.3]),
+    seed=st.integers(0, 99))
+def test_agrees_with_the_formula(batch, parts, lq, lk, depth, channels,
+                                 similarity, scale, seed):
+    inputs = operands(batch, parts, lq, lk, depth, channels, seed=seed)
+    upstream = upstream_of(inputs)
+    options = dict(similarity=similarity, scale=scale)
+    got = run(mixture_attention, inputs, upstream, **options)
+    assert got[0].dtype == torch.float32
+    assert_agrees(got, run_oracle(inputs, upstream, **options), 1e-5)
+
+
+@both_similarities
+@pytest.mark.parametrize('scale', [None, 1.7])
+@pytest.mark.parametrize('parts', [1, 3])
+def test_gradcheck(similarity, scale, parts, score_budget):
+    inputs = operands(
+        batch=2, parts=parts, lq=5, lk=4, depth=2, channels=3,
+        dtype=torch.float64)
+    score_budget(2 * parts * 4 * 2)  # two queries a chunk, one in the last
+
+    def function(*tensors):
+        return mixture_attention(*tensors, similarity=similarity, scale=scale)
+
+    assert torch.autograd.gradcheck(
+        function, [t.requires_grad_() for t in inputs])
+
+
+@both_similarities
+def test_second_derivatives_are_refused(similarity):
+    inputs = [t.requires_grad_() for t in operands()]
+    out = mixture_attention(*inputs, similarity=similarity)
+    grad, = torch.autograd.grad(
+        out.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+@both_similarities
+@pytest.mark.parametrize(
+    'budget, chunks',
+    [
+        (1, 23),  # less than one query's scores: still a query at a time
+        (2 * 3 * 11, 23),
+        (2 * 3 * 11 * 5, 5),  # 23 = 4 * 5 + 3
+        (2 * 3 * 11 * 6 - 1, 5),
+        (2 * 3 * 11 * 23, 1)
+    ])
+def test_result_does_not_depend_on_chunks(similarity, budget, chunks,
+                                          score_budget):
+    inputs = operands(batch=2, parts=3, lq=23, lk=11)
+    upstream = upstream_of(inputs)
+    whole = run(mixture_attention, inputs, upstream, similarity=similarity)
+    score_budget(budget)
+    with Recorder() as recorder:
+        chunked = run(
+            mixture_attention, inputs, upstream, similarity=similarity)
+    # Each chunk's maps are made in the forward and again in the backward.
+    assert recorder.softmaxes == 2 * chunks
+    assert_agrees(chunked, whole, 1e-5)
+
+
+@both_similarities
+def test_scores_stay_within_the_budget(similarity, score_budget):
+    inputs = operands(batch=1, parts=2, lq=60, lk=50)
+    upstream = upstream_of(inputs)
+    budget = 1000
+    score_budget(budget)
+    with Recorder() as recorder:
+        run(mixture_attention, inputs, upstream, similarity=similarity)
+    assert max(t.numel() for t in inputs) <= budget < 60 * 50
+    assert recorder.largest <= budget
+
+
+@both_similarities
+def test_saves_nothing_but_its_inputs(similarity):
+    inputs = [t.requires_grad_() for t in operands(lq=40, lk=30)]
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = mixture_attention(*inputs, similarity=similarity)
+    assert out.requires_grad
+    storages = {t.untyped_storage().data_ptr() for t in inputs}
+    assert {t.untyped_storage().data_ptr() for t in saved} == storages
+    assert max(t.numel() for t in saved) < 40 * 30
+
+
+def transposed(tensor):
+    """The same numbers, the last two dimensions exchanged in memory."""
+    return tensor.transpose(-2, -1).contiguous().transpose(-2, -1)
+
+
+@both_similarities
+def test_memory_layout_is_free(similarity):
+    inputs = operands()
+    upstream = upstream_of(inputs)
+    strided = [transposed(t) for t in inputs]
+    assert not any(t.is_contiguous() for t in strided)
+    assert_agrees(
+        run(mixture_attention, strided, transposed(upstream),
+            similarity=similarity),
+        run(mixture_attention, inputs, upstream, similarity=similarity), 1e-6)
+
+
+@both_similarities
+def test_expanded_inputs(similarity):
+    inputs = [t[:1].expand(3, *t.shape[1:]) for t in operands()]
+    upstream = upstream_of(inputs)
+    assert_agrees(
+        run(mixture_attention, inputs, upstream, similarity=similarity),
+        run_oracle(inputs, upstream, similarity=similarity), 1e-5)
+
+
+@both_similarities
+def test_inputs_are_left_as_they_were(similarity):
+    inputs = operands()
+    before = [t.clone() for t in inputs]
+    upstream = upstream_of(inputs)
+    run(mixture_attention, inputs, upstream, similarity=similarity)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before))
+    assert torch.equal(upstream, upstream_of(inputs))
+
+
+@both_similarities
+@pytest.mark.parametrize('empty', ['batch', 'lq'])
+def test_no_image_or_no_query(similarity, empty):
+    inputs = operands(**{empty: 0})
+    upstream = upstream_of(inputs)
+    out, grads = run(mixture_attention, inputs, upstream,
+                     similarity=similarity)
+    assert out.shape == upstream.shape and out.numel() == 0
+    for tensor, grad in zip(inputs, grads):
+        assert grad.shape == tensor.shape
+        assert not grad.any()
+
+
+@both_similarities
+def test_one_key_is_returned_whatever_the_query(similarity):
+    inputs = operands(lk=1)
+    upstream = upstream_of(inputs)
+    out, grads = run(mixture_attention, inputs, upstream,
+                     similarity=similarity)
+    value = inputs[2]
+    assert relative_error(out, value.expand_as(out)) <= 1e-6
+    assert not grads[0].any() and not grads[1].any()
+
+
+@both_similarities
+def test_a_common_offset_costs_no_digits(similarity):
+    """Squared norms of 1e6 would leave one digit of a difference of 1."""
+    inputs = operands()
+    query, key = inputs[:2]
+    key += 1000
+    if similarity == 'neg_euclid':
+        query += 1000
+    upstream = upstream_of(inputs)
+    # For the dot product the query's gradient is a small difference of large
+    # sums in the formula as well; float64 has digits to spare.
+    assert_agrees(
+        run(mixture_attention, inputs, upstream, similarity=similarity),
+        run_oracle(inputs, upstream, similarity=similarity), 1e-5)
+
+
+@both_similarities
+def test_large_scores_are_one_hot_and_finite(similarity):
+    inputs = operands()
+    inputs[0], inputs[1] = inputs[0] * 1e3, inputs[1] * 1e3
+    upstream = upstream_of(inputs)
+    out, grads = run(mixture_attention, inputs, upstream,
+                     similarity=similarity)
+    assert all(g.isfinite().all() for g in grads)
+    want, _ = run_oracle(inputs, upstream, similarity=similarity)
+    assert relative_error(out, want) <= 1e-5
+
+
+# One rounding of a result, norm-wise, with room for a factor of two.
+low_precision = pytest.mark.parametrize('dtype, tolerance',
+                                        [(torch.bfloat16, 2**-8),
+                                         (torch.float16, 2**-11)])
+
+
+@both_similarities
+@low_precision
+@pytest.mark.parametrize('autocast', [False, True])
+def test_low_precision_inputs(similarity, dtype, tolerance, autocast):
+    """Only the results are rounded: what is between is float32."""
+    inputs = operands(lq=30, lk=20, dtype=dtype)
+    upstream = upstream_of(inputs).to(dtype)
+    with torch.autocast('cpu', dtype=dtype, enabled=autocast):
+        got = run(mixture_attention, inputs, upstream, similarity=similarity)
+    assert got[0].dtype == dtype
+    assert all(g.dtype == dtype for g in got[1])
+    assert_agrees(got, run_oracle(inputs, upstream, similarity=similarity),
+                  tolerance)
+
+
+@both_similarities
+@low_precision
+def test_autocast_leaves_float32_alone(similarity, dtype, tolerance):
+    inputs = operands(lq=30, lk=20)
+    upstream = upstream_of(inputs)
+    with torch.autocast('cpu', dtype=dtype):
+        got = run(mixture_attention, inputs, upstream, similarity=similarity)
+    assert got[0].dtype == torch.float32
+    assert_agrees(got, run_oracle(inputs, upstream, similarity=similarity),
+                  1e-5)
+
+
+@pytest.mark.parametrize('position', range(4))
+@pytest.mark.parametrize('other', [torch.float64, torch.bfloat16])
+def test_result_has_the_dtype_of_value(position, other):
+    inputs = operands()
+    inputs[position] = inputs[position].to(other)
+    upstream = upstream_of(inputs)
+    got = run(mixture_attention, inputs, upstream)
+    assert got[0].dtype == inputs[2].dtype
+    assert [g.dtype for g in got[1]] == [t.dtype for t in inputs]
+    tolerance = 2**-8 if other == torch.bfloat16 else 1e-5
+    assert_agrees(got, run_oracle(inputs, upstream), tolerance)
+
+
+@both_similarities
+@pytest.mark.parametrize('wanted',
+                         [*itertools.product([False, True], repeat=4)])
+def test_some_inputs_require_a_gradient(similarity, wanted):
+    inputs = operands()
+    upstream = upstream_of(inputs)
+    _, full = run(mixture_attention, inputs, upstream, similarity=similarity)
+    out = mixture_attention(
+        *(t.requires_grad_(w) for t, w in zip(inputs, wanted)),
+        similarity=similarity)
+    assert out.requires_grad == any(wanted)
+    if any(wanted):
+        out.backward(upstream)
+    for tensor, gradient, want in zip(inputs, full, wanted):
+        assert torch.equal(tensor.grad, gradient) if want else (
+            tensor.grad is None)
+
+
+@both_similarities
+def test_each_image_gives_the_same_alone(similarity):
+    inputs = operands(batch=3, lq=30, lk=20)
+    upstream = upstream_of(inputs)
+    out, grads = run(mixture_attention, inputs, upstream,
+                     similarity=similarity)
+    for b in range(3):
+        alone = run(mixture_attention, [t[b:b + 1] for t in inputs],
+                    upstream[b:b + 1], similarity=similarity)
+        assert_agrees(alone, (out[b:b + 1], [g[b:b + 1] for g in grads]), 1e-6)
+
+
+@both_similarities
+def test_runs_repeat_bit_for_bit(similarity, score_budget):
+    score_budget(2 * 2 * 20 * 7)
+    inputs = operands(lq=30, lk=20)
+    upstream = upstream_of(inputs)
+    out, grads = run(mixture_attention, inputs, upstream,
+                     similarity=similarity)
+    again, grads_again = run(mixture_attention, inputs, upstream,
+                             similarity=similarity)
+    assert torch.equal(out, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again))
+
+
+class Attention(torch.nn.Module):
+    """The function as a module, which the exporter asks for."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, query, key, value, weights):
+        return mixture_attention(query, key, value, weights, **self.options)
+
+
+@both_similarities
+@pytest.mark.parametrize('scale', [None, 0.3])
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_traced_graph_gives_the_same_at_any_size(similarity, scale,
+                                                 score_budget):
+    # A traced loop would have as many chunks for ever as it had here.
+    score_budget(2 * 2 * 7 * 4)
+    module = Attention(similarity=similarity, scale=scale)
+    traced = torch.jit.trace(module, operands())
+    for inputs in (operands(), operands(batch=3, lq=31, lk=5)):
+        upstream = upstream_of(inputs)
+        assert_agrees(
+            run(traced, inputs, upstream), run(module, inputs, upstream), 1e-5)
+
+
+@both_similarities
+def test_exported_program_gives_the_same_at_any_size(similarity):
+    module = Attention(similarity=similarity)
+    lq, lk = torch.export.Dim('lq'), torch.export.Dim('lk')
+    program = torch.export.export(
+        module, tuple(operands()),
+        dynamic_shapes=({2: lq}, {2: lk}, {1: lk}, None)).module()
+    for inputs in (operands(), operands(lq=31, lk=5)):
+        assert relative_error(program(*inputs), module(*inputs)) <= 1e-6
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+    'wrong, given_as',
+    [(None, 'NoneType'), ([[1.0]], 'list'), (torch.ones(2, 2).int(), 'int32'),
+     (torch.ones(2, 2, dtype=torch.cfloat), 'complex64')])
+def test_type_errors(name, wrong, given_as):
+    inputs = dict(zip(NAMES, operands()))
+    inputs[name] = wrong
+    with pytest.raises(
+            TypeError, match=f'^{name} must be a floating .* got .*{given_as}'):
+        mixture_attention(**inputs)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('change',
+                         [lambda t: t.unsqueeze(0), lambda t: t[0]],
+                         ids=['more', 'less'])
+def test_rank_errors(name, change):
+    inputs = dict(zip(NAMES, operands()))
+    rank = inputs[name].dim()
+    inputs[name] = change(inputs[name])
+    with pytest.raises(
+            ValueError, match=f'^{name} must have {rank} dimensions') as error:
+        mixture_attention(**inputs)
+    assert f'{name} {tuple(inputs[name].shape)}' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'name, shape, words',
+    [
+        ('key', (3, 2, 7, 3), 'agree in B, N and d'),
+        ('key', (2, 4, 7, 3), 'agree in B, N and d'),
+        ('key', (2, 2, 7, 5), 'agree in B, N and d'),
+        ('value', (3, 7, 4), 'B and Lk of key'),
+        ('value', (2, 8, 4), 'B and Lk of key'),
+        # Sizes that would broadcast are no better.
+        ('key', (1, 2, 7, 3), 'agree in B, N and d'),
+        ('value', (1, 7, 4), 'B and Lk of key'),
+        ('weights', (1, 2), 'B and N of query'),
+        ('weights', (2, 1), 'B and N of query'),
+    ])
+def test_shape_errors(name, shape, words):
+    inputs = dict(zip(NAMES, operands()))
+    inputs[name] = torch.ones(shape)
+    with pytest.raises(ValueError, match=words) as error:
+        mixture_attention(**inputs)
+    for argument, tensor in inputs.items():
+        assert f'{argument} {tuple(tensor.shape)}' in str(error.value)
+
+
+@pytest.mark.parametrize('empty', ['parts', 'depth', 'lk'])
+def test_what_must_not_be_empty(empty):
+    inputs = operands(**{empty: 0})
+    assert any(prod(t.shape) == 0 for t in inputs)
+    with pytest.raises(ValueError, match='N, d and Lk must not be 0') as error:
+        mixture_attention(*inputs)
+    assert f'query {tuple(inputs[0].shape)}' in str(error.value)
+
+
+@pytest.mark.parametrize('function',
+                         [mixture_attention, reference.mixture_attention])
+def test_unknown_similarity(function):
+    with pytest.raises(ValueError, match="^similarity .*got 'cosine'"):
+        function(*operands(), similarity='cosine')
+
+
+def test_reference_by_hand():
+    """The oracle itself, on numbers that can be followed by hand."""
+    query = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])
+    key = torch.tensor([[[[1.0, 1.0], [3.0, 0.0]], [[0.0, 2.0], [0.0, 0.0]]]])
+    dot = reference.mixture_scores(query, key, scale=1.0)
+    assert dot.tolist() == [[[[1.0, 3.0]], [[4.0, 0.0]]]]
+    distance = reference.mixture_scores(
+        query, key, similarity='neg_euclid', scale=0.5)
+    assert distance.tolist() == [[[[-0.5, -2.0]], [[0.0, -2.0]]]]
+    default = reference.mixture_scores(query, key)
+    assert torch.allclose(default, dot / 2**0.5)
+    value = torch.tensor([[[1.0], [0.0]]])
+    weights = torch.tensor([[0.25, 0.75]])
+    out = reference.mixture_attention(query, key, value, weights, scale=1.0)
+    first, second = (torch.tensor(x).sigmoid() for x in (-2.0, 4.0))
+    assert torch.allclose(out.squeeze(), 0.25 * first + 0.75 * second)

@@ -1,0 +1,175 @@
+"""Checkpoints of plain pyramids in a neck that wraps one."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+
+from fpt_plugin import FPT
+
+CHANNELS = [8, 16, 24, 32]
+ARGS = dict(in_channels=CHANNELS, out_channels=16, num_outs=5)
+
+
+@pytest.fixture
+def messages():
+    """Warnings that reach mmengine's logger."""
+
+    class Keep(logging.Handler):
+
+        def __init__(self):
+            super().__init__(logging.WARNING)
+            self.texts = []
+
+        def emit(self, record):
+            self.texts.append(record.getMessage())
+
+    logger = MMLogger.get_current_instance()
+    keep = Keep()
+    logger.addHandler(keep)
+    yield keep.texts
+    logger.removeHandler(keep)
+
+
+def host(neck_type: str, **kwargs) -> torch.nn.Module:
+    return MODELS.build(dict(type=f'mmdet.{neck_type}', **{**ARGS, **kwargs}))
+
+
+class Detector(torch.nn.Module):
+    """Something with a neck, as a checkpoint's keys see it."""
+
+    def __init__(self, neck):
+        super().__init__()
+        self.neck = neck
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(
+        torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.mark.parametrize('loader', ['torch', 'mmengine'])
+def test_plain_checkpoint_of_a_detector(loader, messages, capsys):
+    plain, ours = Detector(host('FPN')), Detector(FPT(**ARGS))
+    state_dict = plain.state_dict()
+    keys = list(state_dict)
+    if loader == 'torch':
+        result = ours.load_state_dict(state_dict, strict=False)
+        assert not result.unexpected_keys
+        assert all('neck.pyramid' not in k for k in result.missing_keys)
+    else:
+        _load_checkpoint_to_model(ours, dict(state_dict=state_dict))
+        report = capsys.readouterr().out
+        assert 'missing keys' in report and 'unexpected' not in report
+    assert not messages
+    assert same(ours.neck.pyramid, plain.neck)
+    assert list(state_dict) == keys, 'the checkpoint itself was changed'
+
+
+def test_own_checkpoint_loads_strictly(messages):
+    ours, other = Detector(FPT(**ARGS)), Detector(FPT(**ARGS))
+    other.load_state_dict(ours.state_dict(), strict=True)
+    assert same(ours, other) and not messages
+
+
+def test_another_neck_is_named(messages):
+    """PAFPN's arguments are FPN's: only the checkpoint tells."""
+    ours = Detector(FPT(**ARGS))
+    ours.load_state_dict(Detector(host('PAFPN')).state_dict(), strict=False)
+    text, = messages
+    assert 'FPN' in text and 'PAFPN' in text
+    assert 'downsample_convs' in text and "type='PAFPN'" in text
+
+
+@pytest.mark.parametrize('wrapped, stored, named', [
+    (dict(type='PAFPN'), host('FPN'), "type='FPN'"),
+    (dict(type='BottomUpPyramid'), host('FPN'), "type='FPN'"),
+    (dict(type='FPN'), host('HRFPN'), "type='HRFPN'"),
+    (dict(type='FPN'),
+     host('NASFPN', stack_times=1, norm_cfg=dict(type='BN')),
+     "type='NASFPN'"),
+    (dict(type='FPN'), host('ChannelMapper'), "type='ChannelMapper'"),
+    (dict(type='FPN'),
+     MODELS.build(
+         dict(type='mmdet.YOLOXPAFPN', in_channels=CHANNELS, out_channels=16)),
+     "type='YOLOXPAFPN'"),
+])
+def test_likely_necks(wrapped, stored, named, messages):
+    ours = FPT(**ARGS, pyramid=wrapped)
+    ours.load_state_dict(stored.state_dict(), strict=False)
+    assert any(named in text for text in messages)
+
+
+def test_other_arguments_of_the_same_neck(messages):
+    ours = FPT(**ARGS)
+    ours.load_state_dict(
+        host('FPN', norm_cfg=dict(type='BN')).state_dict(), strict=False)
+    assert 'other arguments' in messages[0]
+
+
+def test_strict_loading_of_another_neck_fails():
+    with pytest.raises(RuntimeError, match='downsample_convs'):
+        FPT(**ARGS).load_state_dict(host('PAFPN').state_dict(), strict=True)
+
+
+def test_checkpoint_without_a_neck_is_silent(messages):
+    """Backbone weights alone say nothing about the neck."""
+    Detector(FPT(**ARGS)).load_state_dict({}, strict=False)
+    assert not messages
+
+
+def test_left_out_branch_is_not_taken_for_the_pyramid(messages):
+    full = FPT(**ARGS)
+    part = FPT(**ARGS, self_transformer=None)
+    # without the fusions, whose shapes differ
+    state_dict = {
+        k: v
+        for k, v in full.state_dict().items() if not k.startswith('fusions.')
+    }
+    result = part.load_state_dict(state_dict, strict=False)
+    assert any(k.startswith('self_transformers.')
+               for k in result.unexpected_keys)
+    assert not messages
+
+
+def test_list_of_necks():
+    init_default_scope('mmdet')
+    cfg = [
+        dict(type='FPN', **ARGS),
+        dict(type='BFP', in_channels=16, num_levels=5)
+    ]
+    plain = Detector(MODELS.build(cfg))
+    ours = Detector(
+        FPT(in_channels=CHANNELS, out_channels=16, pyramid=cfg, num_levels=4))
+    ours.load_state_dict(plain.state_dict(), strict=False)
+    assert same(ours.neck.pyramid, plain.neck)
+
+
+def test_nested_fpt(messages):
+    """An FPT around a trained FPT starts as the trained one."""
+    inner = FPT(**ARGS).eval()
+    with torch.no_grad():
+        for p in inner.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    outer = FPT(**ARGS, num_levels=4, pyramid=dict(type='FPT')).eval()
+    outer.load_state_dict(inner.state_dict(), strict=False)
+    assert outer.pyramid.num_levels == 4
+
+
+def test_pretrained_init_cfg_reaches_the_pyramid(tmp_path):
+    plain = Detector(host('FPN'))
+    torch.save(plain.state_dict(), tmp_path / 'detector.pth')
+    ours = FPT(
+        **ARGS,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint=str(tmp_path / 'detector.pth'),
+            prefix='neck.'))
+    ours.init_weights()
+    assert same(ours.pyramid, plain.neck)

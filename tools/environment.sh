@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Makes a virtual environment with torch, one OpenMMLab distribution and this
+# package, and prints the path of its python. Skips what is there.
+#
+#   python=$(bash tools/environment.sh [--stack stock|onedl])
+#
+# stock goes to .venv, onedl to .venv-onedl. PYTHON names another interpreter,
+# TORCH another torch, for example TORCH="torch==2.13.0".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stack=stock
+while [ $# -gt 0 ]; do
+    case $1 in
+        --stack) stack=${2:-}; shift 2 ;;
+        *) echo "environment.sh: unknown option $1" >&2; exit 2 ;;
+    esac
+done
+case $stack in
+    stock) venv=.venv mmcv=mmcv==2.1.0 setuptools='setuptools<81' ;;
+    onedl) venv=.venv-onedl mmcv=onedl-mmcv==2.3.6 setuptools='setuptools' ;;
+    *) echo "--stack must be stock or onedl, got '$stack'" >&2; exit 2 ;;
+esac
+# Plain "torch" may resolve to a build with several GB of CUDA libraries.
+torch=${TORCH:-torch==2.13.0}
+
+say() { printf '%s\n' "$*" >&2; }
+fail() {
+    say "" "Failed: $1" "$2" \
+        "Run the same command again afterwards: what is there is kept."
+    exit 1
+}
+
+# The environment is whole when this file names what it was made from.
+stamp=$venv/.fpt-plugin
+wanted="$stack $torch $mmcv $(cat setup.py pyproject.toml | cksum)"
+python=$venv/bin/python
+if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    echo "$PWD/$python"
+    exit 0
+fi
+
+base=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
+[ -n "$base" ] || fail "no Python found" "Install Python 3.11."
+"$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' \
+    || fail "$("$base" --version) is not supported" \
+            "Install Python 3.11, or name one: PYTHON=/path/to/python3.11"
+"$base" -c 'import ensurepip, venv' 2>/dev/null \
+    || fail "$base cannot make virtual environments" \
+            "Install its venv package (Debian, Ubuntu: python3.11-venv)."
+
+rm -f "$stamp"
+[ -x "$python" ] || { say "Making $venv"; "$base" -m venv "$venv" >&2; }
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+install() { # what, pip arguments...
+    local what=$1; shift
+    say "Installing $what"
+    "$python" -m pip install --quiet "$@" >&2 || fail "could not install $what" \
+        "pip's message is above. Is the package index reachable, and is there room on the disk?"
+}
+
+built() { "$python" -c 'import mmcv.ops' 2>/dev/null; }
+
+# pip is silent while it compiles; its log tells how far it is.
+build_mmcv() {
+    local log=$venv/mmcv-build.log pid started=$SECONDS
+    command -v g++ >/dev/null || fail "no C++ compiler found" "Install g++."
+    "$python" -c 'import os, sysconfig, sys
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+        || fail "the headers of Python are missing" \
+                "Install them (Debian, Ubuntu: python3.11-dev)."
+    say "Installing $mmcv. It is compiled from source against the installed" \
+        "torch: about 15 minutes on 2 cores, unless pip has its wheel already." \
+        "Log: $log"
+    MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$python" -m pip install \
+        -v --no-build-isolation --no-deps "$mmcv" >"$log" 2>&1 &
+    pid=$!
+    trap 'kill $pid 2>/dev/null' EXIT
+    while kill -0 $pid 2>/dev/null; do
+        sleep 5
+        if [ $(((SECONDS - started) / 30)) -gt ${ticks:-0} ]; then
+            ticks=$(((SECONDS - started) / 30))
+            say "  $((SECONDS - started)) s" \
+                "$(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$log" | tail -1)"
+        fi
+    done
+    trap - EXIT
+    wait $pid || { tail -n 20 "$log" >&2; fail "could not build $mmcv" \
+        "The end of $log is above. Memory is a common reason: try MAX_JOBS=1."; }
+    built || fail "$mmcv was built without its operators" \
+        "See $log; remove $venv and try again."
+}
+
+install "torch ($torch)" "$torch"
+# What mmcv's setup.py imports: it is built without isolation, because an
+# isolated build would not see torch and would leave the operators out.
+install "build tools" "$setuptools" wheel ninja psutil numpy
+built || build_mmcv
+if [ "$stack" = onedl ]; then
+    install "onedl-mmdetection" --no-build-isolation 'onedl-mmdetection>=3.5.1'
+fi
+install "this package with the $stack distribution and the test tools" \
+    --no-build-isolation -e ".[$stack,dev]"
+echo "$wanted" >"$stamp"
+say "The environment is ready: $venv"
+echo "$PWD/$python"

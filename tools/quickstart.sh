@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# From nothing to a trained detector: makes the environment, fetches aerial
+# photographs and ImageNet weights, trains a Faster R-CNN with an FPT neck,
+# evaluates it and draws what it found.
+#
+#   bash tools/quickstart.sh [--stack stock|onedl] [--neck fpt|fpn]
+#                            [--epochs N] [--seed N] [--fresh]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stack=stock
+rest=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --stack) stack=${2:-}; shift; [ $# -eq 0 ] || shift ;;
+        *) rest+=("$1"); shift ;;
+    esac
+done
+python=$(bash tools/environment.sh --stack "$stack")
+
+# Training on a CPU allocates and frees large maps at every step. Keeping that
+# memory, in large pages, instead of handing it back to the system saves about
+# a sixth of the time with glibc.
+export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
+export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-100000000000}
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+exec "$python" tools/quickstart.py ${rest[@]+"${rest[@]}"}
