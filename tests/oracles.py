@@ -3,6 +3,7 @@
 The formulas read a layer's weights and nothing else of the package.
 """
 
+import copy
 import math
 
 import torch
@@ -17,6 +18,72 @@ def relative_error(got, want, floor=0.0):
         return 0.0
     norm = max(torch.linalg.vector_norm(want).item(), floor)
     return distance / norm if norm else math.inf
+
+
+def maps_of(*sizes, batch=2, channels=12, seed=0):
+    """Maps (batch, channels, *size) whose channels have means of their own.
+
+    Without them the mean of the keys would be about zero and the parts of a
+    mixture about equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator)
+
+    return [
+        randn(batch, channels, *size) + randn(1, channels, 1, 1)
+        for size in sizes
+    ]
+
+
+def randomise(layer, seed=0):
+    """Draw every parameter, those that start at zero too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            fan_in = parameter[0].numel()
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) /
+                fan_in**0.5)
+    return layer
+
+
+def assert_layer_agrees(layer, maps, formula, **forward_options):
+    """One output and one gradient of everything, layer and formula.
+
+    Args:
+        layer: A layer in float32, with all parameters drawn.
+        maps: What its forward takes, in float32.
+        formula: ``formula(layer, *maps)`` with a float64 copy of both.
+        forward_options: For the layer's forward alone.
+    """
+
+    def run(function, dtype):
+        twin = copy.deepcopy(layer).to(dtype)
+        leaves = [m.detach().to(dtype).requires_grad_() for m in maps]
+        out = function(twin, *leaves)
+        out.square().sum().backward()
+        assert all(p.grad is not None for p in twin.parameters())
+        grads = {n: p.grad for n, p in twin.named_parameters()}
+        grads.update((f'map {i}', m.grad) for i, m in enumerate(leaves))
+        return out, grads
+
+    def forward(twin, *leaves):
+        return twin(*leaves, **forward_options)
+
+    want, want_grads = run(formula, torch.float64)
+    # A gradient may vanish (queries that see one key), with the digits of what
+    # cancels: its error is measured against no less than a tenth of the
+    # largest gradient. Float64 judges the small ones.
+    floor = 0.1 * max(g.norm().item() for g in want_grads.values())
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        out, grads = run(forward, dtype)
+        assert out.dtype == dtype
+        assert relative_error(out, want) <= tolerance
+        for name, grad in grads.items():
+            error = relative_error(grad, want_grads[name], floor)
+            assert error <= tolerance, name
 
 
 def project(conv, x):

@@ -395,10 +395,22 @@ def test_traced_graph_gives_the_same_at_any_size(similarity, scale,
     score_budget(2 * 2 * 7 * 4)
     module = Attention(similarity=similarity, scale=scale)
     traced = torch.jit.trace(module, operands())
+    # A call back into Python could be neither counted nor saved.
+    assert not any(
+        n.kind() == 'prim::PythonOp' for n in traced.inlined_graph.nodes())
     for inputs in (operands(), operands(batch=3, lq=31, lk=5)):
         upstream = upstream_of(inputs)
         assert_agrees(
             run(traced, inputs, upstream), run(module, inputs, upstream), 1e-5)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_traced_graph_keeps_the_dtype_of_value():
+    inputs = operands(dtype=torch.bfloat16)
+    out = torch.jit.trace(Attention(), inputs)(*inputs)
+    assert out.dtype == torch.bfloat16
+    assert relative_error(out, mixture_attention(*inputs)) <= 2**-8
 
 
 @both_similarities

@@ -12,8 +12,10 @@ from data_helpers import write_wheel
 from mmengine.registry import MODELS, DefaultScope
 
 from fpt_plugin.utils import mobilenet
-from fpt_plugin.utils.mobilenet import (convert_mobilenet_v2,
-                                        prepare_mobilenet_v2)
+from fpt_plugin.utils.mobilenet import (
+    convert_mobilenet_v2,
+    prepare_mobilenet_v2,
+)
 from fpt_plugin.utils.packages import Package
 
 # Expansion, channels, blocks, stride of the first block: table 2 of

