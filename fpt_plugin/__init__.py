@@ -14,10 +14,18 @@ __all__ = ['__version__']
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import compat
-    from .layers import (GroundingTransformer, RenderingTransformer,
-                         SelfTransformer)
-    from .necks import (FPT, BottomUpPyramid, GroundingTransformerNeck,
-                        RenderingTransformerNeck, SelfTransformerNeck)
+    from .layers import (
+        GroundingTransformer,
+        RenderingTransformer,
+        SelfTransformer,
+    )
+    from .necks import (
+        FPT,
+        BottomUpPyramid,
+        GroundingTransformerNeck,
+        RenderingTransformerNeck,
+        SelfTransformerNeck,
+    )
 
     compat.apply()
     __all__ += [

@@ -11,6 +11,12 @@ from types import FunctionType
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy < 2
+    from numpy.core import multiarray
 
 
 def apply() -> None:
@@ -24,28 +30,43 @@ def allow_safe_resume() -> None:
     Since torch 2.6 the safe loading is the default, and mmengine stores its
     log in the checkpoint: a HistoryBuffer of numpy arrays, whose methods
     pickle as ``getattr(HistoryBuffer, 'mean')``. Loading such a file fails
-    with ``Weights only load failed ... HistoryBuffer``. The few names it holds
-    are put on torch's list of safe globals; ``builtins.getattr`` itself is
-    not, a function that answers HistoryBuffer's methods alone stands in.
+    with ``Weights only load failed ... HistoryBuffer``. What it holds is put
+    on torch's list of safe globals, with stand-ins where the real thing would
+    let a file do more than hold numbers: ``builtins.getattr`` answers
+    HistoryBuffer's methods alone, and ``numpy.ndarray`` can be named but not
+    called (called with bytes of a file it makes an array of raw pointers).
     """
-    serialization = torch.serialization
-    if not hasattr(serialization, 'add_safe_globals'):  # torch < 2.4
+    if digit_version(torch.__version__) < digit_version('2.6.0'):
         return
-    try:
-        from numpy._core import multiarray
-    except ImportError:  # numpy < 1.25 or so
-        from numpy.core import multiarray
     allowed = [
-        HistoryBuffer, np.ndarray, np.dtype,
-        (_history_buffer_method, 'builtins.getattr')
+        HistoryBuffer, np.dtype, (_history_buffer_method, 'builtins.getattr'),
+        (_ArrayName, 'numpy.ndarray'),
+        # torch looks the type up before it calls __setstate__; a name with a
+        # line feed cannot be spelt in a pickle, so it cannot be called.
+        (np.ndarray, 'numpy.ndarray\nby type only')
     ]
     # Numpy 2 moved its core; files from either side of the move are read.
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
-        allowed.append((multiarray._reconstruct, f'{module}._reconstruct'))
+        allowed.append((_empty_array, f'{module}._reconstruct'))
         allowed.append((multiarray.scalar, f'{module}.scalar'))
     for code in ('float64', 'float32', 'int64', 'int32', 'bool'):
         allowed.append(type(np.dtype(code)))
-    serialization.add_safe_globals(allowed)
+    torch.serialization.add_safe_globals(allowed)
+
+
+class _ArrayName:
+    """Stands for numpy.ndarray while a checkpoint is read."""
+
+
+def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
+    """The stand-in for numpy's _reconstruct: __setstate__ fills the array.
+
+    Raises:
+        TypeError: The checkpoint asks for anything but a plain array.
+    """
+    if subtype is not _ArrayName:
+        raise TypeError(f'a checkpoint may hold numpy arrays, got {subtype}')
+    return multiarray._reconstruct(np.ndarray, (0, ), b'b')
 
 
 def _history_buffer_method(owner: type, name: str) -> FunctionType:

@@ -118,7 +118,7 @@ def losses(model) -> dict:
     model.train()
     data = model.data_preprocessor(data, True)
     set_random_seed(0)
-    found = model.loss(**data)
+    found = model(**data, mode='loss')
     model.eval()
     return found
 
@@ -207,7 +207,8 @@ def test_segmentor(tmp_path):
     plain_cfg = write_config(tmp_path / 'plain.py', base, *lines)
     fpt_cfg = write_config(tmp_path / 'fpt.py', base, *lines, FPT_LINE)
     plain = init_model(plain_cfg, device='cpu')
-    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    torch.save(
+        dict(state_dict=plain.state_dict(), meta={}), tmp_path / 'plain.pth')
     ours = init_model(fpt_cfg, str(tmp_path / 'plain.pth'), device='cpu')
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():

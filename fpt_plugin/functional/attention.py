@@ -60,7 +60,7 @@ def mixture_attention(query: Tensor,
             empty is, or ``similarity`` is unknown.
     """
     _check(query, key, value, weights, similarity)
-    scale = query.shape[-1]**-0.5 if scale is None else float(scale)
+    scale = int(query.shape[-1])**-0.5 if scale is None else float(scale)
     # Traced graphs (export, operation counters) see plain operators instead of
     # a loop whose length would be frozen at the traced size.
     if torch.jit.is_tracing() or torch.compiler.is_exporting():

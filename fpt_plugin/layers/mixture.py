@@ -30,12 +30,12 @@ def pool_keys(x: Tensor, stride: int) -> Tensor:
 
 
 class MixtureTransformer(BaseModule):
-    """Query, key and value projections under a mixture of softmaxes.
+    r"""Query, key and value projections under a mixture of softmaxes.
 
     The base of :class:`SelfTransformer` and :class:`GroundingTransformer`
     (FPT, Eq. 2): q and k are split along channels into ``num_mixtures`` parts
     of ``embed_channels / num_mixtures`` each, v is not split. The share of
-    part n is :math:`\\pi_n = softmax_n(w_n \\cdot mean_j(k_j))` with a learned
+    part n is :math:`\pi_n = softmax_n(w_n \cdot mean_j(k_j))` with a learned
     vector w_n on the whole, unscaled key.
 
     Args:
@@ -129,7 +129,8 @@ class MixtureTransformer(BaseModule):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, E, H, W) to (B, N, H * W, E / N)."""
-        parts = x.reshape(x.shape[0], self.num_mixtures, -1,
+        depth = self.embed_channels // self.num_mixtures
+        parts = x.reshape(x.shape[0], self.num_mixtures, depth,
                           x.shape[2] * x.shape[3])
         return parts.transpose(-2, -1)
 

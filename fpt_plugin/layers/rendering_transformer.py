@@ -113,7 +113,7 @@ class RenderingTransformer(BaseModule):
         A remainder is left where a side is not a multiple of the stride:
         25x42 under 50x84 under 99x167.
         """
-        stride = max(1, round(fine.shape[2] / size[0]))
+        stride = max(1, round(int(fine.shape[2]) / int(size[0])))
         value = F.conv2d(
             self.value(fine),
             self.value_conv.weight,

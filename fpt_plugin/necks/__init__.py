@@ -1,8 +1,12 @@
 """Necks for MMDetection and MMSegmentation."""
 
-from .fpt import (FPT, GroundingTransformerNeck, RenderingTransformerNeck,
-                  SelfTransformerNeck)
+from .fpt import FPT
 from .pyramids import BottomUpPyramid
+from .single_branch import (
+                            GroundingTransformerNeck,
+                            RenderingTransformerNeck,
+                            SelfTransformerNeck,
+)
 
 __all__ = [
     'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',

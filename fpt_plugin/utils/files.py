@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,32 +16,72 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file or folder under a temporary name, then rename it.
 
-    The body gets a path beside ``path`` that does not exist yet and creates a
-    file or a folder there. Only when it ends without an exception does the
-    result take its final name; otherwise what was there stays as it was.
+    The body gets a path that does not exist yet, in a hidden folder beside
+    ``path``, and creates a file or a folder there. Only when it ends without
+    an exception does the result take its final name; otherwise what was there
+    stays as it was.
 
     Args:
         path: The final name. Its folder is made where it is missing.
 
     Yields:
-        The temporary path, with the suffix of ``path``.
+        The temporary path; its name is that of ``path``.
+
+    Raises:
+        FileNotFoundError: The body created nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # An interrupted process leaves its folder behind; the next one clears it.
-    for stale in path.parent.glob(f'.{path.name}.*.partial'):
-        shutil.rmtree(stale, ignore_errors=True)
+    _clear_after_the_dead(path)
     folder = Path(
         tempfile.mkdtemp(
-            prefix=f'.{path.name}.', suffix='.partial', dir=path.parent))
+            prefix=f'.{path.name}.{os.getpid()}.',
+            suffix='.partial',
+            dir=path.parent))
     try:
         temporary = folder / path.name
         yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f'nothing was written for {path}')
+        # A folder cannot be renamed over another one: the old one steps
+        # aside, and back again where the rename fails.
+        old = folder / 'old'
         if path.is_dir() and not path.is_symlink():
-            os.replace(path, folder / f'{path.name}.old')
-        os.replace(temporary, path)
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear_after_the_dead(path: Path) -> None:
+    """Remove what killed processes left of ``path``, other writers' not.
+
+    Where one died between the two renames of a folder, the old folder is put
+    back.
+    """
+    pattern = re.compile(rf'\.{re.escape(path.name)}\.(\d+)\.\w{{8}}\.partial')
+    for folder in list(path.parent.iterdir()):
+        match = pattern.fullmatch(folder.name)
+        if match is None or _alive(int(match[1])):
+            continue
+        if (folder / 'old').exists() and not path.exists():
+            os.replace(folder / 'old', path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process
+        return True
+    return True
 
 
 def write_json(path: str | Path, content: object) -> None:

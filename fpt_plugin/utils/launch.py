@@ -122,7 +122,7 @@ def train_config(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError('--auto-scale-lr needs a config with '
                              'auto_scale_lr=dict(base_batch_size=...), got '
                              f'auto_scale_lr={cfg.get("auto_scale_lr")}')
@@ -181,7 +181,7 @@ def _draw(cfg: Config, args: argparse.Namespace, detection: bool) -> None:
 
 
 def _default_detection_tta(cfg: Config) -> None:
-    """mmdet's default: the image and its mirror image, merged by NMS."""
+    """Mmdet's default: the image and its mirror image, merged by NMS."""
     if 'tta_model' not in cfg:
         warnings.warn(
             'the config has no tta_model: DetTTAModel with NMS at 0.5 is used',

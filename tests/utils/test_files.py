@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,16 @@ def leave_partial(path):
     """What a killed process leaves behind: a partial folder of ``path``."""
     with replacing(path) as temporary:
         temporary.write_text('half')
-        # A killed process never gets to clean up: keep a copy of its traces.
+        # A killed process never gets to clean up: keep a copy of its traces,
+        # under the number of a process that is no more.
         stale = temporary.parent
-        kept = stale.rename(stale.with_name(stale.name + '.kept'))
+        dead = subprocess.Popen([sys.executable, '-c', ''])
+        dead.wait()
+        left = stale.name.replace(f'.{os.getpid()}.', f'.{dead.pid}.')
+        kept = stale.rename(stale.with_name(left))
         stale.mkdir()
         (stale / path.name).write_text('whole')
-    return kept.rename(stale)
+    return kept
 
 
 # ------------------------------------------------------------------ whole
@@ -226,6 +232,28 @@ def test_stale_folders_of_names_with_brackets_are_cleared(tmp_path):
     with replacing(path) as temporary:
         temporary.write_text('new')
     assert names(tmp_path) == ['results[1].json']
+
+
+def test_two_writers_of_one_path_do_not_meet(tmp_path):
+    """What a living process has in the making is not cleared."""
+    path = tmp_path / 'c.txt'
+    with replacing(path) as first:
+        first.write_text('first')
+        with replacing(path) as second:
+            second.write_text('second')
+    assert path.read_text() == 'first'
+
+
+def test_a_folder_that_stepped_aside_comes_back(tmp_path):
+    """Killed between the two renames: the old folder is not lost."""
+    path = tmp_path / 'data'
+    stale = leave_partial(path)
+    path.unlink()
+    (stale / 'old').mkdir()
+    (stale / 'old' / 'kept').touch()
+    with pytest.raises(ValueError), replacing(path):
+        raise ValueError
+    assert names(tmp_path) == ['data'] and names(path) == ['kept']
 
 
 @pytest.mark.parametrize('other', ['c.txt.bak', 'b.txt', 'c.t'])
