@@ -6,15 +6,7 @@ import copy
 
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope
-
-
-@pytest.fixture(autouse=True)
-def _no_scope():
-    """Each test starts without an active scope and with one seed."""
-    with DefaultScope.overwrite_default_scope(None):
-        torch.manual_seed(0)
-        yield
+from mmengine.registry import MODELS
 
 
 def sizes_of(height: int, width: int, levels: int) -> list[tuple[int, int]]:

@@ -1,1 +1,29 @@
-from base import _no_scope  # noqa: F401  (a fixture for every test)
+"""Settings of every test."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from mmengine.registry import DefaultScope
+
+# A busy machine is slow now and then: no time limits. The examples are the
+# same in every run.
+settings.register_profile(
+    'project',
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('project')
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """Each test starts without an active scope and with one seed.
+
+    Scopes are global and stay: overwrite_default_scope(None) keeps them.
+    """
+    active = dict(DefaultScope._instance_dict)
+    DefaultScope._instance_dict.clear()
+    torch.manual_seed(0)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(active)

@@ -102,6 +102,15 @@ if [ "$stack" = onedl ]; then
 fi
 install "this package with the $stack distribution and the test tools" \
     --no-build-isolation -e ".[$stack,dev]"
+# opencv-python links the system's libGL and glib, which servers often lack;
+# the headless build brings the same module without them.
+if ! "$python" -c 'import cv2' 2>/dev/null; then
+    "$python" -m pip uninstall --quiet --yes opencv-python >&2
+    install "opencv-python-headless (this system has no libGL)" \
+        opencv-python-headless
+fi
+"$python" -c 'import cv2, mmcv.ops, mmdet, mmseg, fpt_plugin' \
+    || fail "the environment does not import" "Remove $venv and try again."
 echo "$wanted" >"$stamp"
 say "The environment is ready: $venv"
 echo "$PWD/$python"

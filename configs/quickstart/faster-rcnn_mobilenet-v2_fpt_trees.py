@@ -4,6 +4,8 @@ _base_ = [
 ]
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
+# A small detector that trains on a CPU: frozen early stages, 128 channels, and
+# anchors that are square like the boxes around crowns.
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -24,16 +26,17 @@ model = dict(
     train_cfg=dict(
         rpn_proposal=dict(max_per_img=500),
         rcnn=dict(sampler=dict(num=256))),
-    test_cfg=dict(rpn=dict(max_per_img=500),
-        rcnn=dict(score_thr=0.01)))
+    test_cfg=dict(
+        rpn=dict(max_per_img=500), rcnn=dict(score_thr=0.01)))
 
 data_root = 'data/trees/'
 metainfo = dict(classes=('tree', ), palette=[(255, 200, 0)])
-scale = (512, 512)
+resize = dict(type='Resize', scale=(512, 512), keep_ratio=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=scale, keep_ratio=True),
+    resize,
+    # Seen from above there is no up and down.
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
@@ -42,7 +45,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
+    resize,
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
@@ -104,4 +107,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=9),
-    checkpoint=dict(interval=max_epochs, max_keep_ckpts=1))
+    # an interrupted run goes on from its last epoch
+    checkpoint=dict(interval=1, max_keep_ckpts=2))

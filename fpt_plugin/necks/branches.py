@@ -41,7 +41,8 @@ def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
         key_stride: Pooling of its keys, or None to leave it to the forward.
 
     Returns:
-        The layer. ``has_own_key_stride`` is set where its config fixes it.
+        The layer. ``auto_key_stride`` says whether its forward takes the
+        stride that the neck computes from the maps.
 
     Raises:
         TypeError: ``cfg`` is not a dict with a type.
@@ -53,7 +54,8 @@ def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
         args['key_stride'] = key_stride
     args.update(cfg)
     layer = MODELS.build(args)
-    layer.has_own_key_stride = 'key_stride' in args
+    layer.auto_key_stride = ('key_stride' not in args
+                             and accepts(layer.forward, 'key_stride'))
     return layer
 
 

@@ -31,7 +31,7 @@ _NECK_CHILDREN = (
 
 
 def adopt_pyramid_keys(state_dict: dict[str, Tensor], prefix: str,
-                       own_children: set[str], pyramid: nn.Module) -> None:
+                       own_children: tuple[str, ...], pyramid: nn.Module) -> None:
     """Rename the keys of a plain pyramid to those of the wrapped one.
 
     What is not a child of the neck is the pyramid's: ``neck.lateral_convs.0``

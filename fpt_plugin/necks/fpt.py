@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.checks import check_map, check_positive_int
-from .branches import accepts, build_branch, default_num_mixtures
+from .branches import build_branch, default_num_mixtures
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
 from .hosted import build_hosted
@@ -387,8 +387,7 @@ class FPT(BaseModule):
         """One branch; all layers take the map they belong to first."""
         args = (x, ) if own else (x, source)
         kwargs = {}
-        if stride is not None and accepts(layer.forward, 'key_stride') and \
-                not getattr(layer, 'has_own_key_stride', False):
+        if stride is not None and layer.auto_key_stride:
             kwargs['key_stride'] = stride
         if self.checkpoint_branches and self.training \
                 and torch.is_grad_enabled():

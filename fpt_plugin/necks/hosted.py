@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import inspect
 
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.model import Sequential
+from mmengine.registry import MODELS
 from torch import nn
 
-# Where a name is looked up when no scope is active, in this order.
+# Where a name is looked up that the active scope does not know, in this order.
 HOST_SCOPES = ('mmdet', 'mmseg')
 
 
 def build_hosted(cfg: dict | list) -> nn.Module:
     """Build a neck, or a list of necks as a Sequential, in the active scope.
 
-    With no scope active (or mmengine's own), mmdet and then mmseg are tried.
+    Where no scope is active, or the active one does not know the name, mmdet
+    and then mmseg are tried.
 
     Raises:
         TypeError: ``cfg`` is not a dict or a list of dicts with a type, or
@@ -27,8 +29,6 @@ def build_hosted(cfg: dict | list) -> nn.Module:
         KeyError: No registry knows the type.
     """
     if isinstance(cfg, (list, tuple)):
-        # mmengine's own Sequential: the keys of a list of necks stay theirs.
-        from mmengine.model import Sequential
         return Sequential(*(build_hosted(item) for item in cfg))
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise TypeError('pyramid must be a dict with a type, a list of such '
@@ -52,14 +52,12 @@ def build_hosted(cfg: dict | list) -> nn.Module:
 
 
 def _scope_of(neck_type: str | type) -> str | None:
-    """The host to ask when no scope is active; None keeps the active one."""
-    active = DefaultScope.get_current_instance()
-    if active is not None and active.scope_name != MODELS.scope:
-        return None
+    """The host to ask; None keeps the active scope."""
     if not isinstance(neck_type, str) or '.' in neck_type:
         return None
-    if _lookup(MODELS, neck_type) is not None:
-        return None
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if _lookup(registry, neck_type) is not None:
+            return None
     for scope in HOST_SCOPES:
         with MODELS.switch_scope_and_registry(scope) as registry:
             if registry.scope == scope and _lookup(registry, neck_type):

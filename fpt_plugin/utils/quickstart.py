@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.visualization import Visualizer
 
 from .files import replacing, write_json
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
@@ -163,8 +164,6 @@ def _train(cfg: Config, work_dir: Path,
     runner = Runner.from_cfg(cfg)
     runner.register_hook(TrainingTime(), priority='VERY_LOW')
     runner.train()
-    # A finished run that was only found again has not been validated.
-    runner.test_loop  # noqa: B018  (builds the loop from its config)
     return runner, runner.test()
 
 
@@ -180,31 +179,37 @@ def draw_detections(model: torch.nn.Module, cfg: Config,
     Returns:
         ``path``.
     """
-    init_default_scope('mmdet')
-    from mmdet.registry import DATASETS
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    visualizer = VISUALIZERS.build(
-        dict(type='mmdet.DetLocalVisualizer', name='quickstart', line_width=2))
-    visualizer.dataset_meta = dataset.metainfo
+    with DATASETS.switch_scope_and_registry('mmdet') as registry:
+        dataset = registry.build(cfg.test_dataloader.dataset)
     busiest = sorted(
         range(len(dataset)),
         key=lambda i: -len(dataset.get_data_info(i)['instances']))
+    model.eval()
     rows = []
     for i in busiest[:PICTURE_TILES]:
         data = dataset[i]
-        batch = dict(
-            inputs=[data['inputs']], data_samples=[data['data_samples']])
         with torch.no_grad():
-            sample = model.eval() and model.test_step(batch)[0]
-        # The annotations live in the resized image, detections in the
-        # original.
-        sample.gt_instances.bboxes = _original_boxes(sample)
+            sample, = model.test_step(
+                dict(
+                    inputs=[data['inputs']],
+                    data_samples=[data['data_samples']]))
         image = mmcv.imread(sample.img_path, channel_order='rgb')
-        visualizer.add_datasample(
-            'tile', image, sample, pred_score_thr=PICTURE_SCORE)
-        rows.append(visualizer.get_image())
+        found = sample.pred_instances
+        found = found.bboxes[found.scores > PICTURE_SCORE]
+        # The test pipeline loads annotations after resizing: like the
+        # detections they are in pixels of the file.
+        annotated = sample.gt_instances.bboxes
+        annotated = getattr(annotated, 'tensor', annotated)
+        rows.append(
+            np.concatenate([
+                _draw_boxes(image, annotated, (255, 255, 255)),
+                _draw_boxes(image, found, (255, 200, 0))
+            ], 1))
     width = max(row.shape[1] for row in rows)
-    rows = [mmcv.impad(row, shape=(row.shape[0], width)) for row in rows]
+    rows = [
+        mmcv.impad(row, shape=(row.shape[0], width), pad_val=(255, 255, 255))
+        for row in rows
+    ]
     picture = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
     with replacing(path) as temporary:
         if not cv2.imwrite(str(temporary), picture):
@@ -212,10 +217,12 @@ def draw_detections(model: torch.nn.Module, cfg: Config,
     return Path(path)
 
 
-def _original_boxes(sample) -> torch.Tensor:
-    boxes = sample.gt_instances.bboxes
-    boxes = getattr(boxes, 'tensor', boxes)
-    return boxes / boxes.new_tensor(sample.scale_factor).repeat(2)
+def _draw_boxes(image: np.ndarray, boxes: torch.Tensor,
+                colour: tuple[int, int, int]) -> np.ndarray:
+    visualizer = Visualizer(image=image)
+    if len(boxes):
+        visualizer.draw_bboxes(boxes, edge_colors=colour, line_widths=2)
+    return visualizer.get_image()
 
 
 def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:

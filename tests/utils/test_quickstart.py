@@ -1,0 +1,165 @@
+"""The quickstart on a few synthetic tiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from fpt_plugin.utils import quickstart
+from fpt_plugin.utils.quickstart import (
+    TrainingTime,
+    parser,
+    quickstart_config,
+    rescale_schedule,
+)
+from fpt_plugin.utils.trees import _CocoSet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    """Tools run from the repository's root."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Synthetic tiles and the shipped config at a size for tests."""
+    rng = np.random.default_rng(0)
+    for name in ('train', 'val'):
+        coco = _CocoSet(tmp_path / 'data' / 'trees', name)
+        for i in range(2):
+            image = rng.integers(0, 80, (64, 64, 3), np.uint8)
+            image[20:44, 8 + 4 * i:32 + 4 * i] += 150
+            boxes = np.array([[8 + 4 * i, 20, 32 + 4 * i, 44]], float)
+            coco.add(f'{i}.png', image, boxes)
+        coco.save()
+    config = tmp_path / 'small.py'
+    config.write_text(f"""
+_base_ = {str(ROOT / quickstart.CONFIG)!r}
+model = dict(backbone=dict(init_cfg=None))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(64, 64), keep_ratio=True),
+    dict(type='PackDetInputs')
+]
+train_dataloader = dict(dataset=dict(pipeline=pipeline))
+val_dataloader = dict(dataset=dict(pipeline=pipeline))
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+""")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, 'CONFIG', str(config))
+    # Weights are not needed; the tiles are there already.
+    monkeypatch.setattr(quickstart, 'prepare_mobilenet_v2', lambda *_: None)
+    return tmp_path
+
+
+def run(*flags) -> dict:
+    return quickstart.run(parser().parse_args(list(flags)))
+
+
+# ----------------------------------------------------------------- settings
+
+
+def test_one_word_changes_the_neck(shipped):
+    """FPN and FPT share everything but the type of the neck."""
+    fpt, fpn = (
+        quickstart_config(neck, None, 0, 'x').to_dict()
+        for neck in ('fpt', 'fpn'))
+    assert fpt['model']['neck'].pop('type') == 'FPT'
+    assert fpn['model']['neck'].pop('type') == 'FPN'
+    assert fpt == fpn
+
+
+def test_schedule_is_stretched(shipped):
+    cfg = quickstart_config('fpt', 3, 7, 'x')
+    assert cfg.train_cfg.max_epochs == 3 and cfg.train_cfg.val_interval == 3
+    warmup, cosine = cfg.param_scheduler
+    assert warmup.end == 30  # iterations
+    assert cosine.end == cosine.T_max == 3
+    assert cfg.randomness.seed == 7
+
+
+def test_schedule_without_t_max():
+    cfg = Config(
+        dict(
+            param_scheduler=[dict(type='MultiStepLR', end=12, by_epoch=True)],
+            train_cfg=dict(max_epochs=12, val_interval=1)))
+    rescale_schedule(cfg, 4)
+    assert cfg.param_scheduler[0].end == 4
+
+
+@pytest.mark.parametrize('epochs', [0, -1])
+def test_no_epochs(shipped, epochs):
+    with pytest.raises(ValueError, match=f'--epochs .* got {epochs}'):
+        quickstart_config('fpt', epochs, 0, 'x')
+
+
+def test_unknown_neck():
+    with pytest.raises(SystemExit):
+        parser().parse_args(['--neck', 'pafpn'])
+
+
+# ---------------------------------------------------------------------- run
+
+
+def test_run_and_run_again(small, capsys, monkeypatch):
+    summary = run('--epochs', '1')
+    folder = small / 'work_dirs' / 'quickstart'
+    written = json.loads((folder / 'summary.json').read_text())
+    assert written == summary
+    assert {'ap', 'ap50', 'ap75', 'train_images', 'val_images',
+            'train_seconds', 'picture'} <= summary.keys()
+    assert summary['train_images'] == summary['val_images'] == 2
+    assert summary['train_seconds'] > 0
+    picture = cv2.imread(summary['picture'])
+    # two tiles, annotations beside detections
+    assert picture.shape == (128, 128, 3)
+    assert (picture == 255).all(-1).any(), 'annotations are white'
+    assert 'bash tools/run_tests.sh' in capsys.readouterr().out
+
+    # The second run finds the first.
+    def no_training(*_, **__):
+        raise AssertionError('trained again')
+
+    monkeypatch.setattr(TrainingTime, 'before_train_iter', no_training)
+    assert run('--epochs', '1') == summary
+    assert 'go on from there' in capsys.readouterr().out
+    with pytest.raises(AssertionError, match='trained again'):
+        run('--epochs', '1', '--fresh')
+    # After other settings nothing is reused.
+    with pytest.raises(AssertionError, match='trained again'):
+        run('--epochs', '1', '--seed', '1')
+
+
+def test_an_interrupted_run_goes_on(small, monkeypatch):
+    count = TrainingTime.after_train_iter
+
+    def interrupt(self, runner, *args, **kwargs):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
+        count(self, runner, *args, **kwargs)
+
+    monkeypatch.setattr(TrainingTime, 'after_train_iter', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run('--epochs', '2', '--neck', 'fpn')
+    folder = small / 'work_dirs' / 'quickstart-fpn'
+    assert not (folder / 'summary.json').exists()
+
+    epochs = []
+
+    def note(self, runner, *args, **kwargs):
+        epochs.append(runner.epoch)
+        count(self, runner, *args, **kwargs)
+
+    monkeypatch.setattr(TrainingTime, 'after_train_iter', note)
+    summary = run('--epochs', '2', '--neck', 'fpn')
+    assert set(epochs) == {1}
+    assert summary['neck'] == 'fpn' and summary['epochs'] == 2
