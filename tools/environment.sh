@@ -56,11 +56,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 install() { # what, pip arguments...
     local what=$1; shift
     say "Installing $what"
-    "$python" -m pip install --quiet "$@" >&2 || fail "could not install $what" \
+    "$python" -m pip install --quiet --quiet "$@" >&2 || fail "could not install $what" \
         "pip's message is above. Is the package index reachable, and is there room on the disk?"
 }
 
-built() { "$python" -c 'import mmcv.ops' 2>/dev/null; }
+# Whether mmcv is there with its compiled operators; it is not imported, its
+# own requirements may be missing yet.
+built() {
+    "$python" -c 'import importlib.util, pathlib, sys
+spec = importlib.util.find_spec("mmcv")
+sys.exit(spec is None or not any(pathlib.Path(spec.origin).parent.glob("_ext*")))'
+}
 
 # pip is silent while it compiles; its log tells how far it is.
 build_mmcv() {
