@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 stack=stock
 while [ $# -gt 0 ]; do
     case $1 in
-        --stack) stack=${2:-}; shift 2 ;;
+        --stack) stack=${2:-}; shift; [ $# -eq 0 ] || shift ;;
         *) echo "environment.sh: unknown option $1" >&2; exit 2 ;;
     esac
 done
@@ -84,7 +84,7 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
     pid=$!
     trap 'kill $pid 2>/dev/null' EXIT
     while kill -0 $pid 2>/dev/null; do
-        sleep 5
+        sleep 1
         if [ $(((SECONDS - started) / 30)) -gt ${ticks:-0} ]; then
             ticks=$(((SECONDS - started) / 30))
             say "  $((SECONDS - started)) s" \

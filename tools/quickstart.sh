@@ -24,4 +24,6 @@ python=$(bash tools/environment.sh --stack "$stack")
 export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-100000000000}
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+# mmengine 0.10 announces this at every start; environment.sh has pinned it.
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore:pkg_resources is deprecated:UserWarning}
 exec "$python" tools/quickstart.py ${rest[@]+"${rest[@]}"}
