@@ -221,7 +221,7 @@ def _draw_boxes(image: np.ndarray, boxes: torch.Tensor,
                 colour: tuple[int, int, int]) -> np.ndarray:
     visualizer = Visualizer(image=image)
     if len(boxes):
-        visualizer.draw_bboxes(boxes, edge_colors=colour, line_widths=2)
+        visualizer.draw_bboxes(boxes, edge_colors=colour, line_widths=2, alpha=1)
     return visualizer.get_image()
 
 

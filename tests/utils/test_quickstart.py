@@ -122,7 +122,8 @@ def test_run_and_run_again(small, capsys, monkeypatch):
     picture = cv2.imread(summary['picture'])
     # two tiles, annotations beside detections
     assert picture.shape == (128, 128, 3)
-    assert (picture == 255).all(-1).any(), 'annotations are white'
+    # the tiles are at most 230 bright, annotations white
+    assert (picture[:, :64].min(-1) > 235).any()
     assert 'bash tools/run_tests.sh' in capsys.readouterr().out
 
     # The second run finds the first.
