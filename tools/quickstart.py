@@ -10,3 +10,6 @@ if __name__ == '__main__':
         run(parser().parse_args())
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f'quickstart failed: {error}')
+    except KeyboardInterrupt:
+        sys.exit('quickstart interrupted: the same command goes on from the '
+                 'last finished epoch')

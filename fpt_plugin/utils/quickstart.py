@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def default_work_dir(neck: str) -> str:
+    """Where the quickstart with a neck keeps its run."""
+    return 'work_dirs/quickstart' + ('' if neck == 'fpt' else f'-{neck}')
+
+
 def quickstart_config(neck: str, epochs: int | None, seed: int,
                       work_dir: str) -> Config:
     """The shipped config under the flags of the quickstart.
@@ -107,8 +112,7 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         The content of ``summary.json``.
     """
-    default = 'quickstart' if args.neck == 'fpt' else f'quickstart-{args.neck}'
-    work_dir = Path(args.work_dir or f'work_dirs/{default}')
+    work_dir = Path(args.work_dir or default_work_dir(args.neck))
     cfg = quickstart_config(args.neck, args.epochs, args.seed, str(work_dir))
 
     _announce(DEEPFOREST)
@@ -226,14 +230,26 @@ def _draw_boxes(image: np.ndarray, boxes: torch.Tensor,
 
 
 def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
-    ap, ap50, ap75 = (summary[name] for name in ('ap', 'ap50', 'ap75'))
-    print(f"""
-AP {ap:.3f}   AP50 {ap50:.3f}   AP75 {ap75:.3f}
-on {summary['val_images']} held-out tiles, after training on \
-{summary['train_images']} for {summary['train_seconds'] / 60:.1f} minutes
-(validation tiles that the recipe was tuned on, not a test set)
-Annotations (left) and detections (right): {summary['picture']}
-Figures: {work_dir / 'summary.json'}
-Next:  bash tools/run_tests.sh
-or     bash tools/quickstart.sh --neck fpn      (the same with a plain FPN)
-Checkpoint for tools/test.py: {checkpoint}""")
+    lines = ['', _figures(summary)]
+    other = dict(fpt='fpn', fpn='fpt')[summary['neck']]
+    beside = Path(default_work_dir(other)) / 'summary.json'
+    if beside.is_file():
+        lines.append(_figures(json.loads(beside.read_text())))
+    lines += [
+        f'on {summary["val_images"]} held-out tiles that the recipe was tuned '
+        'on: a validation set, not a test set', '',
+        f'Annotations (left), detections (right): {summary["picture"]}',
+        f'Figures: {work_dir / "summary.json"}',
+        f'Checkpoint: {checkpoint}', '', 'Next: bash tools/run_tests.sh',
+        f'or:   bash tools/quickstart.sh --neck {other}'
+    ]
+    print('\n'.join(lines), flush=True)
+
+
+def _figures(summary: dict) -> str:
+    """One line of a table: whose figures, and what they cost."""
+    figures = '  '.join(f'{name.upper()} {summary[name]:.3f}'
+                        for name in ('ap', 'ap50', 'ap75'))
+    return (f'{summary["neck"].upper()}  {figures}  '
+            f'({summary["epochs"]} epochs, seed {summary["seed"]}, '
+            f'{summary["train_seconds"] / 60:.1f} minutes)')

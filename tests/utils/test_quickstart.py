@@ -164,3 +164,13 @@ def test_an_interrupted_run_goes_on(small, monkeypatch):
     summary = run('--epochs', '2', '--neck', 'fpn')
     assert set(epochs) == {1}
     assert summary['neck'] == 'fpn' and summary['epochs'] == 2
+
+
+def test_the_other_neck_is_shown_beside(small, capsys):
+    run('--epochs', '1', '--neck', 'fpn')
+    alone = capsys.readouterr().out
+    assert 'FPN  AP ' in alone and 'FPT  AP ' not in alone
+    assert '--neck fpt' in alone
+    run('--epochs', '1')
+    both = capsys.readouterr().out
+    assert 'FPT  AP ' in both and 'FPN  AP ' in both
