@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
-def check_map(name: str, x: Tensor, channels: int | None = None) -> None:
+def check_map(name: str,
+              x: Tensor,
+              channels: int | None = None,
+              weight: Tensor | None = None) -> None:
     """Require a floating point map (B, C, H, W) that is not empty.
 
+    Args:
+        name: The argument, for messages.
+        x: The map.
+        channels: Channels it must have.
+        weight: A parameter whose dtype it must have, unless autocast is on.
+
     Raises:
-        TypeError: ``x`` is not a floating point tensor.
+        TypeError: ``x`` is not a floating point tensor, or not of the
+            parameters' dtype.
         ValueError: ``x`` is not (B, C, H, W), has no pixel, or has not
             ``channels`` channels.
     """
@@ -18,12 +29,23 @@ def check_map(name: str, x: Tensor, channels: int | None = None) -> None:
             f'{name} must be a tensor (B, C, H, W), got {type(x).__name__}')
     if not x.is_floating_point():
         raise TypeError(f'{name} must be a floating point tensor, got {x.dtype}')
+    if weight is not None and x.dtype != weight.dtype \
+            and not _autocast_enabled(x.device.type):
+        raise TypeError(f'{name} must have the dtype of the parameters, '
+                        f'{weight.dtype}, got {x.dtype}')
     if x.dim() != 4 or 0 in x.shape[2:]:
         raise ValueError(f'{name} must be (B, C, H, W) with H and W of at least '
                          f'1, got {tuple(x.shape)}')
     if channels is not None and x.shape[1] != channels:
         raise ValueError(f'{name} must have in_channels={channels} channels, got '
                          f'{x.shape[1]} in {tuple(x.shape)}')
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # torch < 2.4 has a function a device
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
 def check_same_batch(fine: Tensor, coarse: Tensor) -> None:

@@ -76,8 +76,8 @@ class GroundingTransformer(MixtureTransformer):
             TypeError: A map is not a floating point tensor.
             ValueError: A map is not (B, C, H, W), or the batch sizes differ.
         """
-        check_map('fine', fine, self.in_channels)
-        check_map('coarse', coarse, self.in_channels)
+        check_map('fine', fine, self.in_channels, self.query.weight)
+        check_map('coarse', coarse, self.in_channels, self.query.weight)
         check_same_batch(fine, coarse)
         if key_stride is None:
             key_stride = self.key_stride

@@ -98,8 +98,8 @@ class RenderingTransformer(BaseModule):
             TypeError: A map is not a floating point tensor.
             ValueError: A map is not (B, C, H, W), or the batch sizes differ.
         """
-        check_map('coarse', coarse, self.in_channels)
-        check_map('fine', fine, self.in_channels)
+        check_map('coarse', coarse, self.in_channels, self.query.weight)
+        check_map('fine', fine, self.in_channels, self.query.weight)
         check_same_batch(fine, coarse)
         # GAP(k(Xf)) equals k(GAP(Xf)), Hf * Wf times cheaper.
         average = _average(fine).to(fine.dtype)

@@ -68,7 +68,7 @@ class SelfTransformer(MixtureTransformer):
             TypeError: ``x`` is not a floating point tensor.
             ValueError: ``x`` is not (B, C, H, W).
         """
-        check_map('x', x, self.in_channels)
+        check_map('x', x, self.in_channels, self.query.weight)
         if key_stride is None:
             key_stride = self.key_stride
         return self.attend(x, x, check_positive_int('key_stride', key_stride))

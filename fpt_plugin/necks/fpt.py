@@ -326,8 +326,9 @@ class FPT(BaseModule):
 
         Only after the fact: a host's neck may ignore some of its inputs.
         """
+        weight = next(self.pyramid.parameters(), None)
         for i, x in enumerate(inputs):
-            check_map(f'inputs[{i}]', x)
+            check_map(f'inputs[{i}]', x, weight=weight)
         if not isinstance(self.in_channels, (list, tuple)):
             return
         given = [x.shape[1] for x in inputs]

@@ -574,6 +574,8 @@ def swap(index, value):
     (lambda: maps()[0], TypeError, ['inputs', 'Tensor']),
     (lambda: swap(1, torch.ones(2, 16, 13, 21, dtype=torch.int64)), TypeError,
      ['inputs[1]', 'int64']),
+    (lambda: [x.double() for x in maps()], TypeError,
+     ['inputs[0]', 'float32', 'float64']),
     (lambda: swap(2, torch.randn(24, 7, 11)), ValueError,
      ['inputs[2]', '(24, 7, 11)']),
 ])
