@@ -102,8 +102,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
 
 def _accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """Float64 stays float64; everything else is computed in float32."""
-    widest = max((t.dtype for t in tensors), key=lambda d: d.itemsize)
-    return widest if widest == torch.float64 else torch.float32
+    double = any(t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if double else torch.float32
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,

@@ -59,13 +59,12 @@ class RenderingTransformer(BaseModule):
         def projection() -> nn.Conv2d:
             return nn.Conv2d(in_channels, embed_channels, 1, bias=False)
 
-        def conv3x3() -> nn.Conv2d:
-            return nn.Conv2d(embed_channels, embed_channels, 3, padding=1)
-
         self.query, self.key, self.value = (projection() for _ in range(3))
-        self.query_conv = conv3x3()
-        self.value_conv = conv3x3()
-        self.out_conv = conv3x3()
+        conv3x3 = dict(kernel_size=3, padding=1)
+        self.query_conv = nn.Conv2d(embed_channels, embed_channels, **conv3x3)
+        self.value_conv = _AnyStrideConv2d(embed_channels, embed_channels,
+                                           **conv3x3)
+        self.out_conv = nn.Conv2d(embed_channels, embed_channels, **conv3x3)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -114,15 +113,17 @@ class RenderingTransformer(BaseModule):
         25x42 under 50x84 under 99x167.
         """
         stride = max(1, round(int(fine.shape[2]) / int(size[0])))
-        value = F.conv2d(
-            self.value(fine),
-            self.value_conv.weight,
-            self.value_conv.bias,
-            stride=stride,
-            padding=1)
+        value = self.value_conv(self.value(fine), stride)
         if value.shape[2:] != size:
             value = F.interpolate(value, size=size, mode='nearest')
         return value
+
+
+class _AnyStrideConv2d(nn.Conv2d):
+    """A convolution that is told its stride with its input."""
+
+    def forward(self, x: Tensor, stride: int) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, stride, self.padding)
 
 
 def _average(x: Tensor) -> Tensor:

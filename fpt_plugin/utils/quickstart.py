@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import mmcv
+import mmdet
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -154,7 +155,10 @@ def _count_images(dataloader: dict) -> int:
 def _train(cfg: Config, work_dir: Path,
            fresh: bool) -> tuple[Runner, dict[str, float]]:
     """Train, or go on with what is there, and evaluate."""
-    key = dict(config=cfg.pretty_text, torch=torch.__version__)
+    key = dict(
+        config=cfg.pretty_text,
+        torch=torch.__version__,
+        mmdet=mmdet.__version__)
     settings = work_dir / 'settings.json'
     same = settings.is_file() and json.loads(settings.read_text()) == key
     latest = find_latest_checkpoint(str(work_dir)) if same else None

@@ -500,6 +500,44 @@ def test_copies_are_independent():
     assert torch.equal(twin(maps())[0].isfinite().all(), torch.tensor(True))
 
 
+class Unpacked(torch.nn.Module):
+    """Tracers want tensors as arguments."""
+
+    def __init__(self, neck):
+        super().__init__()
+        self.neck = neck
+
+    def forward(self, *inputs):
+        return self.neck(inputs)
+
+
+@pytest.mark.parametrize('capture', [
+    lambda model, inputs: torch.jit.trace(model, inputs),
+    lambda model, inputs: torch.export.export(model, inputs).module(),
+    lambda model, inputs: torch.compile(
+        model, fullgraph=True, backend='aot_eager'),
+], ids=['trace', 'export', 'compile'])
+def test_captured_neck_gives_the_same(capture):
+    model = Unpacked(perturb(make(num_outs=5))).eval()
+    inputs = tuple(maps())
+    captured = capture(model, inputs)
+    for a, b in zip(captured(*inputs), model(*inputs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_neck_trains():
+    model = Unpacked(perturb(make())).train()
+    inputs = tuple(maps())
+    grads = []
+    for run in (model,
+                torch.compile(model, fullgraph=True, backend='aot_eager')):
+        model.zero_grad()
+        sum(x.square().mean() for x in run(*inputs)).backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 # -------------------------------------------------------------------- bad input
 
 
