@@ -114,6 +114,9 @@ class FPT(BaseModule):
             checkpoint_branches: bool = False,
             freeze_pyramid: bool = False,
             **pyramid_args) -> None:
+        if not isinstance(pyramid, (dict, list, tuple, type(None))):
+            raise TypeError('pyramid must be a dict with a type, a list of such '
+                            f'dicts, or None, got {pyramid!r}')
         own_init_cfg = None
         if not isinstance(pyramid, dict):
             own_init_cfg = pyramid_args.pop('init_cfg', None)
@@ -136,6 +139,8 @@ class FPT(BaseModule):
         self.freeze_pyramid = freeze_pyramid
 
         self.pyramid = self._build_pyramid(pyramid, pyramid_args)
+        # The pyramid's own config may have changed it.
+        check_positive_int('out_channels', self.out_channels)
         self.num_levels = self._resolve_num_levels(num_levels)
         self.key_strides = self._resolve_key_strides(key_strides)
         branch_cfgs = dict(
