@@ -8,6 +8,8 @@ from collections.abc import Callable
 from mmengine.registry import MODELS
 from torch import nn
 
+from .hosted import lookup
+
 
 def accepts(function: Callable, name: str) -> bool:
     """Whether ``function`` takes an argument of this name."""
@@ -63,14 +65,9 @@ def _class_of(name: str, cfg: dict) -> Callable:
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise TypeError(
             f'{name} must be a dict with a type, or None, got {cfg!r}')
-    if not isinstance(cfg['type'], str):
-        return cfg['type']
     with MODELS.switch_scope_and_registry(cfg.get('_scope_')) as registry:
-        try:
-            found = registry.get(cfg['type'])
-        except RuntimeError:  # what Registry.get makes of an unknown name
-            found = None
-        if not callable(found):
-            raise KeyError(f'{name} has a type that no registry knows, got '
-                           f'{cfg["type"]!r}')
-        return found
+        found = lookup(registry, cfg['type'])
+    if found is None:
+        raise KeyError(f'{name} has a type that no registry knows, got '
+                       f'{cfg["type"]!r}')
+    return found

@@ -114,11 +114,8 @@ class FPT(BaseModule):
             checkpoint_branches: bool = False,
             freeze_pyramid: bool = False,
             **pyramid_args) -> None:
-        if not isinstance(pyramid, (dict, list, tuple, type(None))):
-            raise TypeError('pyramid must be a dict with a type, a list of such '
-                            f'dicts, or None, got {pyramid!r}')
         own_init_cfg = None
-        if not isinstance(pyramid, dict):
+        if pyramid is None or isinstance(pyramid, (list, tuple)):
             own_init_cfg = pyramid_args.pop('init_cfg', None)
             if pyramid_args:
                 raise TypeError(

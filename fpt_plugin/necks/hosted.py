@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 
 from mmengine.model import Sequential
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, Registry
 from torch import nn
 
 # Where a name is looked up that the active scope does not know, in this order.
@@ -36,7 +36,7 @@ def build_hosted(cfg: dict | list) -> nn.Module:
     cfg = dict(cfg)
     scope = cfg.pop('_scope_', None) or _scope_of(cfg['type'])
     with MODELS.switch_scope_and_registry(scope) as registry:
-        cls = _lookup(registry, cfg['type'])
+        cls = lookup(registry, cfg['type'])
         if cls is None:
             raise KeyError(_unknown_type(cfg['type'], registry.scope))
         args = {k: v for k, v in cfg.items() if k != 'type'}
@@ -56,20 +56,21 @@ def _scope_of(neck_type: str | type) -> str | None:
     if not isinstance(neck_type, str) or '.' in neck_type:
         return None
     with MODELS.switch_scope_and_registry(None) as registry:
-        if _lookup(registry, neck_type) is not None:
+        if lookup(registry, neck_type) is not None:
             return None
     for scope in HOST_SCOPES:
         with MODELS.switch_scope_and_registry(scope) as registry:
-            if registry.scope == scope and _lookup(registry, neck_type):
+            if registry.scope == scope and lookup(registry, neck_type):
                 return scope
     return None
 
 
-def _lookup(registry, neck_type: str | type) -> type | None:
-    if not isinstance(neck_type, str):
-        return neck_type
+def lookup(registry: Registry, name: str | type) -> type | None:
+    """What a registry holds under a name; None where it does not know it."""
+    if not isinstance(name, str):
+        return name
     try:
-        found = registry.get(neck_type)
+        found = registry.get(name)
     except RuntimeError:  # what Registry.get makes of an unknown name
         return None
     return found if callable(found) else None

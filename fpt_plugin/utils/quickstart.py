@@ -13,8 +13,8 @@ import mmdet
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.visualization import Visualizer
 
@@ -122,7 +122,9 @@ def run(args: argparse.Namespace) -> dict:
     prepare_mobilenet_v2('data/pretrained/mobilenet_v2.pth', CACHE)
 
     runner, metrics = _train(cfg, work_dir, args.fresh)
-    picture = draw_detections(runner.model, cfg, work_dir / 'detections.png')
+    picture = draw_detections(runner.model,
+                              runner.test_loop.dataloader.dataset,
+                              work_dir / 'detections.png')
     summary = dict(
         ap=metrics['coco/bbox_mAP'],
         ap50=metrics['coco/bbox_mAP_50'],
@@ -175,20 +177,18 @@ def _train(cfg: Config, work_dir: Path,
     return runner, runner.test()
 
 
-def draw_detections(model: torch.nn.Module, cfg: Config,
+def draw_detections(model: torch.nn.Module, dataset: BaseDataset,
                     path: str | Path) -> Path:
     """Draw annotations (left) and detections (right) of held-out tiles.
 
     Args:
         model: A trained detector.
-        cfg: Its config, with a test dataset.
+        dataset: Its test dataset, whose pipeline loads annotations.
         path: The picture to write.
 
     Returns:
         ``path``.
     """
-    with DATASETS.switch_scope_and_registry('mmdet') as registry:
-        dataset = registry.build(cfg.test_dataloader.dataset)
     busiest = sorted(
         range(len(dataset)),
         key=lambda i: -len(dataset.get_data_info(i)['instances']))
