@@ -36,7 +36,7 @@ def checkout(tmp_path, monkeypatch):
     repo, notes = tmp_path / 'a checkout', tmp_path / 'notes'
     notes.mkdir()
     (repo / 'tools').mkdir(parents=True)
-    for name in TOOLS:
+    for name in (*TOOLS, 'python_of_stack.sh'):
         shutil.copy(ROOT / 'tools' / name, repo / 'tools')
     for name in ('setup.py', 'pyproject.toml'):
         shutil.copy(ROOT / name, repo)

@@ -6,17 +6,7 @@
 #   bash tools/quickstart.sh [--stack stock|onedl] [--neck fpt|fpn]
 #                            [--epochs N] [--seed N] [--fresh]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-stack=stock
-rest=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --stack) stack=${2:-}; shift; [ $# -eq 0 ] || shift ;;
-        *) rest+=("$1"); shift ;;
-    esac
-done
-python=$(bash tools/environment.sh --stack "$stack")
+source "$(dirname "${BASH_SOURCE[0]}")/python_of_stack.sh" "$@"
 
 # Training on a CPU allocates and frees large maps at every step. Keeping that
 # memory, in large pages, instead of handing it back to the system saves about

@@ -3,15 +3,5 @@
 #
 #   bash tools/run_tests.sh [--stack stock|onedl] [pytest arguments]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-stack=stock
-rest=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --stack) stack=${2:-}; shift; [ $# -eq 0 ] || shift ;;
-        *) rest+=("$1"); shift ;;
-    esac
-done
-python=$(bash tools/environment.sh --stack "$stack")
+source "$(dirname "${BASH_SOURCE[0]}")/python_of_stack.sh" "$@"
 exec "$python" -m pytest ${rest[@]+"${rest[@]}"}

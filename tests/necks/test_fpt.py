@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from base import BaseNeckTester, sizes_of
+from base import BaseNeckTester, BaseWrapperTester, backbone_maps
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
@@ -22,10 +22,7 @@ def make(**kwargs) -> FPT:
 
 
 def maps(channels=CHANNELS, size=(25, 42), batch=2):
-    return [
-        torch.randn(batch, c, *s)
-        for c, s in zip(channels, sizes_of(*size, len(channels)))
-    ]
+    return backbone_maps(channels, *size, batch=batch)
 
 
 def perturb(neck: torch.nn.Module) -> torch.nn.Module:
@@ -36,10 +33,9 @@ def perturb(neck: torch.nn.Module) -> torch.nn.Module:
     return neck
 
 
-class TestDefault(BaseNeckTester):
+class TestDefault(BaseWrapperTester):
     cfg = dict(type='FPT', in_channels=CHANNELS, out_channels=16, num_outs=5)
     num_outs = 5
-    identity = True
 
 
 class TestPaperPreset(BaseNeckTester):
@@ -53,7 +49,7 @@ class TestPaperPreset(BaseNeckTester):
         fusion='concat')
 
 
-class TestStartLevelAndExtraConvs(BaseNeckTester):
+class TestStartLevelAndExtraConvs(BaseWrapperTester):
     cfg = dict(
         type='FPT',
         in_channels=CHANNELS,
@@ -62,22 +58,19 @@ class TestStartLevelAndExtraConvs(BaseNeckTester):
         start_level=1,
         add_extra_convs='on_output')
     num_outs = 5
-    identity = True
 
 
-class TestCheckpointed(BaseNeckTester):
+class TestCheckpointed(BaseWrapperTester):
     cfg = dict(TestDefault.cfg, checkpoint_branches=True)
     num_outs = 5
-    identity = True
 
 
-class TestNormed(BaseNeckTester):
+class TestNormed(BaseWrapperTester):
     cfg = dict(
         TestDefault.cfg,
         fusion_norm_cfg=dict(type='GN', num_groups=2),
         norm_cfg=dict(type='GN', num_groups=2))
     num_outs = 5
-    identity = True
 
     # A group of one-pixel maps is normalised to a constant.
     @pytest.mark.parametrize('size', [(25, 42), (33, 17)])
@@ -85,19 +78,16 @@ class TestNormed(BaseNeckTester):
         super().test_any_size_trains(size, 1)
 
 
-class TestSelfTransformerNeck(BaseNeckTester):
+class TestSelfTransformerNeck(BaseWrapperTester):
     cfg = dict(TestDefault.cfg, type='SelfTransformerNeck', num_outs=4)
-    identity = True
 
 
-class TestGroundingTransformerNeck(BaseNeckTester):
+class TestGroundingTransformerNeck(BaseWrapperTester):
     cfg = dict(TestDefault.cfg, type='GroundingTransformerNeck', num_outs=4)
-    identity = True
 
 
-class TestRenderingTransformerNeck(BaseNeckTester):
+class TestRenderingTransformerNeck(BaseWrapperTester):
     cfg = dict(TestDefault.cfg, type='RenderingTransformerNeck', num_outs=4)
-    identity = True
 
 
 # ---------------------------------------------------------------- identity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from base import BaseNeckTester, sizes_of
+from base import BaseNeckTester, backbone_maps
 
 from fpt_plugin import BottomUpPyramid
 
@@ -32,9 +32,7 @@ class TestBottomUpPyramidWithExtraConvs(BaseNeckTester):
 
 
 def inputs():
-    return [
-        torch.randn(2, c, *s) for c, s in zip(CHANNELS, sizes_of(25, 42, 4))
-    ]
+    return backbone_maps(CHANNELS)
 
 
 def test_laterals_and_nothing_else():
