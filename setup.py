@@ -1,8 +1,10 @@
 """Package metadata; needs nothing but setuptools to build."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -27,6 +29,50 @@ def read_version() -> str:
     return scope['__version__']
 
 
+class BuildWithConfigs(build_py):
+    """Puts configs, tools and the model index into ``fpt_plugin/.mim``.
+
+    That is where mmengine's ``fpt_plugin::`` configs and the command ``mim``
+    look. A wheel gets copies; an editable install gets links, so that a
+    changed config counts at once.
+    """
+
+    MIM_DATA = ('configs', 'tools', 'model-index.yml')
+
+    def run(self):
+        """Build the modules, then lay the data beside them."""
+        super().run()
+        if self.editable_mode:
+            self.lay_out(ROOT / 'fpt_plugin' / '.mim', self.link)
+        elif not self.dry_run:
+            self.lay_out(Path(self.build_lib) / 'fpt_plugin' / '.mim', self.copy)
+
+    def lay_out(self, folder, place):
+        """Make the folder anew and place each piece in it."""
+        if folder.is_symlink():
+            folder.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in self.MIM_DATA:
+            place(ROOT / name, folder / name)
+
+    @staticmethod
+    def copy(source, target):
+        """Copy a file, or a folder without what Python left in it."""
+        if source.is_dir():
+            shutil.copytree(
+                source, target, ignore=shutil.ignore_patterns('__pycache__'))
+        else:
+            shutil.copy(source, target)
+
+    def link(self, source, target):
+        """Link, relative so that the checkout can be moved; copy elsewhere."""
+        try:
+            target.symlink_to(Path('..', '..', source.name))
+        except OSError:  # a file system without links
+            self.copy(source, target)
+
+
 setup(
     name='fpt-plugin',
     version=read_version(),
@@ -36,6 +82,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['fpt_plugin', 'fpt_plugin.*']),
+    package_data=dict(fpt_plugin=['py.typed']),
+    cmdclass=dict(build_py=BuildWithConfigs),
     python_requires='>=3.9',
     install_requires=['torch>=2.1', 'numpy'],
     extras_require=dict(stock=STOCK, onedl=ONEDL, dev=DEV),

@@ -6,10 +6,15 @@ installed versions do not need it.
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType
 
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
@@ -22,6 +27,8 @@ except ImportError:  # numpy < 2
 def apply() -> None:
     """Apply every mend; more than once is harmless."""
     allow_safe_resume()
+    find_config_packages()
+    keep_host_scope()
 
 
 def allow_safe_resume() -> None:
@@ -82,3 +89,88 @@ def _history_buffer_method(owner: type, name: str) -> FunctionType:
         raise AttributeError('a checkpoint may only refer to methods of '
                              f'HistoryBuffer, got {name!r} of {owner!r}')
     return method
+
+
+def find_config_packages() -> None:
+    """Let ``_base_ = 'fpt_plugin::...'`` and ``'mmseg::...'`` find configs.
+
+    mmengine looks the package of a scope up in a table of its own projects.
+    """
+    # A module that is no distribution: mmengine then takes the folder that is
+    # imported. It would look beside the distribution's metadata, which
+    # ``pip install -e`` does not keep beside the package.
+    MODULE2PACKAGE['fpt_plugin'] = 'fpt_plugin.version'
+    # The fork's distribution carries another name than the table's.
+    if _version_of('mmsegmentation') is None \
+            and _version_of('onedl-mmsegmentation') is not None:
+        MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
+
+
+def keep_host_scope() -> None:
+    """Read ``fpt_plugin::`` bases in the scope of the config that names them.
+
+    What a config takes from a base of another package, as in
+    ``_base_.train_pipeline``, mmengine marks with that package's scope. Our
+    configs are the hosts' own but for the neck, and a scope of ours would
+    build mmcv's transforms where mmdet's of the same name are meant.
+    """
+    original = Config._get_cfg_path
+    if getattr(original, 'keeps_host_scope', False):
+        return
+
+    def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = original(cfg_path, filename)
+        return path, None if scope == 'fpt_plugin' else scope
+
+    _get_cfg_path.keeps_host_scope = True
+    Config._get_cfg_path = staticmethod(_get_cfg_path)
+
+
+# Distributions by import name, with the versions that are known to fit: those
+# that have mmengine's registries and configs.
+HOSTS = {
+    'mmengine': (('mmengine', 'mmengine-lite', 'onedl-mmengine'), '0.7.1', '1'),
+    'mmcv': (('mmcv', 'mmcv-lite', 'onedl-mmcv'), '2.0.0', '3'),
+    'mmdet': (('mmdet', 'onedl-mmdetection'), '3.0.0', '4'),
+    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.0.0', '2'),
+}
+
+
+@cache
+def check_hosts() -> None:
+    """Refuse OpenMMLab versions that the package cannot work with.
+
+    Called when a model is built, so that importing the package never fails.
+    A host that is not installed is not missed.
+
+    Raises:
+        ImportError: A version is out of its range, or two distributions of
+            one host lie over each other.
+    """
+    for module, (names, low, high) in HOSTS.items():
+        found = {name: _version_of(name) for name in names}
+        found = {name: v for name, v in found.items() if v is not None}
+        if len(found) > 1:
+            given = ', '.join(f'{name} {v}' for name, v in found.items())
+            raise ImportError(
+                f'{module} must come from one distribution, got {given}: their '
+                'files overwrite each other. Uninstall all of them, then '
+                f'install the one that is wanted: pip uninstall '
+                f'{" ".join(found)}')
+        # What is imported counts; a source checkout has no metadata.
+        given = getattr(sys.modules.get(module), '__version__', None) \
+            or next(iter(found.values()), None)
+        if given is None:
+            continue
+        if not digit_version(low) <= digit_version(given) < digit_version(high):
+            raise ImportError(
+                f'fpt_plugin needs {module} >={low},<{high}, got {given}. '
+                f'Install another one, for example: pip install '
+                f"'{names[0]}>={low},<{high}'")
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -28,6 +28,9 @@ model = dict(
         rcnn=dict(sampler=dict(num=256))),
     test_cfg=dict(
         rpn=dict(max_per_img=500), rcnn=dict(score_thr=0.01)))
+# mmdet's MobileNetV2 freezes its stages after DistributedDataParallel has
+# counted them.
+find_unused_parameters = True
 
 data_root = 'data/trees/'
 metainfo = dict(classes=('tree', ), palette=[(255, 200, 0)])

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..compat import check_hosts
 from ..layers.checks import check_map, check_positive_int
 from .branches import build_branch, default_num_mixtures
 from .checkpoints import adopt_pyramid_keys
@@ -78,6 +79,7 @@ class FPT(BaseModule):
         TypeError: An argument has the wrong type, or the pyramid refuses it.
         ValueError: An argument is out of range or does not fit another one.
         KeyError: No registry knows the pyramid's type.
+        ImportError: The installed OpenMMLab versions do not fit.
 
     Example:
         >>> import torch
@@ -114,6 +116,7 @@ class FPT(BaseModule):
             checkpoint_branches: bool = False,
             freeze_pyramid: bool = False,
             **pyramid_args) -> None:
+        check_hosts()
         own_init_cfg = None
         if pyramid is None or isinstance(pyramid, (list, tuple)):
             own_init_cfg = pyramid_args.pop('init_cfg', None)

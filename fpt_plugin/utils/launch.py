@@ -11,7 +11,10 @@ import warnings
 from copy import deepcopy
 from pathlib import Path
 
+import torch
+from mmengine import dist
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
@@ -214,8 +217,27 @@ def _default_detection_tta(cfg: Config) -> None:
         cfg.tta_pipeline = pipeline
 
 
+def start_cpu_processes(cfg: Config) -> None:
+    """Connect torchrun's processes where there is no accelerator.
+
+    mmengine asks CUDA for a device whatever the backend is, and gives the
+    device to the model's wrapper too.
+    """
+    if cfg.launcher != 'pytorch' or get_device() != 'cpu' \
+            or dist.is_distributed():
+        return
+    torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
 def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's."""
+    start_cpu_processes(cfg)
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

@@ -1,0 +1,133 @@
+"""The launchers of several processes, with stand-ins and for real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from data_helpers import write_coco_squares
+from mmengine.fileio import load
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / 'tools'
+
+
+def call(script: str, *arguments: str, **environment: str):
+    return subprocess.run(['bash', str(TOOLS / script), *arguments],
+                          capture_output=True,
+                          text=True,
+                          timeout=600,
+                          env={
+                              **os.environ,
+                              **environment
+                          })
+
+
+@pytest.fixture
+def stand_in(tmp_path) -> dict[str, str]:
+    """PYTHON and srun that print the arguments they get, one a line."""
+    for name in ('srun', 'python'):
+        path = tmp_path / name
+        path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        path.chmod(0o755)
+    return dict(
+        PYTHON=str(tmp_path / 'python'),
+        PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+
+
+def test_torchrun_of_one_machine(stand_in):
+    lines = call('dist_train.sh', 'a config.py', '8', '--amp', '--work-dir',
+                 'a folder', **stand_in).stdout.splitlines()
+    assert lines == [
+        '-m', 'torch.distributed.run', '--nnodes', '1', '--node_rank', '0',
+        '--master_addr', '127.0.0.1', '--master_port', '29500',
+        '--nproc_per_node', '8',
+        str(TOOLS / 'train.py'), 'a config.py', '--launcher', 'pytorch',
+        '--amp', '--work-dir', 'a folder'
+    ]
+
+
+def test_torchrun_of_many_machines(stand_in):
+    lines = call('dist_test.sh', 'a.py', 'b.pth', '4', '--tta', NNODES='3',
+                 NODE_RANK='2', MASTER_ADDR='first', PORT='1234',
+                 **stand_in).stdout.splitlines()
+    for name, value in (('nnodes', '3'), ('node_rank', '2'),
+                        ('master_addr', 'first'), ('master_port', '1234'),
+                        ('nproc_per_node', '4')):
+        assert lines[lines.index(f'--{name}') + 1] == value
+    assert lines[-6:] == [
+        str(TOOLS / 'test.py'), 'a.py', 'b.pth', '--launcher', 'pytorch',
+        '--tta'
+    ]
+
+
+@pytest.mark.parametrize('script, arguments', [
+    ('dist_train.sh', ('a.py', )),
+    ('dist_train.sh', ('a.py', '--amp')),
+    ('dist_train.sh', ('a.py', '0')),
+    ('dist_test.sh', ('a.py', 'b.pth')),
+    ('dist_test.sh', ('a.py', 'b.pth', '1.5')),
+    ('slurm_train.sh', ('partition', 'job')),
+    ('slurm_test.sh', ('partition', 'job', 'a.py')),
+])
+def test_missing_arguments(stand_in, script, arguments):
+    failed = call(script, *arguments, **stand_in)
+    assert failed.returncode == 2 and not failed.stdout
+    assert f'usage: bash {script}' in failed.stderr
+    assert ' '.join(arguments) in failed.stderr
+
+
+def test_slurm(stand_in):
+    lines = call('slurm_test.sh', 'gpu', 'my job', 'a.py', 'b.pth', '--tta',
+                 GPUS='4', SRUN_ARGS='--mem 8G', **stand_in).stdout.splitlines()
+    python = lines.index(stand_in['PYTHON'])
+    assert lines[:python] == [
+        '-p', 'gpu', '--job-name=my job', '--gres=gpu:4', '--ntasks=4',
+        '--ntasks-per-node=4', '--cpus-per-task=5', '--kill-on-bad-exit=1',
+        '--mem', '8G'
+    ]
+    assert lines[python + 1:] == [
+        '-u',
+        str(TOOLS / 'test.py'), 'a.py', 'b.pth', '--tta', '--launcher', 'slurm'
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test(tmp_path):
+    """On a CPU, where mmengine alone would ask for a CUDA device."""
+    write_coco_squares(tmp_path / 'data')
+    config = tmp_path / 'config.py'
+    config.write_text(f"""
+_base_ = {str(ROOT / 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py')!r}
+data_root = {str(tmp_path / 'data')!r}
+metainfo = dict(classes=('square', ))
+dataset = dict(data_root=data_root, ann_file='annotations.json',
+               data_prefix=dict(img='images/'), metainfo=metainfo)
+train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False,
+                        dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + '/annotations.json')
+test_evaluator = val_evaluator
+# every parameter that learns must get a gradient in every process
+find_unused_parameters = False
+model = dict(backbone=dict(init_cfg=None, frozen_stages=-1))
+train_cfg = dict(max_epochs=1, val_interval=1)
+""")
+    port = str(20000 + os.getpid() % 10000)
+    environment = dict(PYTHON=sys.executable, PORT=port, OMP_NUM_THREADS='1')
+    run = call('dist_train.sh', str(config), '2', '--work-dir',
+               str(tmp_path / 'run'), **environment)
+    assert run.returncode == 0, run.stderr
+    # four images, two processes, one image each at a time
+    assert '[2/2]' in run.stdout + run.stderr
+    checkpoint = tmp_path / 'run' / 'epoch_1.pth'
+    assert checkpoint.is_file()
+    out = tmp_path / 'predictions.pkl'
+    run = call('dist_test.sh', str(config), str(checkpoint), '2', '--work-dir',
+               str(tmp_path / 'run'), '--out', str(out), **environment)
+    assert run.returncode == 0, run.stderr
+    assert {entry['img_id'] for entry in load(out)} == {1, 2, 3, 4}
