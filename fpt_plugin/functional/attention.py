@@ -11,17 +11,26 @@ scores chunk by chunk, so nothing of size Lq x Lk is ever saved.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from . import reference
+from .checks import (
+    accumulation_dtype,
+    check_floating,
+    check_ranks,
+    check_similarity,
+    choose_path,
+)
 
-SIMILARITIES = ('dot', 'neg_euclid')
-
-# Scores held at once, all parts of a chunk together: 4 MiB of float32, which
-# stays in the last-level cache of a CPU core. A GPU wants larger products.
-SCORE_BUDGET = {'cpu': 1 << 20, 'cuda': 1 << 26}
+# Scores of one mixture part held at once. On a CPU 2 MiB of float32, so that a
+# chunk's maps stay in the caches between the operations that touch them; a GPU
+# wants larger products.
+SCORE_BUDGET = {'cpu': 1 << 19, 'cuda': 1 << 25}
 
 
 def mixture_attention(query: Tensor,
@@ -30,7 +39,8 @@ def mixture_attention(query: Tensor,
                       weights: Tensor,
                       *,
                       similarity: str = 'dot',
-                      scale: float | None = None) -> Tensor:
+                      scale: float | None = None,
+                      path: str | None = None) -> Tensor:
     r"""Mixture of softmaxes over all keys, exact, in bounded memory.
 
     .. math::
@@ -49,43 +59,37 @@ def mixture_attention(query: Tensor,
             -||q - k||^2.
         scale: Factor of the similarity. ``None`` is 1 / sqrt(d); the papers
             to the letter is 1.
+        path: ``'chunked'``, ``'fused'`` (one call of torch's fused attention
+            a part) or ``'eager'`` (all scores at once, plain operators);
+            None: see :func:`fpt_plugin.functional.checks.choose_path`.
 
     Returns:
         (B, Lq, C) in the dtype of ``value``. Scores and sums are kept in
-        float32 (float64 for float64 inputs), also under autocast.
+        float32 (float64 for float64 inputs), also under autocast; the fused
+        path leaves that to torch's kernel.
 
     Raises:
         TypeError: An argument is not a floating point tensor.
         ValueError: Shapes do not fit together, a dimension that must not be
-            empty is, or ``similarity`` is unknown.
+            empty is, ``similarity`` or ``path`` is unknown, or ``path`` is
+            ``'fused'`` where a distance would overflow in float16.
     """
     _check(query, key, value, weights, similarity)
     scale = int(query.shape[-1])**-0.5 if scale is None else float(scale)
-    # Traced graphs (export, operation counters) see plain operators instead of
-    # a loop whose length would be frozen at the traced size.
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return _eager(query, key, value, weights, similarity, scale)
-    return _MixtureAttention.apply(query, key, value, weights, similarity,
-                                   scale)
+    compute = {
+        'chunked': _MixtureAttention.apply,
+        'fused': _fused,
+        'eager': _eager
+    }[choose_path(path)]
+    return compute(query, key, value, weights, similarity, scale)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str) -> None:
     tensors = dict(query=query, key=key, value=value, weights=weights)
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            given = (
-                tensor.dtype if isinstance(tensor, Tensor) else
-                type(tensor).__name__)
-            raise TypeError(
-                f'{name} must be a floating point tensor, got {given}')
-    if similarity not in SIMILARITIES:
-        raise ValueError(
-            f'similarity must be one of {SIMILARITIES}, got {similarity!r}')
-    shapes = ', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())
-    for name, rank in (('query', 4), ('key', 4), ('value', 3), ('weights', 2)):
-        if tensors[name].dim() != rank:
-            raise ValueError(f'{name} must have {rank} dimensions, got {shapes}')
+    check_floating(tensors)
+    check_similarity(similarity)
+    shapes = check_ranks(tensors, (4, 4, 3, 2))
     batch, parts, _, depth = query.shape
     if (key.shape[0], key.shape[1], key.shape[3]) != (batch, parts, depth):
         raise ValueError('query (B, N, Lq, d) and key (B, N, Lk, d) must agree '
@@ -100,20 +104,14 @@ def _check(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
         raise ValueError(f'N, d and Lk must not be 0, got {shapes}')
 
 
-def _accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """Float64 stays float64; everything else is computed in float32."""
-    double = any(t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if double else torch.float32
-
-
 def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str, scale: float) -> Tensor:
     """The same numbers by plain operators, all scores at once."""
-    dtype = _accumulation_dtype(query, key, value, weights)
+    dtype = accumulation_dtype(query, key, value, weights)
     with torch.autocast(value.device.type, enabled=False):
         out = reference.mixture_attention(
             query.to(dtype),
-            _centred(key.to(dtype)) if similarity == 'dot' else key.to(dtype),
+            centred(key.to(dtype)) if similarity == 'dot' else key.to(dtype),
             value.to(dtype),
             weights.to(dtype),
             similarity=similarity,
@@ -121,8 +119,44 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
     return out.to(value.dtype)
 
 
-def _centred(key: Tensor) -> Tensor:
-    """Keys minus their mean.
+def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
+           similarity: str, scale: float) -> Tensor:
+    """One call of torch's fused attention a part, in the dtype of ``value``.
+
+    A distance becomes a product: q' = [q, 1, 1], k' = [2 k, -||k||^2], the
+    norm in two columns so that bfloat16 keeps twice its digits.
+    """
+    dtype = value.dtype
+    if similarity == 'neg_euclid':
+        if dtype == torch.float16:
+            raise ValueError("path='fused' cannot hold squared norms in "
+                             "float16; use bfloat16 or path='chunked', got "
+                             f'value of {dtype} with neg_euclid')
+        wide = accumulation_dtype(query, key)
+        centre = key.to(wide).mean(dim=-2, keepdim=True)
+        query, key = query.to(wide) - centre, key.to(wide) - centre
+        norm = -key.square().sum(-1, keepdim=True)
+        high = norm.to(dtype)
+        # What the fused kernels take: widths that are a multiple of 8.
+        fill = (-query.shape[-1] - 2) % 8
+        key = torch.cat([(2 * key).to(dtype), high,
+                         (norm - high).to(dtype)], dim=-1)
+        query = F.pad(query.to(dtype), (0, 2), value=1)
+        query, key = F.pad(query, (0, fill)), F.pad(key, (0, fill))
+    query, key = query.to(dtype), key.to(dtype)
+    out = value.new_zeros(query.shape[0], query.shape[2], value.shape[2])
+    for part, share in enumerate(weights.to(dtype).unbind(1)):
+        heads = F.scaled_dot_product_attention(
+            query[:, part, None],
+            key[:, part, None],
+            value[:, None],
+            scale=scale)
+        out = out + share[:, None, None] * heads[:, 0]
+    return out
+
+
+def centred(key: Tensor) -> Tensor:
+    """Keys minus their mean over positions, (..., Lk, d).
 
     Both similarities only change by a constant per query when all keys move
     together (for the distance, query and key move together), and the softmax
@@ -131,39 +165,124 @@ def _centred(key: Tensor) -> Tensor:
     return key - key.mean(dim=-2, keepdim=True)
 
 
-def _score_operands(query: Tensor, key: Tensor, similarity: str,
-                    scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+def score_operands(query: Tensor, key: Tensor, centre: Tensor, similarity: str,
+                   scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """Factors of one product that gives the scores up to a softmax constant.
 
     The query norm of -||q - k||^2 is the same for all keys and cancels in the
     softmax: 2 q . k - ||k||^2 is left, a product plus a bias per key.
 
+    Args:
+        query: (..., Lq, d).
+        key: (..., Lk, d).
+        centre: What is taken off the keys, see :func:`centred`.
+        similarity: ``'dot'`` or ``'neg_euclid'``.
+        scale: Factor of the similarity.
+
     Returns:
-        query (B, N, Lq, d), scaled key (B, N, d, Lk) and the key bias
-        (B, N, 1, Lk) or None.
+        query (..., Lq, d), scaled key (..., Lk, d) and the key bias
+        (..., Lk) or None.
     """
-    if similarity == 'dot':
-        return query, scale * _centred(key).transpose(-2, -1), None
-    centre = key.mean(dim=-2, keepdim=True)
     key = key - centre
-    bias = -scale * key.square().sum(-1).unsqueeze(-2)
-    return query - centre, (2 * scale) * key.transpose(-2, -1), bias
+    if similarity == 'dot':
+        return query, scale * key, None
+    return (query - centre, (2 * scale) * key,
+            -scale * key.square().sum(dim=-1))
 
 
-def _chunk_length(query: Tensor, key: Tensor) -> int:
-    """Queries whose scores, over batch and parts, fit the budget."""
-    batch, parts, num_queries, _ = query.shape
-    budget = SCORE_BUDGET.get(query.device.type, SCORE_BUDGET['cuda'])
-    per_query = max(1, batch * parts * key.shape[2])
-    return max(1, min(num_queries, budget // per_query))
+def score_gradient(key: Tensor, grad_key: Tensor, grad_bias: Tensor | None,
+                   scale: float) -> Tensor:
+    """The gradient of the keys, from those of :func:`score_operands`.
+
+    Moving all keys by the same vector changes no score, so the centre that was
+    taken off has no gradient.
+
+    Args:
+        key: The scaled key, (..., Lk, d).
+        grad_key: Its gradient, changed in place.
+        grad_bias: The gradient of the bias, (..., Lk), or None.
+        scale: Factor of the similarity.
+    """
+    if grad_bias is None:
+        return grad_key.mul_(scale)
+    # bias = -scale ||k||^2 and key = 2 scale k: d bias / d k = -key.
+    return grad_key.mul_(2 * scale).sub_(key * grad_bias.unsqueeze(-1))
 
 
-def _parts(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax_j of the scores of a chunk: (B, N, c, Lk)."""
-    scores = query @ key
-    if bias is not None:
-        scores += bias
-    return torch.softmax(scores, dim=-1)
+def softmax_(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, in place."""
+    return torch.softmax(scores, dim=-1, out=scores)
+
+
+def softmax_backward_(grad: Tensor, maps: Tensor) -> Tensor:
+    """The gradient of a softmax, maps * (grad - sum(maps * grad)), in place."""
+    # What autograd calls for softmax; row by row, so that it may write where
+    # it reads.
+    return torch.ops.aten._softmax_backward_data.out(
+        grad, maps, -1, maps.dtype, grad_input=maps)
+
+
+class _Chunks:
+    """The chunks of queries of one call, and the buffers they share."""
+
+    def __init__(self, query: Tensor, key: Tensor, buffers: int) -> None:
+        self.batch, _, self.queries, _ = query.shape
+        self.keys = key.shape[2]
+        budget = SCORE_BUDGET.get(query.device.type, SCORE_BUDGET['cuda'])
+        fitting = budget // max(1, self.batch * self.keys)
+        self.length = max(1, min(self.queries, fitting))
+        size = self.batch * self.length * self.keys
+        self.memory = [query.new_empty(size) for _ in range(buffers)]
+
+    def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:
+        """The rows of a chunk and buffers (B, c, Lk) for it."""
+        for start in range(0, self.queries, self.length):
+            length = min(self.length, self.queries - start)
+            shape = (self.batch, length, self.keys)
+            yield slice(start, start + length), [
+                m[:self.batch * length * self.keys].view(shape)
+                for m in self.memory
+            ]
+
+
+class _Operands:
+    """The inputs of one call as its products want them, in one dtype."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor,
+                 weights: Tensor, similarity: str, scale: float) -> None:
+        dtype = accumulation_dtype(query, key, value, weights)
+        key = key.to(dtype)
+        self.query, self.key, self.bias = score_operands(
+            query.to(dtype), key, key.mean(dim=-2, keepdim=True), similarity,
+            scale)
+        self.value = value.to(dtype)
+        self.shares = weights.to(dtype)[:, :, None, None]
+        self.num_parts = weights.shape[1]
+
+    def maps(self, part: int, rows: slice, out: Tensor) -> Tensor:
+        """softmax_j of one part's scores, (B, c, Lk), in ``out``."""
+        query, key = self.query[:, part, rows], self.key[:, part]
+        key = key.transpose(1, 2)
+        if self.bias is None:
+            torch.bmm(query, key, out=out)
+        else:
+            torch.baddbmm(self.bias[:, part, None], query, key, out=out)
+        return softmax_(out)
+
+    def mix_(self, mixed: Tensor, maps: Tensor, part: int) -> None:
+        """Add a part's maps, by its share, to those of the parts before."""
+        if part == 0:
+            torch.mul(maps, self.shares[:, 0], out=mixed)
+        else:
+            mixed.addcmul_(maps, self.shares[:, part])
+
+
+def _inner(maps: Tensor, grad: Tensor) -> Tensor:
+    """sum(maps * grad) of each image, (B, 1, 1); row by row for its digits."""
+    rows = torch.bmm(
+        maps.flatten(0, 1).unsqueeze(1),
+        grad.flatten(0, 1).unsqueeze(2))
+    return rows.view(maps.shape[:2]).sum(dim=1)[:, None, None]
 
 
 class _MixtureAttention(torch.autograd.Function):
@@ -173,61 +292,47 @@ class _MixtureAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, weights, similarity, scale):
         ctx.save_for_backward(query, key, value, weights)
         ctx.similarity, ctx.scale = similarity, scale
-        dtype = _accumulation_dtype(query, key, value, weights)
         with torch.autocast(value.device.type, enabled=False):
-            q, k, bias = _score_operands(
-                query.to(dtype), key.to(dtype), similarity, scale)
-            v, pi = value.to(dtype), weights.to(dtype)[:, :, None, None]
-            out = value.new_empty(
-                (query.shape[0], query.shape[2], value.shape[2]))
-            step = _chunk_length(query, key)
-            for start in range(0, query.shape[2], step):
-                rows = slice(start, start + step)
-                maps = _parts(q[:, :, rows], k, bias)
-                out[:, rows] = maps.mul_(pi).sum(dim=1) @ v
-        return out
+            x = _Operands(query, key, value, weights, similarity, scale)
+            out = x.value.new_empty(query.shape[0], query.shape[2],
+                                    value.shape[2])
+            for rows, (maps, mixed) in _Chunks(x.query, x.key, buffers=2):
+                for part in range(x.num_parts):
+                    x.mix_(mixed, x.maps(part, rows, out=maps), part)
+                out[:, rows] = mixed @ x.value
+        return out.to(value.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         query, key, value, weights = ctx.saved_tensors
-        similarity, scale = ctx.similarity, ctx.scale
-        dtype = _accumulation_dtype(query, key, value, weights)
         with torch.autocast(value.device.type, enabled=False):
-            q, k, bias = _score_operands(
-                query.to(dtype), key.to(dtype), similarity, scale)
-            v, pi = value.to(dtype), weights.to(dtype)[:, :, None, None]
-            grad = grad.to(dtype)
-            grad_q = torch.empty_like(q)
-            grad_k = torch.zeros_like(k)
-            grad_v = torch.zeros_like(v)
-            grad_pi = torch.zeros_like(pi)
-            # d scores / d (key norm), summed over queries; the distance alone
-            # needs it.
-            column = None if bias is None else torch.zeros_like(bias)
-            step = _chunk_length(query, key)
-            for start in range(0, query.shape[2], step):
-                rows = slice(start, start + step)
-                maps = _parts(q[:, :, rows], k, bias)
+            x = _Operands(query, key, value, weights, ctx.similarity,
+                          ctx.scale)
+            grad = grad.to(x.value.dtype)
+            grad_q, grad_k, grad_v, grad_pi = map(
+                torch.zeros_like, (x.query, x.key, x.value, x.shares))
+            grad_bias = None if x.bias is None else torch.zeros_like(x.bias)
+            for rows, (maps, mixed, d_maps) in _Chunks(
+                    x.query, x.key, buffers=3):
                 g = grad[:, rows]
-                grad_v += (maps * pi).sum(dim=1).transpose(1, 2) @ g
-                d_maps = (g @ v.transpose(1, 2)).unsqueeze(1)
-                inner = (maps * d_maps).sum(dim=-1, keepdim=True)
-                grad_pi += inner.sum(dim=2, keepdim=True)
-                d_scores = maps.mul_(d_maps - inner).mul_(pi)
-                grad_q[:, :, rows] = d_scores @ k.transpose(-2, -1)
-                grad_k += q[:, :, rows].transpose(-2, -1) @ d_scores
-                if column is not None:
-                    column += d_scores.sum(dim=2, keepdim=True)
-            # k was scale * key^T ('dot') or 2 * scale * key^T. Moving all keys
-            # by the same vector changes no score, so the mean that was taken
-            # off above has no gradient.
-            if column is None:
-                grad_key = scale * grad_k.transpose(-2, -1)
-            else:
-                # bias = -scale ||k||^2, and k / (2 scale) is the centred key:
-                # d bias / d key = -2 scale key = -k.
-                grad_key = (2 * scale * grad_k - k * column).transpose(-2, -1)
-        return (grad_q.to(query.dtype), grad_key.to(key.dtype),
+                torch.bmm(g, x.value.transpose(1, 2), out=d_maps)
+                for part in range(x.num_parts):
+                    x.mix_(mixed, x.maps(part, rows, out=maps), part)
+                    grad_pi[:, part] += _inner(maps, d_maps)
+                    # The part's share is applied to the results below.
+                    d_scores = softmax_backward_(d_maps, maps)
+                    grad_q[:, part, rows] = d_scores @ x.key[:, part]
+                    grad_k[:, part].baddbmm_(
+                        d_scores.transpose(1, 2), x.query[:, part, rows])
+                    if grad_bias is not None:
+                        grad_bias[:, part] += d_scores.sum(dim=1)
+                grad_v.baddbmm_(mixed.transpose(1, 2), g)
+            grad_q *= x.shares
+            grad_k *= x.shares
+            if grad_bias is not None:
+                grad_bias *= x.shares[..., 0]
+            grad_k = score_gradient(x.key, grad_k, grad_bias, ctx.scale)
+        return (grad_q.to(query.dtype), grad_k.to(key.dtype),
                 grad_v.to(value.dtype),
                 grad_pi[:, :, 0, 0].to(weights.dtype), None, None)

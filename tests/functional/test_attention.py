@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpt_plugin.functional import attention, mixture_attention, reference
+from fpt_plugin.functional import attention, checks, mixture_attention, reference
 
 NAMES = ('query', 'key', 'value', 'weights')
 both_similarities = pytest.mark.parametrize('similarity',
@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._softmax.default:
+        if func is torch.ops.aten.softmax.int_out:
             self.softmaxes += 1
         if isinstance(out, torch.Tensor):
             self.largest = max(self.largest, out.numel())
@@ -84,7 +84,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.fixture
 def score_budget(monkeypatch):
-    """Sets how many scores may exist at once."""
+    """Sets how many scores of a part may exist at once."""
 
     def set_budget(scores):
         assert 'cpu' in attention.SCORE_BUDGET
@@ -105,7 +105,7 @@ widths = st.integers(1, 8)
     lk=sizes,
     depth=widths,
     channels=widths,
-    similarity=st.sampled_from(attention.SIMILARITIES),
+    similarity=st.sampled_from(checks.SIMILARITIES),
     scale=st.sampled_from([None, 1.0, 0.3]),
     seed=st.integers(0, 99))
 def test_agrees_with_the_formula(batch, parts, lq, lk, depth, channels,
@@ -149,10 +149,10 @@ def test_second_derivatives_are_refused(similarity):
     'budget, chunks',
     [
         (1, 23),  # less than one query's scores: still a query at a time
-        (2 * 3 * 11, 23),
-        (2 * 3 * 11 * 5, 5),  # 23 = 4 * 5 + 3
-        (2 * 3 * 11 * 6 - 1, 5),
-        (2 * 3 * 11 * 23, 1)
+        (2 * 11, 23),
+        (2 * 11 * 5, 5),  # 23 = 4 * 5 + 3
+        (2 * 11 * 6 - 1, 5),
+        (2 * 11 * 23, 1)
     ])
 def test_result_does_not_depend_on_chunks(similarity, budget, chunks,
                                           score_budget):
@@ -163,8 +163,9 @@ def test_result_does_not_depend_on_chunks(similarity, budget, chunks,
     with Recorder() as recorder:
         chunked = run(
             mixture_attention, inputs, upstream, similarity=similarity)
-    # Each chunk's maps are made in the forward and again in the backward.
-    assert recorder.softmaxes == 2 * chunks
+    # Each chunk's maps are made in the forward and again in the backward, part
+    # by part.
+    assert recorder.softmaxes == 2 * 3 * chunks
     assert_agrees(chunked, whole, 1e-5)
 
 
@@ -506,3 +507,53 @@ def test_reference_by_hand():
     out = reference.mixture_attention(query, key, value, weights, scale=1.0)
     first, second = (torch.tensor(x).sigmoid() for x in (-2.0, 4.0))
     assert torch.allclose(out.squeeze(), 0.25 * first + 0.75 * second)
+
+
+@both_similarities
+@pytest.mark.parametrize('path', checks.PATHS)
+@pytest.mark.parametrize('origin', ['argument', 'environment'])
+def test_every_path_gives_the_same(similarity, path, origin, monkeypatch):
+    inputs = operands(dtype=torch.float64)
+    upstream = upstream_of(inputs)
+    whole = run(reference.mixture_attention, inputs, upstream,
+                similarity=similarity)
+    taken = []
+    for name in ('_fused', '_eager'):
+        monkeypatch.setattr(
+            attention, name, lambda *args, made=getattr(attention, name), name=
+            name: taken.append(name) or made(*args))
+    kwargs = {}
+    if origin == 'argument':
+        kwargs['path'] = path
+        monkeypatch.setenv('FPT_ATTENTION', 'no such path')
+    else:
+        monkeypatch.setenv('FPT_ATTENTION', path)
+    got = run(mixture_attention, inputs, upstream, similarity=similarity,
+              **kwargs)
+    assert_agrees(got, whole, 1e-10)
+    assert taken == ([] if path == 'chunked' else [f'_{path}'])
+
+
+@both_similarities
+def test_fused_path_keeps_the_digits_of_bfloat16(similarity):
+    inputs = operands(lq=40, lk=30, depth=16, dtype=torch.bfloat16)
+    got = mixture_attention(*inputs, similarity=similarity, path='fused')
+    want = reference.mixture_attention(
+        *(t.double() for t in inputs), similarity=similarity)
+    assert got.dtype == torch.bfloat16
+    assert relative_error(got.double(), want) < 2e-2
+
+
+def test_unknown_path(monkeypatch):
+    inputs = operands()
+    with pytest.raises(ValueError, match="path must be one of .* got 'fast'"):
+        mixture_attention(*inputs, path='fast')
+    monkeypatch.setenv('FPT_ATTENTION', 'fast')
+    with pytest.raises(ValueError, match="FPT_ATTENTION must be .* 'fast'"):
+        mixture_attention(*inputs)
+
+
+def test_fused_distance_refuses_float16():
+    inputs = operands(dtype=torch.float16)
+    with pytest.raises(ValueError, match='float16'):
+        mixture_attention(*inputs, similarity='neg_euclid', path='fused')
