@@ -16,6 +16,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import compat
     from .layers import (
         GroundingTransformer,
+        LocalGroundingTransformer,
         RenderingTransformer,
         SelfTransformer,
     )
@@ -31,7 +32,8 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     __all__ += [
         'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
         'RenderingTransformerNeck', 'BottomUpPyramid', 'SelfTransformer',
-        'GroundingTransformer', 'RenderingTransformer'
+        'GroundingTransformer', 'LocalGroundingTransformer',
+        'RenderingTransformer'
     ]
 else:
 

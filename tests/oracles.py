@@ -164,3 +164,65 @@ def mixture_transformer(layer,
             out = out + shares[n] * maps @ value[b].flatten(1).T
         images.append(out.T.reshape(-1, *x.shape[2:]))
     return torch.stack(images)
+
+
+def local_grounding_transformer(layer,
+                                fine,
+                                coarse,
+                                *,
+                                window,
+                                pad='zero',
+                                num_mixtures=4,
+                                scale=None):
+    """LGT, one image, one query, one part and one key at a time.
+
+    Args:
+        layer: Its query, key, value and mixture_weight are used.
+        fine: (B, C, H, W), the map of the queries.
+        coarse: (B, C, h, w), the map of keys and values.
+        window: Side of the window around the cell that holds the centre.
+        pad: 'zero': what lies outside is zero; 'mask': it is left out.
+        num_mixtures: Parts N.
+        scale: Of the distance; None is the default, 1 / sqrt(E / N).
+    """
+    query, key, value = (
+        project(conv, x) for conv, x in ((layer.query, fine),
+                                         (layer.key, coarse), (layer.value,
+                                                               coarse)))
+    embed = query.shape[1]
+    depth = embed // num_mixtures
+    scale = depth**-0.5 if scale is None else scale
+    if layer.mixture_weight is None:
+        shares = query.new_ones(len(query), 1)
+    else:
+        mean = key.mean(dim=(2, 3))
+        shares = torch.softmax(mean @ layer.mixture_weight.T, dim=1)
+    (height, width), (rows, columns) = fine.shape[2:], coarse.shape[2:]
+    reach = window // 2
+    out = []
+    for image in range(len(query)):
+        for i in range(height):
+            for j in range(width):
+                # in units of a coarse cell the centre is at (i + 1/2) h / H
+                row = math.floor((i + 0.5) * rows / height)
+                column = math.floor((j + 0.5) * columns / width)
+                keys, values = [], []
+                for r in range(row - reach, row + reach + 1):
+                    for c in range(column - reach, column + reach + 1):
+                        if 0 <= r < rows and 0 <= c < columns:
+                            keys.append(key[image, :, r, c])
+                            values.append(value[image, :, r, c])
+                        elif pad == 'zero':
+                            keys.append(torch.zeros_like(key[image, :, 0, 0]))
+                            values.append(
+                                torch.zeros_like(value[image, :, 0, 0]))
+                keys, values = torch.stack(keys), torch.stack(values)
+                total = 0
+                for n in range(num_mixtures):
+                    part = slice(n * depth, (n + 1) * depth)
+                    difference = query[image, part, i, j] - keys[:, part]
+                    scores = -scale * (difference**2).sum(dim=1)
+                    total = total + shares[image, n] * (
+                        torch.softmax(scores, dim=0) @ values)
+                out.append(total)
+    return torch.stack(out).view(-1, height, width, embed).permute(0, 3, 1, 2)

@@ -33,6 +33,11 @@ from .checks import (
 SCORE_BUDGET = {'cpu': 1 << 19, 'cuda': 1 << 25}
 
 
+def score_budget(device: torch.device) -> int:
+    """Scores that may be held at once; other accelerators count as CUDA."""
+    return SCORE_BUDGET.get(device.type, SCORE_BUDGET['cuda'])
+
+
 def mixture_attention(query: Tensor,
                       key: Tensor,
                       value: Tensor,
@@ -228,8 +233,7 @@ class _Chunks:
     def __init__(self, query: Tensor, key: Tensor, buffers: int) -> None:
         self.batch, _, self.queries, _ = query.shape
         self.keys = key.shape[2]
-        budget = SCORE_BUDGET.get(query.device.type, SCORE_BUDGET['cuda'])
-        fitting = budget // max(1, self.batch * self.keys)
+        fitting = score_budget(query.device) // max(1, self.batch * self.keys)
         self.length = max(1, min(self.queries, fitting))
         size = self.batch * self.length * self.keys
         self.memory = [query.new_empty(size) for _ in range(buffers)]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from .windows import centres
 
 
 def mixture_scores(query: Tensor,
@@ -69,3 +72,60 @@ def mixture_attention(query: Tensor,
     parts = torch.softmax(scores, dim=-1)
     attention = (weights[:, :, None, None] * parts).sum(dim=1)
     return attention @ value
+
+
+def local_mixture_attention(query: Tensor,
+                            key: Tensor,
+                            value: Tensor,
+                            weights: Tensor,
+                            *,
+                            window: int,
+                            similarity: str = 'neg_euclid',
+                            pad: str = 'zero',
+                            scale: float | None = None) -> Tensor:
+    """Mixture of softmaxes over windows (FPT, Sec. 3.3), windows unfolded.
+
+    Args:
+        query: (B, N, d, H, W).
+        key: (B, N, d, h, w).
+        value: (B, C, h, w).
+        weights: (B, N).
+        window: Side of the window, odd.
+        similarity: See :func:`mixture_scores`.
+        pad: ``'zero'``: keys and values outside the map are zero;
+            ``'mask'``: they are left out.
+        scale: See :func:`mixture_scores`.
+
+    Returns:
+        (B, C, H, W).
+    """
+    scale = query.shape[2]**-0.5 if scale is None else scale
+    keys = _windows(key.flatten(1, 2), window, query.shape[-2:])
+    keys = keys.unflatten(1, key.shape[1:3])  # (B, N, d, w * w, H, W)
+    values = _windows(value, window, query.shape[-2:])
+    scores = torch.einsum('bndhw,bndohw->bnohw', query, keys)
+    if similarity == 'neg_euclid':
+        query_norm = query.square().sum(2).unsqueeze(2)
+        scores = 2 * scores - query_norm - keys.square().sum(2)
+    elif similarity != 'dot':
+        raise ValueError("similarity must be 'dot' or 'neg_euclid', "
+                         f'got {similarity!r}')
+    scores = scale * scores
+    if pad == 'mask':
+        inside = _windows(
+            torch.ones_like(value[:, :1]), window, query.shape[-2:])
+        scores = scores.masked_fill(inside == 0, -torch.inf)
+    parts = torch.softmax(scores, dim=2)
+    attention = (weights[:, :, None, None, None] * parts).sum(dim=1)
+    return torch.einsum('bohw,bcohw->bchw', attention, values)
+
+
+def _windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
+    """The window of each query: (B, D, h, w) to (B, D, window^2, H, W)."""
+    height, width = x.shape[-2:]
+    windows = F.unfold(x, window, padding=window // 2)
+    windows = windows.view(x.shape[0], x.shape[1], window**2, height, width)
+    rows, columns = (
+        torch.tensor(centres(fine, coarse), device=x.device)
+        for fine, coarse in zip(size, (height, width)))
+    return windows.index_select(-2, rows).index_select(-1, columns)

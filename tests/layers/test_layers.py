@@ -21,10 +21,14 @@ FINE, COARSE = (7, 11), (4, 6)
 FORWARD = dict(
     SelfTransformer=dict(x=FINE),
     GroundingTransformer=dict(fine=FINE, coarse=COARSE),
+    LocalGroundingTransformer=dict(fine=FINE, coarse=COARSE),
     RenderingTransformer=dict(coarse=COARSE, fine=FINE))
-MIXTURES = ('SelfTransformer', 'GroundingTransformer')
+MIXTURES = ('SelfTransformer', 'GroundingTransformer',
+            'LocalGroundingTransformer')
+POOLED = ('SelfTransformer', 'GroundingTransformer')
 all_layers = pytest.mark.parametrize('name', FORWARD)
 mixture_layers = pytest.mark.parametrize('name', MIXTURES)
+pooled_layers = pytest.mark.parametrize('name', POOLED)
 
 
 def build(name, in_channels=CHANNELS, **options):
@@ -262,7 +266,7 @@ def test_example_of_the_docstring(name):
     assert results.attempted > 0 and results.failed == 0
 
 
-@mixture_layers
+@pooled_layers
 def test_repr_shows_what_submodules_do_not(name):
     text = repr(build(name, key_stride=3, scale=0.25))
     assert 'key_stride=3' in text and 'scale=0.25' in text
@@ -281,8 +285,10 @@ def test_bad_channels(name, argument, number, error):
     assert repr(number) in str(caught.value)
 
 
-@mixture_layers
-@pytest.mark.parametrize('argument', ['num_mixtures', 'key_stride'])
+@pytest.mark.parametrize('name, argument', [
+    *((name, 'num_mixtures') for name in MIXTURES),
+    *((name, 'key_stride') for name in POOLED)
+])
 @pytest.mark.parametrize('number, error', [*BAD_NUMBERS, (None, TypeError)])
 def test_bad_counts(name, argument, number, error):
     with pytest.raises(error, match=f'^{argument} must .*got') as caught:
@@ -290,7 +296,7 @@ def test_bad_counts(name, argument, number, error):
     assert repr(number) in str(caught.value)
 
 
-@mixture_layers
+@pooled_layers
 @pytest.mark.parametrize('number, error', BAD_NUMBERS)
 def test_bad_key_stride_of_a_call(name, number, error):
     with pytest.raises(error, match='^key_stride must .*got') as caught:

@@ -1,0 +1,312 @@
+"""Mixture-of-softmaxes attention to a window, without unfolding the map.
+
+Feature Pyramid Transformer, Sec. 3.3, the locality-constrained form:
+https://arxiv.org/abs/2007.09451. How windows become matrix products is told
+in :mod:`fpt_plugin.functional.windows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from . import reference
+from .attention import (
+    score_budget,
+    score_gradient,
+    score_operands,
+    softmax_,
+    softmax_backward_,
+)
+from .checks import (
+    accumulation_dtype,
+    check_floating,
+    check_ranks,
+    check_similarity,
+    choose_path,
+)
+from .windows import (
+    Band,
+    Grouping,
+    add_blocks,
+    band,
+    tiles,
+    window_blocks,
+    window_views,
+)
+
+PADS = ('zero', 'mask')
+
+
+def local_mixture_attention(query: Tensor,
+                            key: Tensor,
+                            value: Tensor,
+                            weights: Tensor,
+                            *,
+                            window: int,
+                            similarity: str = 'neg_euclid',
+                            pad: str = 'zero',
+                            scale: float | None = None,
+                            path: str | None = None) -> Tensor:
+    r"""Mixture of softmaxes over a square window of keys, exact.
+
+    The window of a query lies around the coarse cell that contains the
+    query's own centre, row floor((2i + 1) h / (2H)) and columns likewise; for
+    maps of equal size that is the query's own place.
+
+    Args:
+        query: (B, N, d, H, W), of each of the N mixture parts.
+        key: (B, N, d, h, w).
+        value: (B, C, h, w), shared by all parts.
+        weights: (B, N), the share of each part.
+        window: Side of the window, odd.
+        similarity: ``'dot'`` for q . k or ``'neg_euclid'`` for -||q - k||^2.
+        pad: ``'zero'``: keys and values outside the map are zero and take
+            part in the softmax, as in the paper; ``'mask'``: they are left
+            out.
+        scale: Factor of the similarity; ``None`` is 1 / sqrt(d).
+        path: ``'chunked'`` or ``'eager'`` (windows unfolded, plain
+            operators); None: see
+            :func:`fpt_plugin.functional.checks.choose_path`.
+
+    Returns:
+        (B, C, H, W) in the dtype of ``value``. Scores and sums are kept in
+        float32 (float64 for float64 inputs), also under autocast.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: Shapes do not fit together, ``window`` is even or not
+            positive, or ``similarity``, ``pad`` or ``path`` is unknown.
+    """
+    _check(query, key, value, weights, window, similarity, pad)
+    scale = int(query.shape[2])**-0.5 if scale is None else float(scale)
+    compute = {
+        'chunked': _LocalMixtureAttention.apply,
+        'eager': _eager
+    }[choose_path(path, available=('chunked', 'eager'))]
+    return compute(query, key, value, weights, window, similarity, pad, scale)
+
+
+def check_window(window: int) -> int:
+    """Require an odd whole number.
+
+    Raises:
+        TypeError: ``window`` is not an int.
+        ValueError: ``window`` is even or not positive.
+    """
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise TypeError(f'window must be an int, got {window!r}')
+    if window < 1 or window % 2 == 0:
+        raise ValueError('window must be odd and positive, because it lies '
+                         f'around a centre pixel, got {window}')
+    return window
+
+
+def check_pad(pad: str) -> str:
+    """Require a known treatment of the border.
+
+    Raises:
+        ValueError: ``pad`` is neither of the two.
+    """
+    if pad not in PADS:
+        raise ValueError(f'pad must be one of {PADS}, got {pad!r}')
+    return pad
+
+
+def _check(query, key, value, weights, window, similarity, pad) -> None:
+    tensors = dict(query=query, key=key, value=value, weights=weights)
+    check_floating(tensors)
+    check_window(window)
+    check_similarity(similarity)
+    check_pad(pad)
+    shapes = check_ranks(tensors, (5, 5, 4, 2))
+    if key.shape[:3] != query.shape[:3]:
+        raise ValueError('query (B, N, d, H, W) and key (B, N, d, h, w) must '
+                         f'agree in B, N and d, got {shapes}')
+    if (value.shape[0], *value.shape[2:]) != (key.shape[0], *key.shape[3:]):
+        raise ValueError('value must be (B, C, h, w) with the B, h and w of '
+                         f'key, got {shapes}')
+    if weights.shape != query.shape[:2]:
+        raise ValueError('weights must be (B, N) with the B and N of query, '
+                         f'got {shapes}')
+    if 0 in (*query.shape[1:], *key.shape[1:]):
+        raise ValueError(f'N, d, H, W, h and w must not be 0, got {shapes}')
+
+
+def _eager(query, key, value, weights, window, similarity, pad, scale):
+    """The same numbers by plain operators, windows unfolded."""
+    dtype = accumulation_dtype(query, key, value, weights)
+    with torch.autocast(value.device.type, enabled=False):
+        out = reference.local_mixture_attention(
+            query.to(dtype),
+            key.to(dtype),
+            value.to(dtype),
+            weights.to(dtype),
+            window=window,
+            similarity=similarity,
+            pad=pad,
+            scale=scale)
+    return out.to(value.dtype)
+
+
+class _Call:
+    """The operands of one call, channels last; h rows of w * Q queries."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor,
+                 weights: Tensor, window: int, similarity: str, pad: str,
+                 scale: float) -> None:
+        dtype = accumulation_dtype(query, key, value, weights)
+        self.window, self.reach = window, window - 1
+        self.coarse = tuple(key.shape[-2:])
+        self.grouping = Grouping(query.shape[-2:], self.coarse, query.device)
+        key = key.to(dtype).movedim(2, -1)
+        # (B, N, h, w * Q, d), (B, N, h + w - 1, w + w - 1, d) and the like.
+        self.query, self.key, self.bias = score_operands(
+            self.grouping.gather(query.to(dtype)), self._frame(key),
+            key.mean(dim=(2, 3), keepdim=True), similarity, scale)
+        if pad == 'mask':
+            self._mask()
+        self.value = self._frame(value.to(dtype).movedim(1, -1))
+        self.shares = weights.to(dtype)
+        self.banded = Band()
+
+    def _frame(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Surround maps (..., h, w, D) with what windows see outside."""
+        pad = self.window // 2
+        return F.pad(x, (0, 0, pad, pad, pad, pad), value=fill)
+
+    def crop(self, x: Tensor) -> Tensor:
+        """The inverse of the frame, (..., D, h, w)."""
+        pad, (height, width) = self.window // 2, self.coarse
+        x = x[..., pad:pad + height, pad:pad + width, :]
+        return x.movedim(-1, -3)
+
+    def _mask(self) -> None:
+        """Give the keys outside the map a bias that no softmax sees."""
+        inside = self.key.new_zeros(*self.coarse, 1)
+        outside = self._frame(inside, fill=-torch.inf)[..., 0]
+        self.bias = outside.expand(self.key.shape[:-1]).contiguous() \
+            if self.bias is None else self.bias + outside
+
+    def tiles(self) -> Iterator[tuple[slice, slice, slice, slice]]:
+        """Rows and columns of queries, and of the keys that they see."""
+        size = self.grouping.size
+        for row, rows, column, columns in tiles(
+                *self.coarse, self.window, size,
+                score_budget(self.query.device)):
+            yield (slice(row, row + rows),
+                   slice(column * size, (column + columns) * size),
+                   slice(row, row + rows + self.reach),
+                   slice(column, column + columns + self.reach))
+
+    def entries(self, query: Tensor, tile: Tensor) -> Tensor:
+        """Products of queries with the pixels of their windows.
+
+        Args:
+            query: (R, T * Q, D).
+            tile: (R + w - 1, C, D), contiguous.
+
+        Returns:
+            (R, T, Q, w, w), a view.
+        """
+        blocks = window_blocks(tile, query.shape[0], self.window)
+        return band(query @ blocks.transpose(1, 2), self.grouping.size,
+                    self.window)
+
+    def maps(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+        """Softmax over each window: (R, T, Q, w * w)."""
+        scores = self.entries(query, key)
+        if bias is None:
+            scores = scores.contiguous()
+        else:
+            scores = scores + window_views(bias, query.shape[0], self.window)
+        return softmax_(scores.flatten(-2))
+
+    def matrix(self, entries: Tensor, tile: Tensor) -> Tensor:
+        """Entries (R, T, Q, w * w) as a product's (R, T * Q, w * C)."""
+        return self.banded(
+            entries.unflatten(-1, (self.window, self.window)), tile.shape[1])
+
+
+class _LocalMixtureAttention(torch.autograd.Function):
+    """Tile by tile; the backward recomputes each tile's maps."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, weights, *options):
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.options = options
+        with torch.autocast(value.device.type, enabled=False):
+            x = _Call(query, key, value, weights, *options)
+            out = x.value.new_empty(query.shape[0], *x.query.shape[2:4],
+                                    value.shape[1])
+            for image in range(query.shape[0]):
+                for rows, columns, key_rows, key_columns in x.tiles():
+                    mixed = 0
+                    for part, share in enumerate(x.shares[image]):
+                        at = image, part
+                        mixed = mixed + share * x.maps(
+                            x.query[at][rows, columns],
+                            x.key[at][key_rows, key_columns].contiguous(),
+                            None if x.bias is None else
+                            x.bias[at][key_rows, key_columns])
+                    v = x.value[image, key_rows, key_columns].contiguous()
+                    blocks = window_blocks(v, mixed.shape[0], x.window)
+                    out[image, rows, columns] = x.matrix(mixed, v) @ blocks
+            return x.grouping.scatter(out).to(value.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, value, weights = ctx.saved_tensors
+        scale = ctx.options[-1]
+        with torch.autocast(value.device.type, enabled=False):
+            x = _Call(query, key, value, weights, *ctx.options)
+            grad = x.grouping.gather(grad.to(x.value.dtype))
+            grad_q, grad_k, grad_v, grad_pi = map(
+                torch.zeros_like, (x.query, x.key, x.value, x.shares))
+            grad_bias = None if x.bias is None else torch.zeros_like(x.bias)
+            for image in range(query.shape[0]):
+                for rows, columns, key_rows, key_columns in x.tiles():
+                    keys = key_rows, key_columns
+                    g = grad[image, rows, columns]
+                    v = x.value[image][keys].contiguous()
+                    d_maps = x.entries(g, v).flatten(-2)
+                    mixed = 0
+                    for part, share in enumerate(x.shares[image]):
+                        at = image, part
+                        q = x.query[at][rows, columns]
+                        k = x.key[at][keys].contiguous()
+                        maps = x.maps(
+                            q, k, None if x.bias is None else x.bias[at][keys])
+                        mixed = mixed + share * maps
+                        grad_pi[at] += (maps * d_maps).sum()
+                        # The part's share is applied to the results below.
+                        d_scores = x.matrix(
+                            softmax_backward_(d_maps, maps), k)
+                        blocks = window_blocks(k, q.shape[0], x.window)
+                        grad_q[at][rows, columns] = d_scores @ blocks
+                        d_scores = d_scores.transpose(1, 2)
+                        add_blocks(grad_k[at][keys], d_scores @ q, x.window)
+                        if grad_bias is not None:
+                            add_blocks(grad_bias[at][keys][..., None],
+                                       d_scores.sum(-1, keepdim=True),
+                                       x.window)
+                    add_blocks(grad_v[image][keys],
+                               x.matrix(mixed, v).transpose(1, 2) @ g,
+                               x.window)
+            shares = x.shares[:, :, None, None]
+            grad_q *= shares[..., None]
+            grad_k *= shares[..., None]
+            if grad_bias is not None:
+                grad_bias *= shares
+            if ctx.options[1] == 'dot':
+                grad_bias = None  # the border's mask, no function of the keys
+            grad_k = score_gradient(x.key, grad_k, grad_bias, scale)
+            grad_q = x.grouping.scatter(grad_q)
+        return (grad_q.to(query.dtype), x.crop(grad_k).to(key.dtype),
+                x.crop(grad_v).to(value.dtype), grad_pi.to(weights.dtype),
+                None, None, None, None)

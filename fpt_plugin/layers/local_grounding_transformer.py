@@ -1,0 +1,104 @@
+"""Locality-constrained Grounding Transformer, for segmentation.
+
+Feature Pyramid Transformer, Sec. 3.3: https://arxiv.org/abs/2007.09451
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ..functional import local_mixture_attention
+from ..functional.local_attention import check_pad, check_window
+from .checks import check_map, check_same_batch
+from .mixture import MixtureTransformer
+
+
+@MODELS.register_module()
+class LocalGroundingTransformer(MixtureTransformer):
+    """Locality-constrained Grounding Transformer (LGT), top-down.
+
+    A Grounding Transformer whose queries each attend to a square window of
+    the coarse map Xc alone, around the cell that contains their own centre.
+    q comes from the fine map Xf, k and v from Xc, F_sim is -||q_i - k_j||^2
+    under a mixture of four softmaxes over the window. Its cost grows with the
+    number of pixels and not with its square. The shares of the mixture come
+    from the mean key of the whole map.
+
+    Args:
+        in_channels: Channels C of both maps.
+        embed_channels: Channels E of q, k, v and of the output; None: C.
+        num_mixtures: Parts N of the mixture.
+        window: Side of the window in pixels of Xc, odd.
+        pad: ``'zero'``: keys and values outside the map are zero and take
+            part in the softmax, as in the paper; ``'mask'``: they are left
+            out.
+        scale: Factor of the distance; None is 1 / sqrt(E / N), 1.0 the paper
+            to the letter.
+        init_cfg: Initialisation by mmengine, on top of the layer's own.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or ``embed_channels`` is not
+            a multiple of ``num_mixtures``.
+
+    Example:
+        >>> import torch
+        >>> lgt = LocalGroundingTransformer(64, embed_channels=32)
+        >>> lgt(torch.rand(1, 64, 50, 84), torch.rand(1, 64, 25, 42)).shape
+        torch.Size([1, 32, 50, 84])
+    """
+
+    similarity = 'neg_euclid'
+
+    def __init__(self,
+                 in_channels: int,
+                 embed_channels: int | None = None,
+                 num_mixtures: int = 4,
+                 window: int = 5,
+                 pad: str = 'zero',
+                 scale: float | None = None,
+                 init_cfg: dict | list | None = None) -> None:
+        self.window = check_window(window)
+        self.pad = check_pad(pad)
+        super().__init__(
+            in_channels,
+            embed_channels,
+            num_mixtures,
+            scale=scale,
+            init_cfg=init_cfg)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Attend from the fine map to windows of the coarse one.
+
+        Args:
+            fine: Xf, (B, C, Hf, Wf).
+            coarse: Xc, (B, C, Hc, Wc).
+
+        Returns:
+            (B, E, Hf, Wf).
+
+        Raises:
+            TypeError: A map is not a floating point tensor.
+            ValueError: A map is not (B, C, H, W), or the batch sizes differ.
+        """
+        check_map('fine', fine, self.in_channels, self.query.weight)
+        check_map('coarse', coarse, self.in_channels, self.query.weight)
+        check_same_batch(fine, coarse)
+        key = self.key(coarse)
+        parts = (self.num_mixtures, -1)
+        return local_mixture_attention(
+            self.query(fine).unflatten(1, parts),
+            key.unflatten(1, parts),
+            self.value(coarse),
+            self._shares(key),
+            window=self.window,
+            similarity=self.similarity,
+            pad=self.pad,
+            scale=self.scale)
+
+    def extra_repr(self) -> str:
+        """The arguments that the printed submodules do not show."""
+        return (f'similarity={self.similarity!r}, '
+                f'num_mixtures={self.num_mixtures}, window={self.window}, '
+                f'pad={self.pad!r}, scale={self.scale}')

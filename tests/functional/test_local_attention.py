@@ -1,0 +1,221 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import relative_error
+
+from fpt_plugin.functional import (
+    attention,
+    local_attention,
+    local_mixture_attention,
+    reference,
+    windows,
+)
+
+NAMES = ('query', 'key', 'value', 'weights')
+
+
+def operands(fine=(7, 9), coarse=(4, 5), batch=2, parts=2, depth=3, channels=4,
+             dtype=torch.float64, seed=0):
+    """query, key, value and weights, the last one a softmax over parts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return [
+        x.to(dtype) for x in (randn(batch, parts, depth, *fine),
+                              randn(batch, parts, depth, *coarse),
+                              randn(batch, channels, *coarse),
+                              randn(batch, parts).softmax(dim=1))
+    ]
+
+
+def run(function, inputs, **options):
+    """The output and the four gradients of a fixed linear function of it."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves, **options)
+    generator = torch.Generator().manual_seed(1)
+    upstream = torch.randn(
+        out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def assert_agrees(got, want, tolerance):
+    floor = 0.1 * max(x.norm().item() for x in want)
+    for name, g, w in zip(('output', *NAMES), got, want):
+        assert relative_error(g, w, floor) <= tolerance, name
+
+
+def assert_exact(inputs, tolerance=1e-5, **options):
+    """Agrees with the plain formula in float64, in both precisions."""
+    want = run(reference.local_mixture_attention,
+               [x.double() for x in inputs], **options)
+    for dtype, limit in ((torch.float64, 1e-11), (torch.float32, tolerance)):
+        got = run(local_mixture_attention, [x.to(dtype) for x in inputs],
+                  **options)
+        assert got[0].dtype == dtype
+        assert_agrees(got, want, limit)
+
+
+options = pytest.mark.parametrize('similarity, pad', [
+    (s, p) for s in ('dot', 'neg_euclid') for p in ('zero', 'mask')
+])
+
+
+@settings(max_examples=60)
+@given(
+    fine=st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    coarse=st.tuples(st.integers(1, 12), st.integers(1, 30)),
+    batch=st.integers(1, 3),
+    parts=st.integers(1, 4),
+    depth=st.integers(1, 6),
+    channels=st.integers(1, 6),
+    window=st.sampled_from([1, 3, 5, 7]),
+    similarity=st.sampled_from(['dot', 'neg_euclid']),
+    pad=st.sampled_from(['zero', 'mask']),
+    scale=st.sampled_from([None, 0.3, 1.0]),
+    strip=st.sampled_from([1, 2, 5, 12]))
+def test_agrees_with_the_formula(fine, coarse, batch, parts, depth, channels,
+                                 window, similarity, pad, scale, strip):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, 'STRIP', strip)
+        assert_exact(
+            operands(fine, coarse, batch, parts, depth, channels),
+            window=window,
+            similarity=similarity,
+            pad=pad,
+            scale=scale)
+
+
+@options
+def test_gradcheck(similarity, pad):
+    inputs = [x.requires_grad_() for x in operands((3, 4), (2, 3), batch=1)]
+    assert torch.autograd.gradcheck(
+        lambda *x: local_mixture_attention(
+            *x, window=3, similarity=similarity, pad=pad), inputs)
+
+
+@options
+@pytest.mark.parametrize('budget', [1, 700, 2000])
+def test_result_does_not_depend_on_tiles(similarity, pad, budget, monkeypatch):
+    inputs = operands((20, 33), (20, 33), dtype=torch.float32)
+    kwargs = dict(window=5, similarity=similarity, pad=pad)
+    whole = run(local_mixture_attention, inputs, **kwargs)
+    cut = []
+    tiles = windows.tiles
+
+    def counting(*args):
+        cut[:] = tiles(*args)
+        return iter(cut)
+
+    monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', budget)
+    monkeypatch.setattr(local_attention, 'tiles', counting)
+    assert_agrees(
+        run(local_mixture_attention, inputs, **kwargs), whole, 1e-5)
+    assert len(cut) > 3
+    # every cell in one tile
+    covered = torch.zeros(20, 33)
+    for row, rows, column, columns in cut:
+        covered[row:row + rows, column:column + columns] += 1
+    assert (covered == 1).all()
+
+
+@options
+def test_images_of_a_batch_do_not_matter_to_each_other(similarity, pad):
+    inputs = operands(batch=3, dtype=torch.float32)
+    kwargs = dict(window=3, similarity=similarity, pad=pad)
+    whole = local_mixture_attention(*inputs, **kwargs)
+    for i in range(3):
+        alone = local_mixture_attention(*(x[i:i + 1] for x in inputs), **kwargs)
+        assert relative_error(alone, whole[i:i + 1]) <= 1e-6
+
+
+@options
+def test_same_from_run_to_run(similarity, pad):
+    inputs = operands((40, 50), (20, 25), dtype=torch.float32)
+    kwargs = dict(window=5, similarity=similarity, pad=pad)
+    first = run(local_mixture_attention, inputs, **kwargs)
+    for a, b in zip(first, run(local_mixture_attention, inputs, **kwargs)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('path', ['eager', 'chunked'])
+def test_paths(path, monkeypatch):
+    inputs = operands()
+    want = run(local_mixture_attention, inputs, window=3)
+    calls = []
+    eager = local_attention._eager
+    monkeypatch.setattr(local_attention, '_eager',
+                        lambda *args: calls.append(1) or eager(*args))
+    assert_agrees(
+        run(local_mixture_attention, inputs, window=3, path=path), want, 1e-11)
+    assert bool(calls) == (path == 'eager')
+    with pytest.raises(ValueError, match="path must be .* 'fused'"):
+        local_mixture_attention(*inputs, window=3, path='fused')
+    # the variable may name a path that another function has
+    monkeypatch.setenv('FPT_ATTENTION', 'fused')
+    local_mixture_attention(*inputs, window=3)
+
+
+@options
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(similarity, pad, dtype):
+    inputs = operands((9, 11), (9, 11), depth=16, dtype=dtype)
+    kwargs = dict(window=5, similarity=similarity, pad=pad)
+    want = reference.local_mixture_attention(
+        *(x.double() for x in inputs), **kwargs)
+    got = local_mixture_attention(*inputs, **kwargs)
+    assert got.dtype == dtype
+    assert relative_error(got, want) <= 2 * torch.finfo(dtype).eps
+
+
+@options
+@pytest.mark.parametrize('size, dtype', [(1e3, torch.float16),
+                                         (1e3, torch.bfloat16),
+                                         (1e4, torch.bfloat16)])
+def test_large_activations(similarity, pad, size, dtype):
+    query, key, value, weights = operands((9, 11), (9, 11), depth=16)
+    inputs = [x.to(dtype) for x in (size * query, size * key, value, weights)]
+    out, *grads = run(local_mixture_attention, inputs, window=5, pad=pad,
+                      similarity=similarity)
+    assert out.isfinite().all() and all(g.isfinite().all() for g in grads)
+    low, high = inputs[2].amin().item(), inputs[2].amax().item()
+    room = 4 * torch.finfo(dtype).eps * (high - low)
+    assert out.min() >= min(low, 0) - room and out.max() <= max(high, 0) + room
+
+
+@pytest.mark.parametrize('index, shape, words', [
+    (0, (2, 2, 3, 7), 'query must have 5 dimensions'),
+    (1, (2, 3, 3, 4, 5), 'must agree in B, N and d'),
+    (1, (2, 2, 4, 4, 5), 'must agree in B, N and d'),
+    (2, (2, 4, 4, 6), 'value must be .* with the B, h and w of key'),
+    (2, (1, 4, 4, 5), 'value must be'),
+    (3, (2, 3), 'weights must be'),
+    (0, (2, 2, 3, 0, 9), 'must not be 0'),
+])
+def test_bad_shapes(index, shape, words):
+    inputs = operands()
+    inputs[index] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=words) as error:
+        local_mixture_attention(*inputs, window=3)
+    assert str(tuple(shape)) in str(error.value)
+
+
+def test_bad_types():
+    inputs = operands()
+    with pytest.raises(TypeError, match='value must be a floating point'):
+        local_mixture_attention(*inputs[:2], inputs[2].long(), inputs[3],
+                                window=3)
+    with pytest.raises(ValueError, match="similarity must be .* 'cosine'"):
+        local_mixture_attention(*inputs, window=3, similarity='cosine')
+    with pytest.raises(ValueError, match='window must be odd'):
+        local_mixture_attention(*inputs, window=4)
+
+
+@pytest.mark.parametrize('fine, coarse, want', [
+    (4, 4, [0, 1, 2, 3]), (4, 2, [0, 0, 1, 1]), (5, 2, [0, 0, 1, 1, 1]),
+    (2, 5, [1, 3]), (1, 4, [2]), (3, 1, [0, 0, 0]),
+])
+def test_centres(fine, coarse, want):
+    assert windows.centres(fine, coarse) == want
