@@ -16,7 +16,7 @@ from mmengine import dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 HOSTS = ('mmdet', 'mmseg')
 
@@ -131,9 +131,24 @@ def train_config(args: argparse.Namespace) -> Config:
                              f'auto_scale_lr={cfg.get("auto_scale_lr")}')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        _resume(cfg, args.resume)
     return cfg
+
+
+def _resume(cfg: Config, checkpoint: str) -> None:
+    """Continue from a checkpoint, or from the latest where it is ``'auto'``.
+
+    A run that died before its first checkpoint begins again: it must not lose
+    the weights that the config starts from, which a resumed run would.
+    """
+    if checkpoint == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+        warnings.warn(
+            f'--resume found no checkpoint in {cfg.work_dir}: the run begins '
+            f'anew, with load_from={cfg.get("load_from")!r}',
+            stacklevel=2)
+        return
+    cfg.resume = True
+    cfg.load_from = None if checkpoint == 'auto' else checkpoint
 
 
 def test_config(args: argparse.Namespace) -> Config:
@@ -184,7 +199,11 @@ def _draw(cfg: Config, args: argparse.Namespace, detection: bool) -> None:
 
 
 def _default_detection_tta(cfg: Config) -> None:
-    """Mmdet's default: the image and its mirror image, merged by NMS."""
+    """Mmdet's default: the image and its mirror image, merged by NMS.
+
+    Raises:
+        ValueError: The detector has masks, which mmdet does not merge.
+    """
     if 'tta_model' not in cfg:
         warnings.warn(
             'the config has no tta_model: DetTTAModel with NMS at 0.5 is used',
@@ -193,6 +212,11 @@ def _default_detection_tta(cfg: Config) -> None:
             type='DetTTAModel',
             tta_cfg=dict(
                 nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    masks = (cfg.model.get('roi_head') or {}).get('mask_head') is not None
+    if masks and cfg.tta_model.type in ('DetTTAModel', 'mmdet.DetTTAModel'):
+        raise ValueError('--tta with a DetTTAModel merges boxes alone, got a '
+                         'detector with a mask_head: mmdet does not merge '
+                         'masks')
     if 'tta_pipeline' not in cfg:
         warnings.warn(
             'the config has no tta_pipeline: mirror images are added',

@@ -272,11 +272,24 @@ def test_auto_scale_lr_without_a_base_is_refused(host, more):
         cfg_to_train(host, '--auto-scale-lr', more=[more])
 
 
-def test_resume_from_the_latest(host):
-    cfg = cfg_to_train(host, '--resume', more=["load_from = 'pretrained.pth'"])
+def test_resume_from_the_latest(host, tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
+    cfg = cfg_to_train(
+        host, '--resume', '--work-dir', str(tmp_path),
+        more=["load_from = 'pretrained.pth'"])
     assert cfg.resume is True
     # With load_from set, mmengine would resume from that file.
     assert cfg.load_from is None
+
+
+def test_resume_without_a_checkpoint_keeps_the_weights(host, tmp_path):
+    """A run that died before its first epoch begins as the config says."""
+    with pytest.warns(UserWarning, match="no checkpoint .*'pretrained.pth'"):
+        cfg = cfg_to_train(
+            host, '--resume', '--work-dir', str(tmp_path),
+            more=["load_from = 'pretrained.pth'"])
+    assert not cfg.get('resume')
+    assert cfg.load_from == 'pretrained.pth'
 
 
 def test_resume_from_a_path(host):
@@ -294,6 +307,15 @@ def test_without_resume_the_config_decides(host):
 
 
 # -------------------------------------------------------------------- test
+
+
+def test_masks_are_not_merged():
+    masks = "model['roi_head'] = dict(mask_head=dict(type='Mask'))"
+    with pytest.raises(ValueError, match='--tta .* mask_head'):
+        cfg_to_test('mmdet', '--tta', more=[masks])
+    cfg = cfg_to_test(
+        'mmdet', '--tta', more=[masks, "tta_model = dict(type='Mine')"])
+    assert cfg.model.type == 'Mine'
 
 
 def test_the_checkpoint_is_loaded(host):
