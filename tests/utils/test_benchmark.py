@@ -1,0 +1,148 @@
+"""The benchmark's command, at sizes that take no time."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from holding_case import Holding
+from rich.console import Console
+from rich.progress import Progress
+
+from fpt_plugin.utils.benchmark import measure
+from fpt_plugin.utils.benchmark_cases import (
+    AttentionCase,
+    LocalCase,
+    NeckCase,
+    level_size,
+)
+from fpt_plugin.utils.benchmark_report import cases_of, parser, run, table
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*flags):
+    return run(parser().parse_args([str(flag) for flag in flags]))
+
+
+@pytest.fixture
+def progress():
+    with Progress(console=Console(quiet=True)) as progress:
+        yield progress
+
+
+def test_attention(tmp_path, capsys):
+    out = bench('attention', '--cases', 'st:P4', 'gt:P3-P4', 'gt:P2-P3@4',
+                '--shape', 65, 96, '--channels', 16, '--repeats', 2, '--batch',
+                2, '--no-memory', '--out', tmp_path / 'a.json')
+    content = json.loads(out.read_text())
+    assert content['surroundings']['torch'] == torch.__version__
+    assert content['surroundings']['threads'] == torch.get_num_threads()
+    sizes = {r['case']: (r['queries'], r['keys'], r['parts'])
+             for r in content['records']}
+    assert sizes == {
+        'st:P4': ([5, 6], [5, 6], 2),
+        'gt:P3-P4': ([9, 12], [5, 6], 4),
+        'gt:P2-P3@4': ([17, 24], [3, 3], 4)
+    }
+    for record in content['records']:
+        assert list(record['contestants']) == [
+            'fpt_plugin', 'reference', 'sdpa'
+        ]
+        for found in record['contestants'].values():
+            assert 0 < found['forward']['median'] < found['both']['median']
+            assert found['error'] < 1e-5
+    shown = capsys.readouterr().out
+    assert 'gt:P2-P3@4' in shown and 'reference' in shown and '1e-' in shown
+
+
+def test_local_attention(tmp_path):
+    out = bench('local-attention', '--cases', '9x8', '8x8-4x3', '--window', 3,
+                '--channels', 8, '--repeats', 1, '--no-memory', '--out',
+                tmp_path / 'a.json')
+    records = json.loads(out.read_text())['records']
+    assert [(r['fine'], r['coarse']) for r in records
+            ] == [([9, 8], [9, 8]), ([8, 8], [4, 3])]
+    errors = [c['error'] for c in records[0]['contestants'].values()]
+    assert len(errors) == 2 and max(errors) < 1e-5
+
+
+def test_neck(tmp_path):
+    out = bench('neck', '--preset', 'default', 'paper', '--shape', 32, 64,
+                '--repeats', 1, '--no-memory', '--out', tmp_path / 'a.json')
+    default, paper = json.loads(out.read_text())['records']
+    assert default['preset'] == 'default' and paper['preset'] == 'paper'
+    assert set(default['contestants']) == {'fpt', 'resnet50', 'fpn'}
+
+
+def test_peak_memory_is_what_a_pass_holds(progress):
+    record, = measure([Holding('held')], 1, 1 << 40, progress)
+    once, twice = record['contestants'].values()
+    for found, size in ((once, 1 << 26), (twice, 1 << 27)):
+        for kind in ('forward_bytes', 'both_bytes'):
+            assert 0.95 * size < found[kind] < 1.2 * size
+
+
+def test_what_does_not_fit_is_left_out_by_name(progress):
+    record, = measure([Holding('held')], 1, 1 << 26, progress, memory=False)
+    assert 'median' in record['contestants']['once']['forward']
+    assert record['contestants']['twice'] == dict(
+        skipped='would hold more than 0 GiB')
+    shown = io.StringIO()
+    Console(file=shown, width=140).print(
+        table([record], dict(device='a CPU', threads=2, torch='2')))
+    assert 'would hold' in shown.getvalue()
+
+
+def test_the_reference_of_a_large_case_is_left_out():
+    case = AttentionCase.parse('gt:P2-P3', (800, 1344))
+    # 67,200 x 16,800 scores of 4 parts, twice
+    assert case.least_bytes('reference') == 2 * 4 * 67200 * 16800 * 4
+    assert case.least_bytes('fpt_plugin') == 0
+
+
+def test_level_sizes_round_up():
+    assert [level_size((800, 1333), level) for level in (2, 3, 4, 5)
+            ] == [(200, 334), (100, 167), (50, 84), (25, 42)]
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['attention', '--cases', 'st:P3-P4'], "--cases must .* 'st:P3-P4'"),
+    (['attention', '--cases', 'lt:P3'], "--cases must be of the form st:P4"),
+    (['local-attention', '--cases', '97'], "--cases must .* '97'"),
+    (['attention', '--repeats', '0'], '--repeats must be at least 1, got 0'),
+    (['neck', '--batch', '-1'], '--batch must be at least 1, got -1'),
+])
+def test_bad_flags(flags, words):
+    with pytest.raises(ValueError, match=words):
+        cases_of(parser().parse_args(flags))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is one')
+def test_no_cuda_device():
+    with pytest.raises(ValueError, match='needs a CUDA device'):
+        cases_of(parser().parse_args(['attention', '--device', 'cuda']))
+
+
+def test_defaults_are_the_sizes_of_the_documentation():
+    attention = cases_of(parser().parse_args(['attention']))
+    assert attention[3] == AttentionCase(
+        'gt:P3-P4', branch='gt', queries=(100, 168), keys=(50, 84))
+    local = cases_of(parser().parse_args(['local-attention']))
+    assert LocalCase('97x97', fine=(97, 97), coarse=(97, 97)) in local
+    neck, = cases_of(parser().parse_args(['neck']))
+    assert neck == NeckCase('default preset', shape=(800, 1344))
+
+
+def test_a_failure_of_the_command_is_a_line():
+    result = subprocess.run([
+        sys.executable,
+        str(ROOT / 'tools/benchmark.py'), 'attention', '--cases', 'x'
+    ], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith('benchmark.py: --cases must be')
