@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -92,22 +93,24 @@ def _(value: Tensor, shapes: Tensor, locations: Tensor,
     return attention_weights.numel() * value.shape[-1]
 
 
-def _product(out: Tensor, a: Tensor, b: Tensor, **_) -> int:
+def _product(out: Tensor, a: Tensor, b: Tensor, /, **_) -> int:
     """A matrix (..., m, k) times (..., k, n) or (k,)."""
     return a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
 
 
-def _add_product(out: Tensor, _: Tensor, a: Tensor, b: Tensor, **kwargs) -> int:
+def _add_product(out: Tensor, added: Tensor, a: Tensor, b: Tensor, /,
+                 **_) -> int:
     return _product(out, a, b)
 
 
 def _convolution(out: Tensor, x: Tensor, weight: Tensor, bias, stride, padding,
-                 dilation, transposed: bool, *_, **__) -> int:
+                 dilation, transposed: bool, /, *_, **__) -> int:
     """Every place of the output, or of a transposed one's input."""
     return (x if transposed else out).numel() * weight.shape[1:].numel()
 
 
-def _attention(out, query: Tensor, key: Tensor, value: Tensor, *_, **__) -> int:
+def _attention(out, query: Tensor, key: Tensor, value: Tensor, /, *_,
+               **__) -> int:
     """Scaled dot product attention, masked scores included."""
     return query.shape[:-1].numel() * key.shape[-2] * (
         query.shape[-1] + value.shape[-1])
@@ -127,16 +130,16 @@ ATEN: dict[str, Callable[..., int]] = {
         '_scaled_dot_product_flash_attention_for_cpu',
         '_scaled_dot_product_efficient_attention',
         '_scaled_dot_product_cudnn_attention',
-        '_scaled_dot_product_fused_attention_overrideable',
-        '_flash_attention_forward', '_efficient_attention_forward'
+        '_scaled_dot_product_fused_attention_overrideable'
     ], _attention),
 }
 
 # Operators that multiply and add, and have no formula here: to be named.
 UNCOUNTED_ATEN = {
-    '_cdist_forward', '_trilinear', 'mkldnn_rnn_layer',
-    '_thnn_fused_lstm_cell', '_thnn_fused_gru_cell', '_fft_r2c', '_fft_c2r',
-    '_fft_c2c'
+    '_native_multi_head_attention', '_transformer_encoder_layer_fwd',
+    '_flash_attention_forward', '_efficient_attention_forward', '_trilinear',
+    'mkldnn_rnn_layer', '_thnn_fused_lstm_cell', '_thnn_fused_gru_cell',
+    '_fft_r2c', '_fft_c2r', '_fft_c2c'
 }
 # What mmcv's compiled operators begin with that only select, pool or compare.
 HARMLESS_MMCV = ('nms', 'softnms', 'roi_', 'bbox_overlaps')
@@ -159,6 +162,7 @@ class Meter:
         entered: Labels whose module ran.
         failed: Labels whose module raised, and what.
         uncounted: Names of operations without a formula that ran.
+        inside: How many operations that a formula counts are running.
     """
 
     def __init__(self, module: nn.Module, labels: dict[nn.Module, Hashable],
@@ -169,7 +173,7 @@ class Meter:
         self.failed: dict[Hashable, str] = {}
         self.uncounted: set[str] = set()
         self._stack = [rest]
-        self._inside = 0  # operations that are counted by a formula
+        self.inside = 0  # running operations that a formula counts
         self._parameters = {_storage(p) for p in module.parameters()}
         self._constant = self._parameters | {
             _storage(b) for b in module.buffers()}
@@ -178,7 +182,10 @@ class Meter:
             self._watch(part, label)
 
     def used(self, parameter: Tensor) -> bool:
-        """Whether an operator that was counted had this parameter."""
+        """Whether the pass was seen to do something with this parameter.
+
+        Counting sees all uses; saving sees those that autograd records.
+        """
         return _storage(parameter) in self._used
 
     @contextmanager
@@ -193,10 +200,12 @@ class Meter:
         seen = {}
 
         def pack(tensor: Tensor) -> None:
+            self.use(tensor)
             storage = tensor.untyped_storage()
-            if storage._cdata not in seen and storage._cdata not in self._constant:
+            address = storage._cdata
+            if address not in seen and address not in self._constant:
                 # The weak reference keeps the address from being used again.
-                seen[storage._cdata] = StorageWeakRef(storage)
+                seen[address] = StorageWeakRef(storage)
                 self.saved[self._stack[-1]] += storage.nbytes()
 
         with self._intercepting(), \
@@ -204,14 +213,8 @@ class Meter:
             yield
 
     def add(self, macs: int) -> None:
-        """Count for the running label, unless a formula has counted it."""
-        if not self._inside:
-            self.macs[self._stack[-1]] += int(macs)
-
-    def note_uncounted(self, name: str) -> None:
-        """Remember an operation that no formula covers."""
-        if not self._inside:
-            self.uncounted.add(name)
+        """Count for the running label."""
+        self.macs[self._stack[-1]] += int(macs)
 
     def use(self, *arguments) -> None:
         """Remember the parameters among the arguments of an operation."""
@@ -263,13 +266,14 @@ class Meter:
 
         @functools.wraps(function)
         def counted(*args, **kwargs):
-            self.add(formula(*args, **kwargs))
+            if not self.inside:
+                self.add(formula(*args, **kwargs))
             self.use(args, kwargs)
-            self._inside += 1
+            self.inside += 1
             try:
                 return function(*args, **kwargs)
             finally:
-                self._inside -= 1
+                self.inside -= 1
 
         return counted
 
@@ -281,13 +285,13 @@ class Meter:
             meta = any(
                 isinstance(x, Tensor) and x.is_meta
                 for x in (*args, *kwargs.values()))
-            if meta and self._inside:
+            if meta and self.inside:
                 return None  # it would fill a tensor that is there already
             if meta:
                 raise NotImplementedError(
                     f'the compiled operator {name} of mmcv needs data')
-            if not name.startswith(HARMLESS_MMCV):
-                self.note_uncounted(f'mmcv.{name}')
+            if not self.inside and not name.startswith(HARMLESS_MMCV):
+                self.uncounted.add(f'mmcv.{name}')
             return function(*args, **kwargs)
 
         return guarded
@@ -302,6 +306,9 @@ class _AtenCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.meter.inside:  # counted by a formula
+            self.meter.use(args, kwargs)
+            return func(*args, **kwargs)
         namespace, name = func._schema.name.split('::')
         name = name.rstrip('_')
         formula = ATEN.get(name) if namespace == 'aten' else None
@@ -315,14 +322,15 @@ class _AtenCounter(TorchDispatchMode):
         if formula is not None:
             self.meter.add(formula(out, *args, **kwargs))
         elif name in UNCOUNTED_ATEN:
-            self.meter.note_uncounted(f'torch.{name}')
+            self.meter.uncounted.add(f'torch.{name}')
         return out
 
 
 def describe(error: Exception) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines() or ['']
-    return f'{type(error).__name__}: {lines[0][:200]}'.rstrip(': ')
+    message = textwrap.shorten(lines[0], 120, placeholder=' ...')
+    return f'{type(error).__name__}: {message}'.rstrip(': ')
 
 
 def _storage(tensor: Tensor) -> int:
@@ -383,9 +391,13 @@ def _meta_autocast() -> Iterator[None]:
 @contextmanager
 def _plain_multihead_attention() -> Iterator[None]:
     """Keep torch from fusing its MultiheadAttention into one operator."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    switch = getattr(torch.backends, 'mha', None)  # older torch has none
+    if switch is None:
+        yield
+        return
+    enabled = switch.get_fastpath_enabled()
+    switch.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        switch.set_fastpath_enabled(enabled)

@@ -1,4 +1,4 @@
-"""Running the hosts' detectors and segmentors part by part, without data.
+"""The hosts' detectors and segmentors: built, and run part by part.
 
 The forward passes that complexity.py counts. They run on a copy of a model,
 whose tensors may be on the meta device: shapes alone, nothing is computed.
@@ -8,21 +8,97 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from mmengine.structures import BaseDataElement
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
+from ..layers.checks import check_positive_int
 from .counting import describe
 
-# Arguments of the RoI heads' forwards that take RoIs and nothing else that
-# would have to be made up; those of the other heads are left to themselves.
-_PLAIN_FORWARDS = {
-    'bbox': [('x', 'rois'), ('stage', 'x', 'rois')],
-    'mask': [('x', 'rois', 'pos_inds', 'bbox_feats'), ('stage', 'x', 'rois')],
-}
+DETECTION_SHAPE = (800, 1344)
+
+# Where wrappers keep the model that they wrap.
+_WRAPPED = ('module', 'student', 'detector')
+
+
+def load_model(config: str | Path | Config,
+               cfg_options: dict | None = None) -> tuple[nn.Module, Config]:
+    """Build the model of a config; nothing is downloaded.
+
+    Args:
+        config: A file, ``mmdet::`` or ``mmseg::`` and a file of that library's
+            configs, or a config.
+        cfg_options: Settings that override the config's.
+
+    Returns:
+        The model and the config.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The config has no ``model`` or no ``default_scope``.
+    """
+    given = config if isinstance(config, (str, Path)) else 'the given config'
+    if '::' in str(given):
+        # As a base it is found as the shipped configs find theirs.
+        config = Config.fromstring(f'_base_ = {str(config)!r}', '.py')
+    elif not isinstance(config, Config):
+        config = Config.fromfile(config)
+    if cfg_options:
+        config.merge_from_dict(cfg_options)
+    for name in ('model', 'default_scope'):
+        if config.get(name) is None:
+            raise ValueError(f'the config must set {name}, got none in {given}')
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return MODELS.build(config.model), config
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The detector inside test-time augmentation, a teacher's pair or DDP.
+
+    Raises:
+        ValueError: There is none.
+    """
+    inner = model
+    while not hasattr(inner, 'backbone'):
+        found = [
+            name for name in _WRAPPED
+            if isinstance(getattr(inner, name, None), nn.Module)
+        ]
+        if not found:
+            raise ValueError(
+                'the model must be a detector or segmentor with a backbone, '
+                f'got {type(model).__name__}; neck_complexity counts a neck')
+        inner = getattr(inner, found[0])
+    return inner
+
+
+def image_shape(model: nn.Module, cfg: Config | None,
+                shape: Sequence[int] | None) -> tuple[int, int]:
+    """Height and width of the images: as given, or as usual for the model.
+
+    Raises:
+        TypeError: A side is not an int.
+        ValueError: ``shape`` is not two sides of at least 1, or is required.
+    """
+    if shape is None and not hasattr(model, 'decode_head'):
+        shape = DETECTION_SHAPE
+    if shape is None:
+        preprocessor = getattr(model, 'data_preprocessor', None)
+        shape = getattr(preprocessor, 'size', None) or (
+            cfg or {}).get('crop_size')
+    if shape is None:
+        raise ValueError('shape must be height and width here, as the '
+                         'segmentor names no size of its crops, got None')
+    if len(shape) != 2:
+        raise ValueError(f'shape must be height and width, got {tuple(shape)}')
+    height, width = (check_positive_int('shape', side) for side in shape)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -82,14 +158,18 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
     Args:
         model: A copy, which is changed.
         images: (B, C, H, W). In training the two-stage heads see as many RoIs
-            as their sampler takes, else as many as in testing, and auxiliary
-            heads run.
+            as their sampler takes and auxiliary heads run, else as in testing.
 
     Returns:
         What failed, one line each.
     """
     samples = _data_samples(images)
     attempt = Attempts()
+    # What the extractors cut out depends on the data, and pooling is not
+    # counted: only the number and size of the RoI features matter.
+    for module in model.modules():
+        if hasattr(module, 'roi_layers'):
+            module.forward = functools.partial(_roi_features, module)
     if hasattr(model, 'decode_head'):
         _run_segmentor(model, images, samples, attempt)
     elif has_plain_roi_head(model):
@@ -102,40 +182,61 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
 def has_plain_roi_head(model: nn.Module) -> bool:
     """Whether the RoI heads can be given RoI features, one after the other."""
     head = getattr(model, 'roi_head', None)
-    return head is not None and all(
-        _forward_arguments(head, kind) in plain
-        for kind, plain in _PLAIN_FORWARDS.items() if _has(head, kind))
+    if head is None:
+        return False
+    for kind in _kinds(head):
+        arguments = _forward_arguments(head, kind)
+        required = [
+            name for name, argument in arguments.items()
+            if argument.default is argument.empty
+        ]
+        if not set(required) <= {'stage', 'x', 'rois'} \
+                or 'rois' not in arguments:
+            return False
+    return True
 
 
-def _has(roi_head: nn.Module, kind: str) -> bool:
-    return getattr(roi_head, f'{kind}_head', None) is not None
+def _kinds(roi_head: nn.Module) -> list[str]:
+    return [
+        kind for kind in ('bbox', 'mask')
+        if getattr(roi_head, f'{kind}_head', None) is not None
+    ]
 
 
-def _forward_arguments(roi_head: nn.Module, kind: str) -> tuple[str, ...]:
+def _forward_arguments(roi_head: nn.Module,
+                       kind: str) -> Mapping[str, inspect.Parameter]:
     method = getattr(roi_head, f'_{kind}_forward', None)
-    return tuple(inspect.signature(method).parameters) if method else ()
+    return inspect.signature(method).parameters if method else {}
 
 
 def _data_samples(images: Tensor) -> list[BaseDataElement]:
-    """What the hosts' data samples tell the models of images of full size."""
-    shape = tuple(images.shape[2:])
+    """What the hosts' data samples tell the models, of images of full size.
+
+    Some models ask for annotations in training: one object an image.
+    """
+    height, width = images.shape[2:]
     sizes = {
-        f'{name}_shape': shape
+        f'{name}_shape': (height, width)
         for name in ('img', 'ori', 'pad', 'batch_input')
     }
-    return [
-        BaseDataElement(
+    samples = []
+    for _ in images:
+        sample = BaseDataElement(
             metainfo=dict(
                 **sizes,
                 scale_factor=(1., 1.),
                 padding_size=[0, 0, 0, 0],
-                flip=False)) for _ in images
-    ]
+                flip=False))
+        sample.gt_instances = InstanceData(
+            bboxes=images.new_tensor([[0, 0, width / 2, height / 2]]),
+            labels=images.new_zeros(1, dtype=torch.long))
+        samples.append(sample)
+    return samples
 
 
 def _run_segmentor(model: nn.Module, images: Tensor,
                    samples: list[BaseDataElement], attempt: Attempts) -> None:
-    """Backbone, neck, decode heads; in training the auxiliary heads too."""
+    """Backbone, neck and decode heads; in training the auxiliary heads."""
     features = []
     extract_feat = model.extract_feat
 
@@ -145,55 +246,56 @@ def _run_segmentor(model: nn.Module, images: Tensor,
 
     model.extract_feat = extract
     attempt(model.encode_decode, images, [s.metainfo for s in samples])
-    if not features:
+    if not features or not model.training:
         return
     for head in _listed(getattr(model, 'auxiliary_head', None)):
         attempt(head.forward, features[-1])
 
 
 def _run_two_stage(model: nn.Module, images: Tensor, attempt: Attempts) -> None:
-    """The dense parts as they are; the RoI heads on features of the right size.
-
-    What the extractors cut out depends on the data, and pooling is not
-    counted, so only the number and size of the RoI features matter.
-    """
+    """The dense parts, then each RoI head with its usual number of RoIs."""
     features = attempt(model.extract_feat, images)
     if features is None:
         return
-    for name in ('rpn_head', 'semantic_head'):
-        if getattr(model, name, None) is not None:
-            attempt(getattr(model, name).forward, features)
+    head = model.roi_head
+    for part in (getattr(model, 'rpn_head', None),
+                 getattr(model, 'semantic_head', None),
+                 getattr(head, 'semantic_head', None)):
+        if part is not None:
+            attempt(part.forward, features)
     counts = RoICounts.of(model)
     numbers = dict(
         bbox=counts.samples if model.training else counts.proposals,
         mask=counts.positives if model.training else counts.detections)
-    head = model.roi_head
-    for kind, number in numbers.items():
-        if not _has(head, kind):
-            continue
-        for extractor in _listed(getattr(head, f'{kind}_roi_extractor')):
-            extractor.forward = functools.partial(_roi_features, extractor)
-        rois = images.new_zeros(number * len(images), 5)
+    for kind in _kinds(head):
+        rois = images.new_zeros(numbers[kind] * len(images), 5)
         forward = getattr(head, f'_{kind}_forward')
-        if 'stage' in _forward_arguments(head, kind):
-            for stage in range(len(getattr(head, f'{kind}_head'))):
-                attempt(forward, stage, features, rois)
-        else:
+        arguments = _forward_arguments(head, kind)
+        if 'stage' not in arguments:
             attempt(forward, features, rois)
+            continue
+        stages = range(len(getattr(head, f'{kind}_head')))
+        if 'training' in arguments:  # HTC, which tests all stages in one call
+            forward = functools.partial(forward, training=model.training)
+            stages = stages if model.training else stages[-1:]
+        for stage in stages:
+            attempt(forward, stage, features, rois)
 
 
 def _roi_features(extractor: nn.Module,
-                  features: tuple[Tensor, ...],
+                  features: Sequence[Tensor | None],
                   rois: Tensor,
                   roi_scale_factor: float | None = None) -> Tensor:
     """Features of RoIs, of the extractor's size: (n, C, h, w)."""
     size = extractor.roi_layers[0].output_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    out = features[0].new_zeros(
-        len(rois), extractor.out_channels, height, width)
-    # A leaf that wants gradients, as what is cut out of learned features does.
-    return out.requires_grad_(
-        torch.is_grad_enabled() and any(x.requires_grad for x in features))
+    out = rois.new_zeros(len(rois), extractor.out_channels, height, width)
+    if torch.is_grad_enabled():
+        # It wants gradients as what is cut out of learned features does, and
+        # is no leaf, which could not be changed in place.
+        out = out.requires_grad_(
+            any(x is not None and x.requires_grad for x in features)).clone()
+    return out
 
 
 def _listed(modules: nn.Module | None) -> list[nn.Module]:
