@@ -29,6 +29,11 @@ class RenderingTransformer(BaseModule):
     The stride is computed from the maps, so one layer serves any two levels
     and any gap between them.
 
+    The product Q * w grows with the square of the activations. It is formed in
+    float32, but the convolution after it reads it in the dtype of autocast:
+    float16 holds it for activations up to about 50 (projections that keep
+    their scale), bfloat16 has no such bound.
+
     Args:
         in_channels: Channels C of both maps.
         embed_channels: Channels E of Q, K, V and of the output; None: C.
