@@ -21,7 +21,7 @@ from fpt_plugin import FPT, functional
 from fpt_plugin.functional import attention
 from fpt_plugin.layers import mixture
 from fpt_plugin.utils import complexity as module
-from fpt_plugin.utils import counting
+from fpt_plugin.utils import formulas
 from fpt_plugin.utils.complexity import complexity, neck_complexity
 from fpt_plugin.utils.host_models import load_model
 
@@ -279,9 +279,10 @@ def test_a_new_function_is_counted_by_its_formula(monkeypatch):
         return user.double(x, factor=7)
 
     assert count(run, (2, 3, 4)).macs == 2 * 3 * 3 * 4
-    monkeypatch.setattr(counting, 'OPERATIONS', dict(counting.OPERATIONS))
-    counting.operation('fpt_plugin.functional', 'double')(
-        lambda x, *, factor: x.numel() * factor)
+    # set, so that undoing removes what the decorator sets
+    key = ('fpt_plugin.functional', 'double')
+    monkeypatch.setitem(formulas.OPERATIONS, key, None)
+    formulas.operation(*key)(lambda x, *, factor: x.numel() * factor)
     assert count(run, (2, 3, 4)).macs == 2 * 3 * 4 * 7
     assert user.double is double
 
@@ -546,6 +547,30 @@ def test_a_model_that_needs_data(monkeypatch):
     one = tokens * 256 * (2 * 256 + 8 * 16 * 3 + 2 * 1024) + (
         tokens * 8 * 16 * 32)
     assert result.part('encoder').macs == 6 * one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [
+    'mmdet::htc/htc_r50_fpn_1x_coco.py',
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py',
+    'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
+    'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py',
+    'mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py',
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    'mmdet::soft_teacher/'
+    'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py',
+    'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
+    'mmseg::point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+])
+def test_the_hosts_models_are_counted_whole(config):
+    result = complexity(config, (128, 160))
+    assert result.complete, result.not_counted
+    assert all(p.saved_bytes is not None for p in result.parts)
+    assert result.total.macs > 1e9
 
 
 def test_wrapped_detectors():
