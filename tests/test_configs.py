@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,35 @@ def test_fine_tuning_moves_new_layers_faster():
 def test_frozen_fine_tuning():
     neck = build(load('fpt/faster-rcnn_r50_fpt-frozen_finetune-4e_coco.py')).neck
     assert not any(p.requires_grad for p in neck.pyramid.parameters())
+
+
+def costs_of_readme() -> dict[str, tuple[str, ...]]:
+    """Parameters, GMACs and those of FPT by config; braces are spelt out."""
+    found = {}
+    for line in (CONFIGS / 'fpt' / 'README.md').read_text().splitlines():
+        match = re.match(r'\| `([\w{},-]+)` \|', line)
+        if match:
+            numbers = re.search(r'\| (\d+\.\d) \| (\d+) \| (\d+) \|', line)
+            head, *options = re.split(r'\{(.*)\}', match[1])
+            for option in options[0].split(',') if options else ['']:
+                name = head + option + (options[1] if options else '')
+                found[name] = numbers.groups()
+    return found
+
+
+def test_readme_names_every_config():
+    assert set(costs_of_readme()) == {
+        Path(name).stem for name in ALL if name.startswith('fpt/')
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, costs', costs_of_readme().items())
+def test_costs_of_the_readme(name, costs):
+    from fpt_plugin.utils.complexity import complexity
+    counted = complexity(str(CONFIGS / 'fpt' / f'{name}.py'), (800, 1344))
+    assert counted.complete
+    fpt = [part.macs for part in counted.parts if part.name == 'fpt']
+    assert costs == (f'{counted.total.parameters / 1e6:.1f}',
+                     f'{counted.total.macs / 1e9:.0f}',
+                     f'{sum(fpt) / 1e9:.0f}')
