@@ -27,10 +27,10 @@ from .checks import (
     choose_path,
 )
 
-# Scores of one mixture part held at once. On a CPU 2 MiB of float32, so that a
+# Scores of one mixture part held at once. On a CPU 4 MiB of float32, so that a
 # chunk's maps stay in the caches between the operations that touch them; a GPU
 # wants larger products.
-SCORE_BUDGET = {'cpu': 1 << 19, 'cuda': 1 << 25}
+SCORE_BUDGET = {'cpu': 1 << 20, 'cuda': 1 << 25}
 
 
 def score_budget(device: torch.device) -> int:
