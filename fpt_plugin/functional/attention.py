@@ -26,6 +26,7 @@ from .checks import (
     check_similarity,
     choose_path,
 )
+from .products import product
 
 # Scores of one mixture part held at once. On a CPU 4 MiB of float32, so that a
 # chunk's maps stay in the caches between the operations that touch them; a GPU
@@ -228,25 +229,22 @@ def softmax_backward_(grad: Tensor, maps: Tensor) -> Tensor:
 
 
 class _Chunks:
-    """The chunks of queries of one call, and the buffers they share."""
+    """The chunks of queries of one call, and a buffer for the mixed maps."""
 
-    def __init__(self, query: Tensor, key: Tensor, buffers: int) -> None:
+    def __init__(self, query: Tensor, key: Tensor) -> None:
         self.batch, _, self.queries, _ = query.shape
         self.keys = key.shape[2]
         fitting = score_budget(query.device) // max(1, self.batch * self.keys)
         self.length = max(1, min(self.queries, fitting))
-        size = self.batch * self.length * self.keys
-        self.memory = [query.new_empty(size) for _ in range(buffers)]
+        self.memory = query.new_empty(self.batch * self.length * self.keys)
 
-    def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The rows of a chunk and buffers (B, c, Lk) for it."""
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of a chunk, and the buffer (B, c, Lk)."""
         for start in range(0, self.queries, self.length):
             length = min(self.length, self.queries - start)
             shape = (self.batch, length, self.keys)
-            yield slice(start, start + length), [
-                m[:self.batch * length * self.keys].view(shape)
-                for m in self.memory
-            ]
+            yield (slice(start, start + length),
+                   self.memory[:self.batch * length * self.keys].view(shape))
 
 
 class _Operands:
@@ -263,15 +261,11 @@ class _Operands:
         self.shares = weights.to(dtype)[:, :, None, None]
         self.num_parts = weights.shape[1]
 
-    def maps(self, part: int, rows: slice, out: Tensor) -> Tensor:
-        """softmax_j of one part's scores, (B, c, Lk), in ``out``."""
-        query, key = self.query[:, part, rows], self.key[:, part]
-        key = key.transpose(1, 2)
-        if self.bias is None:
-            torch.bmm(query, key, out=out)
-        else:
-            torch.baddbmm(self.bias[:, part, None], query, key, out=out)
-        return softmax_(out)
+    def maps(self, part: int, rows: slice) -> Tensor:
+        """softmax_j of one part's scores, (B, c, Lk)."""
+        bias = None if self.bias is None else self.bias[:, part]
+        return softmax_(
+            product(self.query[:, part, rows], self.key[:, part], bias))
 
     def mix_(self, mixed: Tensor, maps: Tensor, part: int) -> None:
         """Add a part's maps, by its share, to those of the parts before."""
@@ -279,6 +273,12 @@ class _Operands:
             torch.mul(maps, self.shares[:, 0], out=mixed)
         else:
             mixed.addcmul_(maps, self.shares[:, part])
+
+
+def _sum_over_rows(left: Tensor, right: Tensor) -> Tensor:
+    """(B, c, d), (B, c, Lk) to (B, Lk, d): outer products of the rows."""
+    left = left.transpose(1, 2).contiguous()
+    return product(left, right.transpose(1, 2)).transpose(1, 2)
 
 
 def _inner(maps: Tensor, grad: Tensor) -> Tensor:
@@ -300,10 +300,11 @@ class _MixtureAttention(torch.autograd.Function):
             x = _Operands(query, key, value, weights, similarity, scale)
             out = x.value.new_empty(query.shape[0], query.shape[2],
                                     value.shape[2])
-            for rows, (maps, mixed) in _Chunks(x.query, x.key, buffers=2):
+            value_t = x.value.transpose(1, 2).contiguous()
+            for rows, mixed in _Chunks(x.query, x.key):
                 for part in range(x.num_parts):
-                    x.mix_(mixed, x.maps(part, rows, out=maps), part)
-                out[:, rows] = mixed @ x.value
+                    x.mix_(mixed, x.maps(part, rows), part)
+                out[:, rows] = product(mixed, value_t)
         return out.to(value.dtype)
 
     @staticmethod
@@ -317,21 +318,22 @@ class _MixtureAttention(torch.autograd.Function):
             grad_q, grad_k, grad_v, grad_pi = map(
                 torch.zeros_like, (x.query, x.key, x.value, x.shares))
             grad_bias = None if x.bias is None else torch.zeros_like(x.bias)
-            for rows, (maps, mixed, d_maps) in _Chunks(
-                    x.query, x.key, buffers=3):
+            key_t = x.key.transpose(2, 3).contiguous()
+            for rows, mixed in _Chunks(x.query, x.key):
                 g = grad[:, rows]
-                torch.bmm(g, x.value.transpose(1, 2), out=d_maps)
+                d_maps = product(g, x.value)
                 for part in range(x.num_parts):
-                    x.mix_(mixed, x.maps(part, rows, out=maps), part)
+                    maps = x.maps(part, rows)
+                    x.mix_(mixed, maps, part)
                     grad_pi[:, part] += _inner(maps, d_maps)
                     # The part's share is applied to the results below.
                     d_scores = softmax_backward_(d_maps, maps)
-                    grad_q[:, part, rows] = d_scores @ x.key[:, part]
-                    grad_k[:, part].baddbmm_(
-                        d_scores.transpose(1, 2), x.query[:, part, rows])
+                    grad_q[:, part, rows] = product(d_scores, key_t[:, part])
+                    grad_k[:, part] += _sum_over_rows(
+                        x.query[:, part, rows], d_scores)
                     if grad_bias is not None:
                         grad_bias[:, part] += d_scores.sum(dim=1)
-                grad_v.baddbmm_(mixed.transpose(1, 2), g)
+                grad_v += _sum_over_rows(g, mixed)
             grad_q *= x.shares
             grad_k *= x.shares
             if grad_bias is not None:

@@ -307,8 +307,9 @@ class FPT(BaseModule):
         maps = self._pyramid_maps(inputs)
         self._check_maps(maps)
         strides = self._strides(maps)
+        sources = [_channels_last(x) for x in maps[:self.num_levels]]
         outs = [
-            self._transform(level, maps, strides)
+            self._transform(level, maps[level], sources, strides)
             for level in range(self.num_levels)
         ]
         return tuple(outs) + maps[self.num_levels:]
@@ -375,18 +376,22 @@ class FPT(BaseModule):
             strides.append(strides[-1] * max(1, round(ratio)))
         return tuple(reversed(strides))
 
-    def _transform(self, level: int, maps: tuple[Tensor, ...],
+    def _transform(self, level: int, x: Tensor, maps: list[Tensor],
                    strides: tuple[int, ...] | None) -> Tensor:
-        x = maps[level]
+        """One level of the output, in the memory format of ``x``."""
         branches = [
-            self._run(layer, x, maps[source], source == level,
+            self._run(layer, maps[level], maps[source], source == level,
                       strides and strides[source])
             for source, layer in self._branches(level)
         ]
         fusion = self.fusions[level]
         if not branches:
-            return x if isinstance(fusion, nn.Identity) else fusion(x, None)
-        return fusion(x, self._drop(level, torch.cat(branches, dim=1)))
+            out = x if isinstance(fusion, nn.Identity) else fusion(x, None)
+        else:
+            out = fusion(x, self._drop(level, torch.cat(branches, dim=1)))
+        # The host's heads get what they got from the pyramid: a convolution
+        # in another memory format may round in another way.
+        return out.contiguous() if x.is_contiguous() else out
 
     def _run(self, layer: nn.Module, x: Tensor, source: Tensor, own: bool,
              stride: int | None) -> Tensor:
@@ -408,3 +413,14 @@ class FPT(BaseModule):
         if min(branches.shape[2:]) < getattr(drop, 'block_size', 1):
             return branches
         return drop(branches)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Pixels of one map side by side, as the products of attention read them.
+
+    On a CPU convolutions are faster so too. Traced graphs stay as they are.
+    """
+    if x.device.type != 'cpu' or torch.jit.is_tracing() \
+            or torch.compiler.is_exporting():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
