@@ -528,6 +528,24 @@ def test_compiled_neck_trains():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize('fusion', ['residual', 'concat'])
+@pytest.mark.parametrize('format', [
+    torch.contiguous_format, torch.channels_last])
+def test_outputs_keep_the_memory_format_of_the_maps(fusion, format):
+    """The heads of a host may round differently in another one."""
+    neck = perturb(FPT(12, 12, pyramid=None, num_levels=3, fusion=fusion))
+    inputs = [
+        torch.randn(2, 12, *size).contiguous(memory_format=format)
+        for size in ((16, 20), (8, 10), (4, 5))
+    ]
+    outs = neck(inputs)
+    for x, out in zip(inputs, outs):
+        assert out.is_contiguous(memory_format=format)
+    want = neck([x.contiguous() for x in inputs])
+    for a, b in zip(outs, want):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 # -------------------------------------------------------------------- bad input
 
 
