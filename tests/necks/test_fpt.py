@@ -539,8 +539,7 @@ def test_outputs_keep_the_memory_format_of_the_maps(fusion, format):
         for size in ((16, 20), (8, 10), (4, 5))
     ]
     outs = neck(inputs)
-    for x, out in zip(inputs, outs):
-        assert out.is_contiguous(memory_format=format)
+    assert all(out.is_contiguous(memory_format=format) for out in outs)
     want = neck([x.contiguous() for x in inputs])
     for a, b in zip(outs, want):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
