@@ -59,6 +59,13 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def is_captured() -> bool:
+    """Whether a graph is being traced or exported, on any torch."""
+    # Older than torch 2.7 there is no way to ask for an export.
+    exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+    return torch.jit.is_tracing() or exporting()
+
+
 def choose_path(path: str | None, available: tuple[str, ...] = PATHS) -> str:
     """The one place that decides how a call is computed.
 
@@ -84,8 +91,7 @@ def choose_path(path: str | None, available: tuple[str, ...] = PATHS) -> str:
         if path in PATHS and path not in available:
             path = None
     if not path:
-        traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
-        return 'eager' if traced else 'chunked'
+        return 'eager' if is_captured() else 'chunked'
     if path not in available:
         raise ValueError(f'{origin} must be one of {available}, got {path!r}')
     return path

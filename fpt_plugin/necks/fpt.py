@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..compat import check_hosts
+from ..functional.checks import is_captured
 from ..layers.checks import check_map, check_positive_int
 from .branches import build_branch, default_num_mixtures
 from .checkpoints import adopt_pyramid_keys
@@ -420,7 +421,6 @@ def _channels_last(x: Tensor) -> Tensor:
 
     On a CPU convolutions are faster so too. Traced graphs stay as they are.
     """
-    if x.device.type != 'cpu' or torch.jit.is_tracing() \
-            or torch.compiler.is_exporting():
+    if x.device.type != 'cpu' or is_captured():
         return x
     return x.contiguous(memory_format=torch.channels_last)

@@ -82,7 +82,8 @@ def measure(cases: Sequence[Case],
             repeats: int,
             limit: int,
             progress: Progress,
-            memory: bool = True) -> list[dict]:
+            memory: bool = True,
+            times: bool = True) -> list[dict]:
     """Time all contestants of each case in turns, and weigh them.
 
     Args:
@@ -90,7 +91,8 @@ def measure(cases: Sequence[Case],
         repeats: Turns, after one that does not count.
         limit: A contestant that would hold more bytes is left out by name.
         progress: Shows how far it is.
-        memory: Whether peaks of memory are measured too.
+        memory: Whether peaks of memory are measured.
+        times: Whether passes are timed, and their results compared.
 
     Returns:
         A record a case: ``case``, its sizes, and ``contestants`` by name, each
@@ -110,12 +112,14 @@ def measure(cases: Sequence[Case],
                     skipped=f'would hold more than {needed / 2**30:.0f} GiB')
             else:
                 running.append(name)
-        steps = (repeats + 1) * len(running) * 2 + (
-            2 * len(running) if memory else 0)
-        task = progress.add_task(case.name, total=steps)
-        found.update(
-            _times(case, running, repeats, partial(progress.advance, task)))
+        turns = repeats + 1 if times else 0
+        task = progress.add_task(
+            case.name, total=2 * len(running) * (turns + memory))
+        if times:
+            found.update(
+                _times(case, running, repeats, partial(progress.advance, task)))
         for name in running if memory else ():
+            found.setdefault(name, {})
             for backward in (False, True):
                 key = PASSES[backward] + '_bytes'
                 found[name][key] = _peak_in_fresh_process(case, name, backward)

@@ -73,8 +73,11 @@ def parser() -> argparse.ArgumentParser:
             type=float,
             default=8,
             help='leave out what would hold more than that')
-        command.add_argument(
+        alone = command.add_mutually_exclusive_group()
+        alone.add_argument(
             '--no-memory', action='store_true', help='measure times alone')
+        alone.add_argument(
+            '--no-times', action='store_true', help='measure memory alone')
         command.add_argument(
             '--out',
             help='JSON file; default: benchmarks/COMMAND-DEVICE-DTYPE.json')
@@ -134,7 +137,8 @@ def run(args: argparse.Namespace) -> Path:
         console.width = 140
     with Progress(console=console) as progress:
         records = measure(cases, args.repeats, int(args.limit_gib * 2**30),
-                          progress, memory=not args.no_memory)
+                          progress,
+                          memory=not args.no_memory, times=not args.no_times)
     where = surroundings(args.device)
     console.print(table(records, where))
     write_json(
@@ -166,7 +170,7 @@ def table(records: list[dict], where: dict) -> Table:
                 table.add_row(*cells, found['skipped'])
                 continue
             for kind in ('forward', 'both'):
-                cells += [
+                cells += ['', ''] if kind not in found else [
                     f'{_milliseconds(found[kind]["median"])} '
                     f'({_milliseconds(found[kind]["spread"])})',
                     '' if i == 0 or 'skipped' in ours else
