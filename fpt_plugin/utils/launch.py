@@ -259,6 +259,13 @@ def start_cpu_processes(cfg: Config) -> None:
             find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
+def stop_processes() -> None:
+    """Part in order: a process that just ends may abort in gloo's threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's."""
     start_cpu_processes(cfg)
@@ -271,6 +278,7 @@ def train(args: argparse.Namespace) -> Runner:
     """What tools/train.py does."""
     runner = build_runner(train_config(args))
     runner.train()
+    stop_processes()
     return runner
 
 
@@ -286,4 +294,6 @@ def test(args: argparse.Namespace) -> dict[str, float]:
         runner.test_evaluator.metrics.append(
             METRICS.build(
                 dict(type='mmdet.DumpDetResults', out_file_path=args.out)))
-    return runner.test()
+    metrics = runner.test()
+    stop_processes()
+    return metrics
