@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from base import BaseNeckTester, BaseWrapperTester, backbone_maps
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from oracles import relative_error
 
 from fpt_plugin import FPT
 
@@ -512,7 +513,8 @@ def test_captured_neck_gives_the_same(capture):
     inputs = tuple(maps())
     captured = capture(model, inputs)
     for a, b in zip(captured(*inputs), model(*inputs)):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        # captured graphs convolve in another memory format and round so
+        assert relative_error(a, b) <= 1e-5
 
 
 def test_compiled_neck_trains():
