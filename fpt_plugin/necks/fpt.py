@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..compat import check_hosts
-from ..functional.checks import is_captured
 from ..layers.checks import check_map, check_positive_int
-from .branches import build_branch, default_num_mixtures
+from .branches import build_branch, channels_last, default_num_mixtures
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
 from .hosted import build_hosted
@@ -308,7 +307,7 @@ class FPT(BaseModule):
         maps = self._pyramid_maps(inputs)
         self._check_maps(maps)
         strides = self._strides(maps)
-        sources = [_channels_last(x) for x in maps[:self.num_levels]]
+        sources = [channels_last(x) for x in maps[:self.num_levels]]
         outs = [
             self._transform(level, maps[level], sources, strides)
             for level in range(self.num_levels)
@@ -414,13 +413,3 @@ class FPT(BaseModule):
         if min(branches.shape[2:]) < getattr(drop, 'block_size', 1):
             return branches
         return drop(branches)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Pixels of one map side by side, as the products of attention read them.
-
-    On a CPU convolutions are faster so too. Traced graphs stay as they are.
-    """
-    if x.device.type != 'cpu' or is_captured():
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
