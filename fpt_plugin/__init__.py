@@ -1,4 +1,4 @@
-"""Feature Pyramid Transformer necks for MMDetection and MMSegmentation.
+"""FPT necks and LambdaResNet backbones for MMDetection and MMSegmentation.
 
 Importing the package registers its modules with mmengine, so that a config
 finds them by ``custom_imports=dict(imports=['fpt_plugin'])`` or by a dotted
@@ -14,8 +14,10 @@ __all__ = ['__version__']
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import compat
+    from .backbones import LambdaResNet
     from .layers import (
         GroundingTransformer,
+        LambdaLayer,
         LocalGroundingTransformer,
         RenderingTransformer,
         SelfTransformer,
@@ -33,13 +35,14 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
         'RenderingTransformerNeck', 'BottomUpPyramid', 'SelfTransformer',
         'GroundingTransformer', 'LocalGroundingTransformer',
-        'RenderingTransformer'
+        'RenderingTransformer', 'LambdaLayer', 'LambdaResNet'
     ]
 else:
 
     def __getattr__(name: str):
         """Say what is missing for the modules that need the hosts."""
         raise AttributeError(
-            f'module fpt_plugin has no attribute {name!r}: its layers and '
-            'necks need mmengine and mmcv, and one of them is not installed. '
+            f'module fpt_plugin has no attribute {name!r}: its layers, '
+            'necks and backbones need mmengine and mmcv, and one of them is '
+            'not installed. '
             'fpt_plugin.functional works with torch alone.')

@@ -1,7 +1,8 @@
-"""The attention of the papers as plain formulas: slow, obvious, differentiable.
+"""The papers' sums as plain formulas: slow, obvious, differentiable.
 
 These functions are the oracle of the tests (in float64) and the baseline of
-the benchmarks. They keep every score in memory, so use them at small sizes.
+the benchmarks. They keep every score and every lambda in memory, so use them at
+small sizes.
 """
 
 from __future__ import annotations
@@ -118,6 +119,74 @@ def local_mixture_attention(query: Tensor,
     parts = torch.softmax(scores, dim=2)
     attention = (weights[:, :, None, None, None] * parts).sum(dim=1)
     return torch.einsum('bohw,bcohw->bchw', attention, values)
+
+
+def content_lambda(key: Tensor, value: Tensor) -> Tensor:
+    """Softmax over positions, then a sum over them (LambdaNetworks, Eq. 1).
+
+    Args:
+        key: (B, k, u, n).
+        value: (B, u, v, n).
+
+    Returns:
+        (B, k, v).
+    """
+    return torch.einsum('bkun,buvn->bkv', torch.softmax(key, dim=-1), value)
+
+
+def position_lambda(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
+    """Lambdas by conv2d, value channels as a batch; queries by einsum.
+
+    Args:
+        query: (B, h, k, H, W).
+        value: (B, u, v, H, W).
+        embedding: (k, u, rows, columns), both odd.
+
+    Returns:
+        (B, h, v, H, W).
+    """
+    padding = tuple(side // 2 for side in embedding.shape[2:])
+    lambdas = F.conv2d(
+        value.transpose(1, 2).flatten(0, 1), embedding, padding=padding)
+    lambdas = lambdas.unflatten(0, (value.shape[0], value.shape[2]))
+    return torch.einsum('bhkyx,bvkyx->bhvyx', query, lambdas)
+
+
+def position_lambda_depthwise(query: Tensor, value: Tensor,
+                              embedding: Tensor) -> Tensor:
+    """The same as a depthwise conv2d that makes k channels of each (u = 1)."""
+    batch, _, channels = value.shape[:3]
+    padding = tuple(side // 2 for side in embedding.shape[2:])
+    lambdas = F.conv2d(
+        value.flatten(1, 2),
+        embedding.repeat(channels, 1, 1, 1),
+        padding=padding,
+        groups=channels)
+    lambdas = lambdas.unflatten(1, (channels, -1))
+    return torch.einsum('bhkyx,bvkyx->bhvyx', query, lambdas)
+
+
+def position_lambda_conv3d(query: Tensor,
+                           value: Tensor,
+                           embedding: Tensor,
+                           channels_first: bool = False) -> Tensor:
+    """The same as a conv3d over (H, W, v), queries by a broadcast product.
+
+    Args:
+        query: (B, h, k, H, W).
+        value: (B, u, v, H, W).
+        embedding: (k, u, rows, columns), both odd.
+        channels_first: Convolve over (v, H, W) instead.
+    """
+    padding = [side // 2 for side in embedding.shape[2:]]
+    if channels_first:
+        lambdas = F.conv3d(value, embedding.unsqueeze(2), padding=[0, *padding])
+        return (query.unsqueeze(3) * lambdas.unsqueeze(1)).sum(dim=2)
+    lambdas = F.conv3d(
+        value.permute(0, 1, 3, 4, 2), embedding.unsqueeze(4),
+        padding=[*padding, 0])
+    out = (query.unsqueeze(-1) * lambdas.unsqueeze(1)).sum(dim=2)
+    return out.permute(0, 1, 4, 2, 3)
 
 
 def _windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,5 @@
+"""Registered backbones."""
+
+from .lambda_resnet import LambdaResNet
+
+__all__ = ['LambdaResNet']

@@ -1,0 +1,74 @@
+"""The orders in which position lambdas can be summed, and which is cheapest.
+
+All compute sum_k q[h, k, n] sum_u sum_m E[k, u, m - n] V[u, v, m]:
+
+- **attention**: weights A = q E of the pixels of each window first, then their
+  sum of the values. Heads share the values, so this is cheap where there are
+  few heads;
+- **lambda**: E and V first, the queries last. Cheap where heads are many and
+  values are narrow;
+- **fft**: the same as lambda, whose correlation of E and V is a product in the
+  frequency domain. Cheap where windows are large.
+
+The first two work in strips of columns, see :mod:`.lambda_strips`.
+"""
+
+from __future__ import annotations
+
+from math import log2, prod
+
+from torch import Tensor
+
+from .lambda_fft import FourierOrder, fft_size
+from .lambda_strips import AttentionOrder, LambdaOrder, cell_size
+
+ORDERS = {
+    'attention': AttentionOrder,
+    'lambda': LambdaOrder,
+    'fft': FourierOrder
+}
+
+
+def cropped(embedding: Tensor, size: tuple[int, int]) -> Tensor:
+    """The part of an embedding that windows of a small map reach, as a view.
+
+    Args:
+        embedding: (k, u, rows, columns).
+        size: (H, W); offsets of H and more rows lead outside from anywhere.
+
+    Returns:
+        (k, u, at most 2 H - 1, at most 2 W - 1).
+    """
+    for dim, side in zip((2, 3), size):
+        cut = max(0, (embedding.shape[dim] - (2 * int(side) - 1)) // 2)
+        embedding = embedding.narrow(dim, cut, embedding.shape[dim] - 2 * cut)
+    return embedding
+
+
+def estimate(query: tuple[int, ...], value: tuple[int, ...],
+             embedding: tuple[int, ...]) -> dict[str, float]:
+    """What each order costs an image, in multiply-adds of a large product.
+
+    The constants are what touching a number once costs beside that, as
+    measured on a CPU (benchmarks/README.md).
+
+    Args:
+        query: Shape (B, h, k, H, W).
+        value: Shape (B, u, v, H, W).
+        embedding: Shape (k, u, rows, columns).
+    """
+    heads, depth, height, width = query[1:]
+    intra, channels = value[1:3]
+    rows, columns = embedding[2:]
+    pixels = height * width
+    # What cells see, that is what is computed for each of their pixels.
+    down, right = cell_size(height, width)
+    seen = intra * (down + rows - 1) * (right + columns - 1)
+    points = prod(fft_size(height, width, rows, columns))
+    maps = intra * (channels + depth) + depth * channels
+    return {
+        'attention': pixels * heads * seen * (depth + 35 + channels),
+        'lambda': pixels * depth * channels * (seen + heads + 60),
+        'fft': points * (maps * 8 * log2(points) +
+                         depth * channels * (16 * intra + heads + 60)),
+    }

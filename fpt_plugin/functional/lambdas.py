@@ -1,0 +1,181 @@
+"""Lambda layers' two sums: over all positions, and over a window of them.
+
+LambdaNetworks, Sec. 3: https://arxiv.org/abs/2102.08602
+
+The position lambdas of a map are k x v numbers a pixel, several times the
+network's largest map. No order of summation here keeps more than a tile of
+them, and the backward pass saves the three operands alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import reference
+from .checks import accumulation_dtype, check_floating, check_ranks, is_captured
+from .lambda_orders import ORDERS, cropped, estimate
+
+PATHS = (*ORDERS, 'eager')
+
+
+def content_lambda(key: Tensor, value: Tensor) -> Tensor:
+    r"""One lambda an image: keys that a softmax normalises, times values.
+
+    .. math::
+        \lambda^c_{kv} = \sum_u \sum_m \mathrm{softmax}_m(K_{kum}) V_{uvm}
+
+    (LambdaNetworks, Eq. 1).
+
+    Args:
+        key: (B, k, u, n), before the softmax over the n positions.
+        value: (B, u, v, n).
+
+    Returns:
+        (B, k, v) in float32, or float64 for float64 inputs; softmax and sum
+        too, also under autocast.
+
+    Raises:
+        TypeError: An argument is not a floating point tensor.
+        ValueError: Shapes do not fit together, or there is no position.
+    """
+    tensors = dict(key=key, value=value)
+    check_floating(tensors)
+    shapes = check_ranks(tensors, (4, 4))
+    if (value.shape[0], value.shape[1], value.shape[3]) != (
+            key.shape[0], key.shape[2], key.shape[3]):
+        raise ValueError('key (B, k, u, n) and value (B, u, v, n) must agree in '
+                         f'B, u and n, got {shapes}')
+    if 0 in (*key.shape[1:], value.shape[2]):
+        raise ValueError(f'k, u, v and n must not be 0, got {shapes}')
+    dtype = accumulation_dtype(key, value)
+    with torch.autocast(value.device.type, enabled=False):
+        weights = torch.softmax(key.to(dtype), dim=-1)
+        # u and n are summed in one product.
+        return torch.matmul(
+            weights.flatten(2),
+            value.to(dtype).transpose(2, 3).flatten(1, 2))
+
+
+def position_lambda(query: Tensor,
+                    value: Tensor,
+                    embedding: Tensor,
+                    *,
+                    path: str | None = None) -> Tensor:
+    r"""Apply each position's own lambda to its queries, exactly.
+
+    .. math::
+        o_{hvn} = \sum_k q_{hkn} \lambda^p_{kvn}, \quad
+        \lambda^p_{kvn} = \sum_u \sum_{m \in \mathcal N(n)} E_{ku,m-n} V_{uvm}
+
+    (LambdaNetworks, Eq. 1 and 2, Sec. 3.2 the local form): the neighbourhood
+    of n is a window as large as the embedding; outside of the map there are
+    zeros, and the embedding is not flipped, as in conv2d.
+
+    Args:
+        query: (B, h, k, H, W).
+        value: (B, u, v, H, W).
+        embedding: (k, u, rows, columns) of the window, both odd.
+        path: The order of summation: ``'attention'`` (queries and embedding
+            first), ``'lambda'`` (embedding and values first) or ``'fft'``
+            (that in the frequency domain); ``'eager'``: plain operators, all
+            lambdas at once. None: ``'eager'`` where a graph is captured, else
+            the environment variable ``FPT_LAMBDA``, else the cheapest, see
+            :func:`fpt_plugin.functional.lambda_orders.estimate`.
+
+    Returns:
+        (B, h, v, H, W) in the dtype of ``value``. Sums are kept in float32
+        (float64 for float64 inputs), also under autocast.
+
+    Raises:
+        TypeError: An argument is not a floating point tensor.
+        ValueError: Shapes do not fit together, the embedding has an even
+            side, or ``path`` is unknown.
+    """
+    _check(query, value, embedding)
+    path = choose_order(path, query, value, embedding)
+    if path == 'eager':
+        return _eager(query, value, embedding)
+    return _PositionLambda.apply(query, value, embedding, path)
+
+
+def _check(query: Tensor, value: Tensor, embedding: Tensor) -> None:
+    tensors = dict(query=query, value=value, embedding=embedding)
+    check_floating(tensors)
+    shapes = check_ranks(tensors, (5, 5, 4))
+    if (query.shape[0], *query.shape[3:]) != (value.shape[0],
+                                              *value.shape[3:]):
+        raise ValueError('query (B, h, k, H, W) and value (B, u, v, H, W) must '
+                         f'agree in B, H and W, got {shapes}')
+    if embedding.shape[:2] != (query.shape[2], value.shape[1]):
+        raise ValueError('embedding must be (k, u, rows, columns) with the k of '
+                         f'query and the u of value, got {shapes}')
+    if 0 in (*query.shape[1:], *value.shape[1:]):
+        raise ValueError(f'h, k, u, v, H and W must not be 0, got {shapes}')
+    if any(side % 2 == 0 for side in embedding.shape[2:]):
+        raise ValueError('embedding must have odd sides, because its window '
+                         f'lies around a pixel, got {shapes}')
+
+
+def choose_order(path: str | None, query: Tensor, value: Tensor,
+                 embedding: Tensor) -> str:
+    """The one place that decides how a call is computed.
+
+    Raises:
+        ValueError: What is asked for is unknown.
+    """
+    origin = 'path'
+    if path is None:
+        path, origin = os.environ.get('FPT_LAMBDA'), 'FPT_LAMBDA'
+    if path and path not in PATHS:
+        raise ValueError(f'{origin} must be one of {PATHS}, got {path!r}')
+    if path:
+        return path
+    # A loop over tiles would be frozen at the size that was captured.
+    if is_captured():
+        return 'eager'
+    embedding = cropped(embedding, query.shape[3:])
+    costs = estimate(query.shape, value.shape, embedding.shape)
+    return min(costs, key=costs.get)
+
+
+def _eager(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
+    """The same numbers by plain operators, all lambdas at once."""
+    dtype = accumulation_dtype(query, value, embedding)
+    with torch.autocast(value.device.type, enabled=False):
+        out = reference.position_lambda(
+            query.to(dtype), value.to(dtype), embedding.to(dtype))
+    return out.to(value.dtype)
+
+
+class _PositionLambda(torch.autograd.Function):
+    """One of the orders; saves its operands and nothing else."""
+
+    @staticmethod
+    def forward(ctx, query, value, embedding, order):
+        ctx.save_for_backward(query, value, embedding)
+        ctx.order = order
+        dtype = accumulation_dtype(query, value, embedding)
+        with torch.autocast(value.device.type, enabled=False):
+            out = ORDERS[order].forward(
+                query.to(dtype), value.to(dtype),
+                cropped(embedding.to(dtype), query.shape[3:]))
+        return out.to(value.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, value, embedding = ctx.saved_tensors
+        dtype = accumulation_dtype(query, value, embedding)
+        with torch.autocast(value.device.type, enabled=False):
+            whole = embedding.new_zeros(embedding.shape, dtype=dtype)
+            grad_q, grad_v, part = ORDERS[ctx.order].backward(
+                query.to(dtype), value.to(dtype),
+                cropped(embedding.to(dtype), query.shape[3:]), grad.to(dtype))
+            # What no window reaches has no gradient.
+            cropped(whole, query.shape[3:]).copy_(part)
+        return (grad_q.to(query.dtype), grad_v.to(value.dtype),
+                whole.to(embedding.dtype), None)

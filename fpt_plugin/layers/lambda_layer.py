@@ -1,0 +1,244 @@
+"""Lambda layer: long-range interactions without attention maps.
+
+LambdaNetworks, Sec. 3: https://arxiv.org/abs/2102.08602
+"""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..functional import content_lambda, position_lambda
+from .checks import check_map, check_positive_int
+
+
+@MODELS.register_module()
+class LambdaLayer(BaseModule):
+    r"""Lambda layer with local positions, the one that runs at any size.
+
+    Every pixel's context is summed up in a linear function, its lambda, that
+    is applied to the pixel's queries (LambdaNetworks, Eq. 1 and 2):
+
+    .. math::
+        \lambda^c = \bar K^T V, \quad \lambda^p_n = E_n^T V, \quad
+        y_n = (\lambda^c + \lambda^p_n)^T q_n
+
+    with keys that a softmax normalises over all pixels, and position
+    embeddings E of the offsets inside a window of ``context_size``. Queries
+    and values are normalised; the heads share keys, values and embeddings.
+    The content lambda runs over batch padding too, so outputs depend on the
+    padded size.
+
+    In place of a 3x3 convolution it wants a norm after it. As a plugin in a
+    trained ResNet, ``residual=True`` makes it a branch behind a gate that
+    starts at zero: the network is unchanged until training moves the gate::
+
+        plugins=[dict(cfg=dict(type='LambdaLayer', residual=True),
+                      stages=(False, False, True, True),
+                      position='after_conv2')]
+
+    Args:
+        in_channels: Channels C of the input.
+        out_channels: Channels of the output, a multiple of ``num_heads``;
+            None: C.
+        num_heads: Heads h: queries a pixel.
+        query_depth: Channels k of a query.
+        intra_depth: Channels u of the interactions of keys and values.
+        context_size: Side of the window of positions, odd; or two sides,
+            (rows, columns).
+        content_bias: A learned number a query channel, added to the content
+            lambda; what convolutions with a bias of converted checkpoints
+            become.
+        residual: Give back the input plus the gated and normalised output.
+        norm_cfg: Norm of queries and values, and of the output where
+            ``residual`` is set. A host's ``norm_eval`` keeps batch norms in
+            evaluation: take GN in a pretrained backbone.
+        init_cfg: Initialisation by mmengine, on top of the layer's own.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, ``context_size`` is even,
+            ``out_channels`` is not a multiple of ``num_heads`` or, with
+            ``residual``, not C, or the groups of a group norm do not divide
+            what it normalises.
+
+    Example:
+        >>> import torch
+        >>> layer = LambdaLayer(64, context_size=7)
+        >>> layer(torch.rand(1, 64, 25, 42)).shape
+        torch.Size([1, 64, 25, 42])
+    """
+
+    _abbr_ = 'lambda_layer'
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int | None = None,
+                 num_heads: int = 4,
+                 query_depth: int = 16,
+                 intra_depth: int = 1,
+                 context_size: int | tuple[int, int] = 23,
+                 content_bias: bool = False,
+                 residual: bool = False,
+                 norm_cfg: dict = dict(type='BN'),
+                 init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.in_channels = check_positive_int('in_channels', in_channels)
+        if out_channels is None:
+            out_channels = in_channels
+        self.out_channels = check_positive_int('out_channels', out_channels)
+        self.num_heads = check_positive_int('num_heads', num_heads)
+        self.query_depth = check_positive_int('query_depth', query_depth)
+        self.intra_depth = check_positive_int('intra_depth', intra_depth)
+        self.context_size = check_context_size(context_size)
+        self.residual = residual
+        if out_channels % num_heads:
+            raise ValueError('out_channels must be a multiple of num_heads, got '
+                             f'out_channels={out_channels} and '
+                             f'num_heads={num_heads}')
+        if residual and out_channels != in_channels:
+            raise ValueError('residual=True needs out_channels equal to '
+                             f'in_channels, got out_channels={out_channels} '
+                             f'and in_channels={in_channels}')
+        self.value_depth = out_channels // num_heads
+        self.widths = (num_heads * query_depth, query_depth * intra_depth,
+                       self.value_depth * intra_depth)
+        self.qkv = nn.Conv2d(in_channels, sum(self.widths), 1, bias=False)
+        self.norm_q = build_norm('queries', norm_cfg, self.widths[0])
+        self.norm_v = build_norm('values', norm_cfg, self.widths[2])
+        self.embedding = nn.Parameter(
+            torch.empty(query_depth, intra_depth, *self.context_size))
+        self.register_parameter(
+            'content_bias',
+            nn.Parameter(torch.empty(query_depth)) if content_bias else None)
+        self.norm_out = build_norm('output', norm_cfg, out_channels) \
+            if residual else None
+        self.register_parameter(
+            'gate',
+            nn.Parameter(torch.empty(out_channels)) if residual else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The paper's scales; zero gate.
+
+        Queries N(0, 1 / (k C)), keys and values N(0, 1 / C), embeddings
+        N(0, 1).
+        """
+        std = self.in_channels**-0.5
+        query, key, value = self.qkv.weight.split(self.widths)
+        nn.init.normal_(query, std=std * self.query_depth**-0.5)
+        nn.init.normal_(key, std=std)
+        nn.init.normal_(value, std=std)
+        nn.init.normal_(self.embedding)
+        for parameter in (self.content_bias, self.gate):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+
+    def init_weights(self) -> None:
+        """The layer's own initialisation, then ``init_cfg``'s.
+
+        A parent's init_cfg may have touched the convolution before.
+        """
+        if not self.is_init:
+            self.reset_parameters()
+        super().init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply each pixel's lambda to its queries.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            (B, out_channels, H, W), channels head-major.
+
+        Raises:
+            TypeError: ``x`` is not a floating point tensor.
+            ValueError: ``x`` is not (B, C, H, W), or has no pixel.
+        """
+        check_map('x', x, self.in_channels, self.qkv.weight)
+        query, key, value = self.qkv(x).split(self.widths, dim=1)
+        query = self.norm_q(query).unflatten(
+            1, (self.num_heads, self.query_depth))
+        key = key.unflatten(1, (self.intra_depth, self.query_depth))
+        value = self.norm_v(value).unflatten(
+            1, (self.intra_depth, self.value_depth))
+        content = content_lambda(
+            key.transpose(1, 2).flatten(3), value.flatten(3))
+        if self.content_bias is not None:
+            content = content + self.content_bias[:, None]
+        out = position_lambda(query, value, self.embedding)
+        out = (out + apply_lambda(query, content).to(out.dtype)).flatten(1, 2)
+        # What comes next gets the memory format that x had.
+        out = out.contiguous() if x.is_contiguous() else out
+        if not self.residual:
+            return out
+        return x + self.gate[:, None, None] * self.norm_out(out)
+
+    def extra_repr(self) -> str:
+        """The arguments that the printed submodules do not show."""
+        return (f'num_heads={self.num_heads}, query_depth={self.query_depth}, '
+                f'intra_depth={self.intra_depth}, '
+                f'context_size={self.context_size}, residual={self.residual}')
+
+
+def apply_lambda(query: Tensor, content: Tensor) -> Tensor:
+    """One lambda an image for all its queries, in float32 at least.
+
+    Args:
+        query: (B, h, k, H, W).
+        content: (B, k, v).
+
+    Returns:
+        (B, h, v, H, W).
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        return torch.einsum('bhkyx,bkv->bhvyx', query.to(dtype),
+                            content.to(dtype))
+
+
+def check_context_size(
+        context_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Require one or two odd sides; returns (rows, columns).
+
+    Raises:
+        TypeError: ``context_size`` is neither an int nor two.
+        ValueError: A side is even or not positive.
+    """
+    sides = context_size if isinstance(context_size, (list, tuple)) else (
+        context_size, ) * 2
+    if len(sides) != 2 or any(
+            not isinstance(s, int) or isinstance(s, bool) for s in sides):
+        raise TypeError('context_size must be an int or two, '
+                        f'got {context_size!r}')
+    if any(s < 1 or s % 2 == 0 for s in sides):
+        raise ValueError('context_size must be odd and positive, because the '
+                         f'window lies around its pixel, got {context_size}')
+    return tuple(sides)
+
+
+def build_norm(name: str, norm_cfg: dict, channels: int) -> nn.Module:
+    """Build a norm for ``channels`` channels.
+
+    Args:
+        name: What is normalised, for messages.
+        norm_cfg: The config; one of GN has ``num_groups``.
+        channels: Channels of what is normalised.
+
+    Raises:
+        TypeError: ``norm_cfg`` is not a dict with a type.
+        ValueError: The groups do not divide the channels.
+    """
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise TypeError(f'norm_cfg must be a dict with a type, got {norm_cfg!r}')
+    groups = norm_cfg.get('num_groups')
+    if groups and channels % groups:
+        raise ValueError(
+            f'norm_cfg has num_groups={groups}, which does not divide the '
+            f'{channels} channels of the {name} of a LambdaLayer, got '
+            f'norm_cfg={dict(norm_cfg)}')
+    return build_norm_layer(norm_cfg, channels)[1]
