@@ -29,27 +29,35 @@ _BLOCK_NAMES = [(layer, block)
                 for block in range(count)]
 
 
-def convert_mobilenet_v2(
-        state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename torchvision's MobileNetV2 keys to mmdet's backbone.
+def convert_mobilenet_v2(state_dict: dict[str, Tensor],
+                         host: str = 'mmdet') -> dict[str, Tensor]:
+    """Rename torchvision's MobileNetV2 keys to a host's backbone.
 
     Args:
         state_dict: torchvision's, with ``features.*`` and ``classifier.*``.
+        host: ``'mmdet'`` or ``'mmseg'``.
 
     Returns:
-        The backbone's state dict; the classifier is left out.
+        The backbone's state dict; the classifier is left out, and
+        ``features.18``, which mmseg's backbone does not have.
 
     Raises:
-        ValueError: A key is not of torchvision's MobileNetV2.
+        ValueError: A key is not of torchvision's MobileNetV2, or the host is
+            unknown.
     """
-    return {
-        _host_key(key): value
+    if host not in ('mmdet', 'mmseg'):
+        raise ValueError(f"host must be 'mmdet' or 'mmseg', got {host!r}")
+    renamed = {
+        _host_key(key, host): value
         for key, value in state_dict.items()
         if not key.startswith('classifier.')
     }
+    if host == 'mmseg':
+        return {k: v for k, v in renamed.items() if not k.startswith('conv2.')}
+    return renamed
 
 
-def _host_key(key: str) -> str:
+def _host_key(key: str, host: str) -> str:
     match = re.fullmatch(r'features\.(\d+)\.(.+)', key)
     if match is None or int(match[1]) > 18:
         raise _foreign(key)
@@ -76,6 +84,8 @@ def _host_key(key: str) -> str:
         part = _unit_part(str(position - len(units)), key)
     else:
         raise _foreign(key)
+    if host == 'mmseg':  # by position: conv.0, conv.1, conv.2
+        unit = f'conv.{min(position, len(units))}'
     return f'layer{layer}.{block}.{unit}.{part}.{match[3]}'
 
 
