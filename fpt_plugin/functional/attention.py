@@ -28,15 +28,24 @@ from .checks import (
 )
 from .products import product
 
-# Scores of one mixture part held at once. On a CPU 4 MiB of float32, so that a
-# chunk's maps stay in the caches between the operations that touch them; a GPU
-# wants larger products.
-SCORE_BUDGET = {'cpu': 1 << 20, 'cuda': 1 << 25}
+# Most scores of one mixture part that are ever held at once.
+SCORE_BUDGET = {'cpu': 1 << 23, 'cuda': 1 << 25}
+# How many stay in a CPU's caches between the operations that touch them: 4 MiB
+# of float32. More are only taken for chunks of up to so many queries, because
+# products of fewer rows are slow.
+CACHED_SCORES = {'cpu': 1 << 20}
+ROWS = 256
 
 
 def score_budget(device: torch.device) -> int:
     """Scores that may be held at once; other accelerators count as CUDA."""
     return SCORE_BUDGET.get(device.type, SCORE_BUDGET['cuda'])
+
+
+def cached_scores(device: torch.device) -> int:
+    """Scores that are best held at once."""
+    budget = score_budget(device)
+    return min(budget, CACHED_SCORES.get(device.type, budget))
 
 
 def mixture_attention(query: Tensor,
@@ -234,8 +243,10 @@ class _Chunks:
     def __init__(self, query: Tensor, key: Tensor) -> None:
         self.batch, _, self.queries, _ = query.shape
         self.keys = key.shape[2]
-        fitting = score_budget(query.device) // max(1, self.batch * self.keys)
-        self.length = max(1, min(self.queries, fitting))
+        fitting, cached = (
+            scores(query.device) // max(1, self.batch * self.keys)
+            for scores in (score_budget, cached_scores))
+        self.length = max(1, min(self.queries, fitting, max(ROWS, cached)))
         self.memory = query.new_empty(self.batch * self.length * self.keys)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:

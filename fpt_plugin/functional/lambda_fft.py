@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import score_budget
+from .attention import cached_scores
 
 
 def fft_size(height: int, width: int, rows: int,
@@ -65,7 +65,7 @@ class FourierOrder:
         batch, _, depth, height, width = query.shape
         rows, columns = fft_size(height, width, *embedding.shape[2:])
         held = 2 * batch * depth * rows * columns
-        return max(1, score_budget(query.device) // held)
+        return max(1, cached_scores(query.device) // held)
 
     @staticmethod
     def _compute(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:

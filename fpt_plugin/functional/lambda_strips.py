@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import score_budget
+from .attention import cached_scores
 
 # Rows and columns of a cell: larger ones compute more in vain, smaller ones
 # have small products. Rows also keep the sums of overlapping blocks short.
@@ -64,7 +64,7 @@ class _Strips:
         top, left = self.margin
         self.value = F.pad(value, (left, left + right, top, top + down))
         # Cells of a tile whose numbers fit the budget.
-        fitting = score_budget(query.device) // (
+        fitting = cached_scores(query.device) // (
             self.pixels * per_pixel * self.block)
         self.cells = max(1, min(self.query.shape[1] // self.cell[0], fitting))
 

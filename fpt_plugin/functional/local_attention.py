@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from . import reference
 from .attention import (
-    score_budget,
+    cached_scores,
     score_gradient,
     score_operands,
     softmax_,
@@ -197,7 +197,7 @@ class _Call:
         size = self.grouping.size
         for row, rows, column, columns in tiles(
                 *self.coarse, self.window, size,
-                score_budget(self.query.device)):
+                cached_scores(self.query.device)):
             yield (slice(row, row + rows),
                    slice(column * size, (column + columns) * size),
                    slice(row, row + rows + self.reach),
