@@ -15,7 +15,7 @@ The first two work in strips of columns, see :mod:`.lambda_strips`.
 
 from __future__ import annotations
 
-from math import log2, prod
+from math import prod
 
 from torch import Tensor
 
@@ -49,8 +49,10 @@ def estimate(query: tuple[int, ...], value: tuple[int, ...],
              embedding: tuple[int, ...]) -> dict[str, float]:
     """What each order costs an image, in multiply-adds of a large product.
 
-    The constants are what touching a number once costs beside that, as
-    measured on a CPU (benchmarks/README.md).
+    The constants are what moving a number costs beside that, as measured on a
+    CPU (benchmarks/README.md): an entry of the attention order's matrices is
+    written and copied, a pixel of the lambda order is a small product of its
+    own, a frequency is transformed there and back.
 
     Args:
         query: Shape (B, h, k, H, W).
@@ -64,11 +66,11 @@ def estimate(query: tuple[int, ...], value: tuple[int, ...],
     # What cells see, that is what is computed for each of their pixels.
     down, right = cell_size(height, width)
     seen = intra * (down + rows - 1) * (right + columns - 1)
-    points = prod(fft_size(height, width, rows, columns))
-    maps = intra * (channels + depth) + depth * channels
+    frequencies = prod(fft_size(height, width, rows, columns))
+    queries = pixels * heads * (depth + channels)
     return {
-        'attention': pixels * heads * seen * (depth + 35 + channels),
-        'lambda': pixels * depth * channels * (seen + heads + 60),
-        'fft': points * (maps * 8 * log2(points) +
-                         depth * channels * (16 * intra + heads + 60)),
+        'attention': pixels * heads * seen * (depth + channels + 70),
+        'lambda': pixels * (depth * channels * seen + 60_000) + 200 * queries,
+        'fft': frequencies * depth * channels * (150 * intra + 200) +
+               1500 * queries,
     }

@@ -20,12 +20,7 @@ def operation(package: str, name: str) -> Callable:
     The formula is called with the function's own arguments and returns
     multiply-adds. The function is found by its name in the package and its
     imported submodules, and intercepted wherever a module refers to it, so it
-    may be imported by name and may move within the package::
-
-        @operation('fpt_plugin.functional', 'content_lambda')
-        def _(key, value):
-            batch, depth, intra, length = key.shape
-            return batch * depth * intra * length * value.shape[2]
+    may be imported by name and may move within the package.
 
     Args:
         package: Dotted name of a package or module.
@@ -54,6 +49,27 @@ def _(query: Tensor, key: Tensor, value: Tensor, weights: Tensor, *,
     batch, parts, depth, height, width = query.shape
     return batch * height * width * window**2 * (
         parts * depth + value.shape[1])
+
+
+@operation('fpt_plugin.functional', 'content_lambda')
+def _(key: Tensor, value: Tensor) -> int:
+    """Keys times values, summed over positions and intra depth."""
+    return key.numel() * value.shape[2]
+
+
+@operation('fpt_plugin.functional', 'position_lambda')
+def _(query: Tensor, value: Tensor, embedding: Tensor, **_) -> int:
+    """The cheaper order, on the window's pixels outside the map too.
+
+    Queries and embedding first, or embedding and values first and then the
+    queries.
+    """
+    batch, heads, depth, height, width = query.shape
+    channels = value.shape[2]
+    window = embedding.shape[1:].numel()
+    attention = heads * window * (depth + channels)
+    lambdas = depth * channels * (window + heads)
+    return batch * height * width * min(attention, lambdas)
 
 
 @operation('mmcv.ops', 'deform_conv2d')

@@ -1,0 +1,316 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import relative_error
+
+from fpt_plugin.functional import (
+    attention,
+    content_lambda,
+    lambda_strips,
+    lambdas,
+    position_lambda,
+    reference,
+)
+from fpt_plugin.functional.lambda_orders import ORDERS, cropped, estimate
+
+NAMES = ('query', 'key', 'embedding')
+every_order = pytest.mark.parametrize('path', [*ORDERS, 'eager'])
+
+
+def operands(batch=2, heads=2, depth=3, intra=1, channels=4, size=(7, 9),
+             window=(5, 5), dtype=torch.float64, seed=0):
+    """query, value and embedding."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in ((batch, heads, depth, *size),
+                      (batch, intra, channels, *size),
+                      (depth, intra, *window))
+    ]
+
+
+def pixel_by_pixel(query, value, embedding):
+    """The paper's sum as loops over heads, pixels and the window."""
+    batch, heads, depth, height, width = query.shape
+    intra, channels = value.shape[1:3]
+    reach = [side // 2 for side in embedding.shape[2:]]
+    out = query.new_zeros(batch, heads, channels, height, width)
+    for y, x in itertools.product(range(height), range(width)):
+        position = query.new_zeros(batch, depth, channels)
+        for i, j in itertools.product(*map(range, embedding.shape[2:])):
+            row, column = y + i - reach[0], x + j - reach[1]
+            if 0 <= row < height and 0 <= column < width:
+                for u in range(intra):
+                    position += (embedding[:, u, i, j][:, None] *
+                                 value[:, u, :, row, column][:, None])
+        for h in range(heads):
+            for v in range(channels):
+                out[:, h, v, y, x] = (query[:, h, :, y, x] *
+                                      position[:, :, v]).sum(-1)
+    return out
+
+
+def run(function, inputs, **options):
+    """The output and the gradients of a fixed linear function of it."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves, **options)
+    generator = torch.Generator().manual_seed(1)
+    upstream = torch.randn(
+        out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def assert_agrees(got, want, tolerance):
+    floor = 0.1 * max(x.norm().item() for x in want)
+    for name, g, w in zip(('output', *NAMES), got, want):
+        assert relative_error(g, w, floor) <= tolerance, name
+
+
+@pytest.mark.parametrize('intra', [1, 2])
+@pytest.mark.parametrize('window', [(3, 5), (5, 1)])
+def test_the_reference_is_the_papers_sum(intra, window):
+    inputs = operands(size=(3, 4), intra=intra, window=window)
+    want = pixel_by_pixel(*inputs)
+    for formula in (reference.position_lambda, reference.position_lambda_conv3d,
+                    lambda *x: reference.position_lambda_conv3d(
+                        *x, channels_first=True)):
+        torch.testing.assert_close(formula(*inputs), want)
+    if intra == 1:
+        torch.testing.assert_close(
+            reference.position_lambda_depthwise(*inputs), want)
+
+
+@settings(max_examples=120)
+@given(
+    path=st.sampled_from([None, *ORDERS]),
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 4),
+    depth=st.integers(1, 5),
+    intra=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    window=st.tuples(*[st.sampled_from([1, 3, 5, 7, 23])] * 2),
+    cell=st.tuples(st.integers(1, 4), st.integers(1, 9)),
+    budget=st.sampled_from([1, 2000, 1 << 20]))
+def test_agrees_with_the_formula(path, batch, heads, depth, intra, channels,
+                                 size, window, cell, budget):
+    inputs = operands(batch, heads, depth, intra, channels, size, window)
+    want = run(reference.position_lambda, inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lambda_strips, 'CELL', cell)
+        patch.setitem(attention.SCORE_BUDGET, 'cpu', budget)
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+            got = run(position_lambda, [x.to(dtype) for x in inputs], path=path)
+            assert got[0].dtype == dtype
+            assert_agrees(got, want, tolerance)
+
+
+@every_order
+@pytest.mark.parametrize('intra, window', [(1, (3, 3)), (2, (5, 3))])
+def test_gradcheck(path, intra, window):
+    inputs = [
+        x.requires_grad_()
+        for x in operands(1, 2, 2, intra, 2, (3, 4), window)
+    ]
+    assert torch.autograd.gradcheck(
+        lambda *x: position_lambda(*x, path=path), inputs)
+
+
+@pytest.mark.parametrize('path', ORDERS)
+def test_at_the_sizes_of_a_detector(path):
+    """A C5 of 800 x 1344, float32 against float64."""
+    inputs = operands(1, 4, 16, 1, 128, (25, 42), (23, 23), torch.float32)
+    want = run(reference.position_lambda, [x.double() for x in inputs])
+    assert_agrees(run(position_lambda, inputs, path=path), want, 1e-5)
+
+
+@pytest.mark.parametrize('path', ORDERS)
+def test_saves_the_operands_alone(path):
+    inputs = [
+        x.requires_grad_() for x in operands(1, 2, 8, 1, 8, (20, 20), (9, 9))
+    ]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: saved.append(x.numel()) or x, lambda x: x):
+        position_lambda(*inputs, path=path)
+    assert sorted(saved) == sorted(x.numel() for x in inputs)
+
+
+@pytest.mark.parametrize('path', ORDERS)
+def test_same_from_run_to_run(path):
+    inputs = operands(size=(30, 40), window=(9, 9), dtype=torch.float32)
+    first = run(position_lambda, inputs, path=path)
+    for a, b in zip(first, run(position_lambda, inputs, path=path)):
+        assert torch.equal(a, b)
+
+
+@every_order
+def test_images_of_a_batch_do_not_matter_to_each_other(path):
+    query, value, embedding = operands(batch=3, dtype=torch.float32)
+    whole = position_lambda(query, value, embedding, path=path)
+    for i in range(3):
+        alone = position_lambda(
+            query[i:i + 1], value[i:i + 1], embedding, path=path)
+        assert relative_error(alone, whole[i:i + 1]) <= 1e-6
+
+
+@every_order
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(path, dtype):
+    inputs = operands(size=(12, 13), window=(9, 9), depth=8, dtype=dtype)
+    want = reference.position_lambda(*(x.double() for x in inputs))
+    got = position_lambda(*inputs, path=path)
+    assert got.dtype == dtype
+    assert relative_error(got, want) <= torch.finfo(dtype).eps
+    with torch.autocast('cpu', dtype=dtype):
+        wide = [x.float() for x in inputs]
+        assert relative_error(position_lambda(*wide, path=path), want) <= 1e-5
+
+
+@every_order
+def test_layouts_of_the_operands(path):
+    """Slices and channels_last maps are what a network hands over."""
+    query, value, embedding = operands()
+    want = run(reference.position_lambda, (query, value, embedding))
+    strided = [
+        x.movedim(2, -1).contiguous().movedim(-1, 2) for x in (query, value)
+    ]
+    assert not strided[0].is_contiguous()
+    assert_agrees(run(position_lambda, (*strided, embedding), path=path), want,
+                  1e-11)
+
+
+@pytest.mark.parametrize('path', [None, *ORDERS])
+def test_a_window_larger_than_the_map(path):
+    """What no pixel reaches is left out, and has no gradient."""
+    inputs = operands(size=(3, 2), window=(23, 23))
+    *_, grad = got = run(position_lambda, inputs, path=path)
+    assert_agrees(got, run(reference.position_lambda, inputs), 1e-11)
+    inside = grad[:, :, 9:14, 10:13]
+    assert inside.ne(0).all() and grad.ne(0).sum() == inside.numel()
+
+
+def test_cropped_is_a_view_of_what_is_reached():
+    embedding = torch.rand(2, 1, 23, 5)
+    assert cropped(embedding, (4, 30)).shape == (2, 1, 7, 5)
+    assert torch.equal(cropped(embedding, (4, 30)), embedding[:, :, 8:15])
+    assert cropped(embedding, (12, 3)).data_ptr() == embedding.data_ptr()
+
+
+@pytest.mark.parametrize('shapes, cheapest', [
+    # C4 and C5 of the paper's networks, output stride 8
+    (((1, 4, 16, 50, 84), (1, 1, 64, 50, 84), (16, 1, 23, 23)), 'attention'),
+    (((1, 4, 16, 25, 42), (1, 1, 128, 25, 42), (16, 1, 23, 23)), 'attention'),
+    (((1, 4, 16, 64, 128), (1, 1, 64, 64, 128), (16, 1, 9, 9)), 'attention'),
+    # many heads share few values
+    (((1, 32, 16, 50, 84), (1, 1, 8, 50, 84), (16, 1, 23, 23)), 'lambda'),
+    # a window as large as the map
+    (((1, 4, 16, 64, 64), (1, 1, 16, 64, 64), (16, 1, 127, 127)), 'fft'),
+])
+def test_the_cheapest_order_is_taken(shapes, cheapest):
+    costs = estimate(*shapes)
+    assert min(costs, key=costs.get) == cheapest
+    with torch.device('meta'):
+        assert lambdas.choose_order(None,
+                                    *map(torch.empty, shapes)) == cheapest
+
+
+def test_the_variable_names_an_order(monkeypatch):
+    inputs = operands()
+    calls = []
+    for name, order in ORDERS.items():
+        monkeypatch.setattr(
+            order, 'forward',
+            classmethod(lambda cls, *x, _f=order.forward, _n=name:
+                        (calls.append(_n), _f(*x))[1]))
+    for name in ORDERS:
+        monkeypatch.setenv('FPT_LAMBDA', name)
+        position_lambda(*inputs)
+    assert calls == list(ORDERS)
+    position_lambda(*inputs, path='fft')  # the argument wins
+    assert calls[-1] == 'fft'
+    monkeypatch.setenv('FPT_LAMBDA', 'fastest')
+    with pytest.raises(ValueError, match="FPT_LAMBDA must be .* 'fastest'"):
+        position_lambda(*inputs)
+
+
+def test_an_exported_graph_serves_every_size():
+    class Module(torch.nn.Module):
+
+        def forward(self, *inputs):
+            return position_lambda(*inputs)
+
+    dim = torch.export.Dim
+    height, width = dim('height', min=2, max=64), dim('width', min=2, max=64)
+    sizes = {3: height, 4: width}
+    program = torch.export.export(
+        Module(), tuple(operands()), dynamic_shapes=((sizes, sizes, None), ))
+    other = operands(size=(17, 21), seed=1)
+    torch.testing.assert_close(program.module()(*other),
+                               position_lambda(*other))
+
+
+@pytest.mark.parametrize('index, shape, words', [
+    (0, (2, 3, 7, 9), 'query must have 5 dimensions'),
+    (0, (2, 2, 3, 7, 8), 'must agree in B, H and W'),
+    (1, (1, 1, 4, 7, 9), 'must agree in B, H and W'),
+    (1, (2, 2, 4, 7, 9), 'with the k of query and the u of value'),
+    (2, (4, 1, 5, 5), 'with the k of query and the u of value'),
+    (2, (3, 1, 4, 5), 'must have odd sides'),
+    (0, (2, 0, 3, 7, 9), 'must not be 0'),
+])
+def test_bad_shapes(index, shape, words):
+    inputs = operands()
+    inputs[index] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=words) as error:
+        position_lambda(*inputs)
+    assert str(tuple(shape)) in str(error.value)
+
+
+def test_bad_types():
+    query, value, embedding = operands()
+    with pytest.raises(TypeError, match='embedding must be a floating point'):
+        position_lambda(query, value, embedding.long())
+    with pytest.raises(ValueError, match="path must be .* 'fused'"):
+        position_lambda(query, value, embedding, path='fused')
+    with pytest.raises(TypeError, match='key must be a floating point'):
+        content_lambda(torch.zeros(1, 2, 1, 3).long(), torch.rand(1, 1, 2, 3))
+
+
+@settings(max_examples=40)
+@given(*[st.integers(1, 4)] * 4, st.integers(1, 30))
+def test_content_lambda(batch, depth, intra, channels, length):
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(batch, depth, intra, length, generator=generator).double()
+    value = torch.randn(
+        batch, intra, channels, length, generator=generator).double()
+    weights = key.exp() / key.exp().sum(-1, keepdim=True)
+    want = (weights[:, :, None] * value.transpose(1, 2)[:, None]).sum((-1, -2))
+    torch.testing.assert_close(content_lambda(key, value), want)
+    torch.testing.assert_close(reference.content_lambda(key, value), want)
+    got = content_lambda(key.bfloat16(), value.bfloat16())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want.float(), rtol=0.05, atol=0.05)
+
+
+def test_content_lambda_gradcheck():
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 2, 5), (2, 2, 4, 5))
+    ]
+    assert torch.autograd.gradcheck(content_lambda, inputs)
+
+
+@pytest.mark.parametrize('key, value, words', [
+    ((2, 3, 5), (2, 1, 4, 5), 'key must have 4 dimensions'),
+    ((2, 3, 1, 5), (2, 1, 4, 6), 'must agree in B, u and n'),
+    ((2, 3, 1, 5), (2, 2, 4, 5), 'must agree in B, u and n'),
+    ((2, 3, 1, 0), (2, 1, 4, 0), 'must not be 0'),
+])
+def test_content_lambda_shapes(key, value, words):
+    with pytest.raises(ValueError, match=words) as error:
+        content_lambda(torch.zeros(key), torch.zeros(value))
+    assert str(key) in str(error.value)
