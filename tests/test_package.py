@@ -56,15 +56,17 @@ def test_import_registers_everything():
 
 @pytest.mark.parametrize('folder, allowed', [
     ('functional', {'torch'}),
-    ('layers', {'torch', 'mmengine'}),
+    ('layers', {'torch', 'mmengine', 'mmcv'}),
     ('necks', {'torch', 'mmengine', 'mmcv'}),
+    ('backbones', {'torch', 'mmengine', 'mmcv'}),
 ])
 def test_imports_run_one_way(folder, allowed):
     """Hosts are reached through the registry, never by import."""
     below = {
         'functional': (),
         'layers': ('functional', ),
-        'necks': ('functional', 'layers', 'compat')
+        'necks': ('functional', 'layers', 'compat'),
+        'backbones': ('functional', 'layers', 'compat')
     }[folder]
     for file in (PACKAGE / folder).glob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):

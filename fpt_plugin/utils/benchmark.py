@@ -78,6 +78,11 @@ class Case:
         return x.to(self.device, getattr(torch, self.dtype)).requires_grad_()
 
 
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """||got - want|| / ||want||."""
+    return ((got - want).norm() / want.norm()).item()
+
+
 def measure(cases: Sequence[Case],
             repeats: int,
             limit: int,

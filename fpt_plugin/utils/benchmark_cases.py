@@ -17,7 +17,7 @@ from ..functional import (
     mixture_attention,
     reference,
 )
-from .benchmark import Case
+from .benchmark import Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
 PARTS = dict(st=2, gt=4)
@@ -119,7 +119,7 @@ class AttentionCase(Case):
                 query[:, :, rows], *others, similarity=SIMILARITY[self.branch])
             with torch.no_grad():
                 got = self.run(name, state)[:, rows].double()
-            found[name] = _relative(got, want)
+            found[name] = relative_error(got, want)
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class LocalCase(Case):
                 got = self.run(name, state).double()
             part = (..., slice(min(inner, self.fine[0])),
                     slice(min(inner, self.fine[1])))
-            found[name] = _relative(got[part], want[part])
+            found[name] = relative_error(got[part], want[part])
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -287,7 +287,3 @@ class NeckCase(Case):
         return dict(
             shape=self.shape, preset=self.preset, batch=self.batch,
             dtype=self.dtype)
-
-
-def _relative(got: Tensor, want: Tensor) -> float:
-    return ((got - want).norm() / want.norm()).item()

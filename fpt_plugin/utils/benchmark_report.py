@@ -12,10 +12,14 @@ from rich.table import Table
 
 from .benchmark import Case, measure, surroundings
 from .benchmark_cases import PRESETS, AttentionCase, LocalCase, NeckCase
+from .benchmark_lambdas import BackboneCase, LambdaCase
 from .files import write_json
 
 ATTENTION = ('st:P5', 'st:P4', 'gt:P4-P5', 'gt:P3-P4', 'gt:P2-P3@4', 'gt:P2-P5')
 LOCAL = ('64x128', '97x97', '128x256')
+# C4 and C5 of an 800x1344 image, and of a 512x1024 one at output stride 8.
+LAMBDA = ('50x84x64', '25x42x128', '64x128x64', '64x128x128')
+BACKBONES = ('50', '50-d8')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,17 +52,40 @@ def parser() -> argparse.ArgumentParser:
         '--preset', choices=sorted(PRESETS), nargs='+', default=['default'])
     neck.add_argument(
         '--only', action='store_true', help='FPT alone, nothing beside it')
-    for command in (attention, neck):
+    lambdas = commands.add_parser(
+        'lambda', help='position lambdas of a lambda layer')
+    lambdas.add_argument(
+        '--cases',
+        nargs='+',
+        default=LAMBDA,
+        metavar='CASE',
+        help='HxWxV: rows and columns of the map, depth of the values')
+    for name, default in (('heads', 4), ('depth', 16), ('intra', 1),
+                          ('window', 23)):
+        lambdas.add_argument(f'--{name}', type=int, default=default)
+    lambdas.add_argument(
+        '--no-orders',
+        action='store_true',
+        help='leave out the orders of summation that are not chosen')
+    backbone = commands.add_parser(
+        'backbone', help="LambdaResNet beside mmdet's ResNet")
+    backbone.add_argument(
+        '--cases',
+        nargs='+',
+        default=BACKBONES,
+        metavar='CASE',
+        help='depths: 50, 101, 152; with an output stride of 8: 50-d8')
+    for command in (attention, neck, backbone):
         command.add_argument(
             '--shape',
             type=int,
             nargs=2,
-            default=(800, 1344),
+            default=None if command is backbone else (800, 1344),
             metavar=('H', 'W'),
             help='pixels of the image; 512 1024 for Cityscapes')
     for command in (attention, local):
         command.add_argument('--channels', type=int, default=256)
-    for command in (attention, local, neck):
+    for command in (attention, local, neck, lambdas, backbone):
         command.add_argument('--batch', type=int, default=1)
         command.add_argument('--repeats', type=int, default=7)
         command.add_argument(
@@ -90,7 +117,8 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     Raises:
         ValueError: A flag is out of range or a case of unknown form.
     """
-    for name in ('batch', 'repeats', 'threads', 'channels', 'window'):
+    for name in ('batch', 'repeats', 'threads', 'channels', 'window', 'heads',
+                 'depth', 'intra'):
         number = getattr(args, name, None)
         if number is not None and number < 1:
             raise ValueError(f'--{name} must be at least 1, got {number}')
@@ -108,6 +136,21 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         return [
             LocalCase.parse(
                 text, channels=args.channels, window=args.window, **common)
+            for text in args.cases
+        ]
+    if args.command == 'lambda':
+        if args.window % 2 == 0:
+            raise ValueError(f'--window must be odd, got {args.window}')
+        return [
+            LambdaCase.parse(
+                text, heads=args.heads, depth=args.depth, intra=args.intra,
+                window=args.window, orders=not args.no_orders, **common)
+            for text in args.cases
+        ]
+    if args.command == 'backbone':
+        return [
+            BackboneCase.parse(
+                text, args.shape and tuple(args.shape), **common)
             for text in args.cases
         ]
     return [

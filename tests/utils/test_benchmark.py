@@ -21,6 +21,7 @@ from fpt_plugin.utils.benchmark_cases import (
     NeckCase,
     level_size,
 )
+from fpt_plugin.utils.benchmark_lambdas import BackboneCase, LambdaCase
 from fpt_plugin.utils.benchmark_report import cases_of, parser, run, table
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,52 @@ def test_neck(tmp_path):
     assert set(default['contestants']) == {'fpt', 'resnet50', 'fpn'}
 
 
+def test_lambda(tmp_path, capsys):
+    out = bench('lambda', '--cases', '9x8x4', '5x6x3', '--window', 5, '--heads',
+                2, '--depth', 3, '--repeats', 1, '--no-memory', '--out',
+                tmp_path / 'a.json')
+    records = json.loads(out.read_text())['records']
+    assert [(r['size'], r['channels'], r['window']) for r in records
+            ] == [([9, 8], 4, 5), ([5, 6], 3, 5)]
+    for record in records:
+        assert list(record['contestants']) == [
+            'fpt_plugin', 'conv2d', 'depthwise', 'conv3d', 'conv3d-v-first',
+            'attention', 'lambda', 'fft'
+        ]
+        for found in record['contestants'].values():
+            assert found['forward']['median'] > 0 < found['both']['median']
+            assert 0 < found['error'] < 1e-5
+    assert 'conv3d-v-first' in capsys.readouterr().out
+
+
+def test_lambda_of_an_intra_depth_without_orders():
+    case = LambdaCase.parse('9x8x4', intra=2, orders=False)
+    assert case.contestants() == ('fpt_plugin', 'conv2d', 'conv3d',
+                                  'conv3d-v-first')
+    # one set of lambdas, or one more for each head
+    assert case.least_bytes('fpt_plugin') == 0
+    assert case.least_bytes('conv2d') == 9 * 8 * 4 * 16 * 4
+    assert case.least_bytes('conv3d') == 5 * case.least_bytes('conv2d')
+
+
+def test_backbone(tmp_path):
+    out = bench('backbone', '--shape', 33, 64, '--repeats', 1, '--no-memory',
+                '--out', tmp_path / 'a.json')
+    plain, dilated = json.loads(out.read_text())['records']
+    assert (plain['depth'], plain['dilated']) == (50, False)
+    assert dilated['dilated'] and dilated['shape'] == [33, 64]
+    assert list(plain['contestants']) == ['LambdaResNet', 'mmdet.ResNet']
+
+
+def test_backbones_compare_maps_of_one_size():
+    for text in ('50', '50-d8'):
+        case = BackboneCase.parse(text, (65, 97))
+        sizes = [[tuple(x.shape) for x in case.run(name, case.prepare(name))]
+                 for name in case.contestants()]
+        assert sizes[0] == sizes[1]
+        assert sizes[0][3][2:] == ((3, 4) if text == '50' else (9, 13))
+
+
 def test_peak_memory_is_what_a_pass_holds(progress):
     record, = measure([Holding('held')], 1, 1 << 40, progress, times=False)
     once, twice = record['contestants'].values()
@@ -123,6 +170,11 @@ def test_level_sizes_round_up():
     (['attention', '--cases', 'lt:P3'], "--cases must be of the form st:P4"),
     (['local-attention', '--cases', '97'], "--cases must .* '97'"),
     (['attention', '--repeats', '0'], '--repeats must be at least 1, got 0'),
+    (['lambda', '--cases', '50x84'], "--cases must .* 50x84x64 .* '50x84'"),
+    (['lambda', '--cases', '50x0x64'], '--cases must be of the form'),
+    (['lambda', '--window', '4'], '--window must be odd, got 4'),
+    (['lambda', '--heads', '0'], '--heads must be at least 1, got 0'),
+    (['backbone', '--cases', '18'], "--cases must be 50, 101 or 152.* '18'"),
     (['neck', '--batch', '-1'], '--batch must be at least 1, got -1'),
 ])
 def test_bad_flags(flags, words):
@@ -142,6 +194,12 @@ def test_defaults_are_the_sizes_of_the_documentation():
         'gt:P3-P4', branch='gt', queries=(100, 168), keys=(50, 84))
     local = cases_of(parser().parse_args(['local-attention']))
     assert LocalCase('97x97', fine=(97, 97), coarse=(97, 97)) in local
+    c4, c5, *_ = cases_of(parser().parse_args(['lambda']))
+    assert c4 == LambdaCase('50x84x64', size=(50, 84), channels=64)
+    assert c5 == LambdaCase('25x42x128', size=(25, 42), channels=128)
+    detector, segmentor = cases_of(parser().parse_args(['backbone']))
+    assert detector == BackboneCase('50', shape=(800, 1344))
+    assert segmentor == BackboneCase('50-d8', dilated=True, shape=(512, 1024))
     neck, = cases_of(parser().parse_args(['neck']))
     assert neck == NeckCase('default preset', shape=(800, 1344))
 
