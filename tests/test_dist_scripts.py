@@ -95,14 +95,16 @@ def test_slurm(stand_in):
     ]
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_test(tmp_path):
-    """On a CPU, where mmengine alone would ask for a CUDA device."""
-    write_coco_squares(tmp_path / 'data')
-    config = tmp_path / 'config.py'
+def write_config(folder: Path, model: str) -> Path:
+    """The quickstart's detector on four squares, one epoch; its model changed.
+
+    Every parameter that learns must get a gradient in every process.
+    """
+    write_coco_squares(folder / 'data')
+    config = folder / 'config.py'
     config.write_text(f"""
 _base_ = {str(ROOT / 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py')!r}
-data_root = {str(tmp_path / 'data')!r}
+data_root = {str(folder / 'data')!r}
 metainfo = dict(classes=('square', ))
 dataset = dict(data_root=data_root, ann_file='annotations.json',
                data_prefix=dict(img='images/'), metainfo=metainfo)
@@ -112,22 +114,48 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + '/annotations.json')
 test_evaluator = val_evaluator
-# every parameter that learns must get a gradient in every process
 find_unused_parameters = False
-model = dict(backbone=dict(init_cfg=None, frozen_stages=-1))
+model = dict({model})
 train_cfg = dict(max_epochs=1, val_interval=1)
 """)
-    port = str(20000 + os.getpid() % 10000)
-    environment = dict(PYTHON=sys.executable, PORT=port, OMP_NUM_THREADS='1')
+    return config
+
+
+def train_in_two_processes(config: Path) -> dict[str, str]:
+    """Returns the environment that the processes found each other in."""
+    environment = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1',
+                       PORT=str(20000 + os.getpid() % 10000))
     run = call('dist_train.sh', str(config), '2', '--work-dir',
-               str(tmp_path / 'run'), **environment)
+               str(config.parent / 'run'), **environment)
     assert run.returncode == 0, run.stderr
     # four images, two processes, one image each at a time
     assert '[2/2]' in run.stdout + run.stderr
-    checkpoint = tmp_path / 'run' / 'epoch_1.pth'
-    assert checkpoint.is_file()
+    assert (config.parent / 'run' / 'epoch_1.pth').is_file()
+    return environment
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test(tmp_path):
+    """On a CPU, where mmengine alone would ask for a CUDA device."""
+    config = write_config(
+        tmp_path, 'backbone=dict(init_cfg=None, frozen_stages=-1)')
+    environment = train_in_two_processes(config)
     out = tmp_path / 'predictions.pkl'
-    run = call('dist_test.sh', str(config), str(checkpoint), '2', '--work-dir',
-               str(tmp_path / 'run'), '--out', str(out), **environment)
+    run = call('dist_test.sh', str(config), str(tmp_path / 'run/epoch_1.pth'),
+               '2', '--work-dir', str(tmp_path / 'run'), '--out', str(out),
+               **environment)
     assert run.returncode == 0, run.stderr
     assert {entry['img_id'] for entry in load(out)} == {1, 2, 3, 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backbone', [
+    "type='LambdaResNet', depth='26t'",
+    "type='ResNet', depth=50, plugins=[dict(cfg=dict(type='LambdaLayer', "
+    "residual=True, norm_cfg=dict(type='GN', num_groups=4)), "
+    "stages=(False, False, True, True), position='after_conv2')]"
+])
+def test_two_processes_train_lambda_layers(tmp_path, backbone):
+    train_in_two_processes(write_config(
+        tmp_path, f'backbone=dict(_delete_=True, {backbone}), '
+        'neck=dict(in_channels=[256, 512, 1024, 2048])'))

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from rich.console import Console
 from torch import nn
 
-from fpt_plugin import FPT, functional
-from fpt_plugin.functional import attention
+from fpt_plugin import FPT, LambdaLayer, functional
+from fpt_plugin.functional import attention, position_lambda
 from fpt_plugin.layers import mixture
 from fpt_plugin.utils import complexity as module
 from fpt_plugin.utils import formulas
@@ -297,6 +297,33 @@ def test_local_attention():
 
     part = count(attend, (6, 9, 8), (6, 5, 4), (7, 5, 4))
     assert part.macs == 9 * 8 * 3**2 * (6 + 7)
+
+
+def test_a_lambda_layer_is_its_formula():
+    """The 1x1 convolution, the content's two products and the positions."""
+    layer = LambdaLayer(64, num_heads=2, query_depth=8, intra_depth=3,
+                        context_size=(5, 7))
+    pixels, heads, depth, intra, channels = 9 * 11, 2, 8, 3, 32
+    want = pixels * (
+        64 * (heads * depth + intra * (depth + channels)) +  # 1x1
+        depth * intra * channels + heads * depth * channels +  # content
+        heads * intra * 5 * 7 * (depth + channels))  # positions
+    for run in (lambda _, x: layer.to('meta')(x), with_data(
+            lambda _, x: layer.to_empty(device='cpu')(x))):
+        assert count(run, (64, 9, 11)).macs == want
+
+
+def test_position_lambdas_count_the_cheaper_order(monkeypatch):
+    def many_heads(_, x):
+        query = x[:, :32].unflatten(1, (8, 4))
+        value = x[:, None, :4]
+        return position_lambda(query, value, x.new_zeros(4, 1, 3, 3))
+
+    want = 9 * 11 * 4 * 4 * (3 * 3 + 8)
+    assert want < 9 * 11 * 8 * 3 * 3 * (4 + 4)
+    for order in ('attention', 'lambda', 'fft', 'eager'):
+        monkeypatch.setenv('FPT_LAMBDA', order)
+        assert count(with_data(many_heads), (32, 9, 11)).macs == want
 
 
 def test_mmcv_operations():

@@ -1,0 +1,3 @@
+_base_ = 'mask-rcnn_lambda-r50_fpn_1x_coco.py'
+
+model = dict(backbone=dict(depth=152))

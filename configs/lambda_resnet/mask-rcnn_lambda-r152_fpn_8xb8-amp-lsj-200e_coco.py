@@ -1,0 +1,3 @@
+_base_ = 'mask-rcnn_lambda-r50_fpn_8xb8-amp-lsj-200e_coco.py'
+
+model = dict(backbone=dict(depth=152))
