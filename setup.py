@@ -76,8 +76,8 @@ class BuildWithConfigs(build_py):
 setup(
     name='fpt-plugin',
     version=read_version(),
-    description='Feature Pyramid Transformer necks for MMDetection 3.x and '
-    'MMSegmentation 1.x',
+    description='Feature Pyramid Transformer necks and LambdaResNet backbones for '
+    'MMDetection 3.x and MMSegmentation 1.x',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

@@ -24,6 +24,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     )
     from .necks import (
         FPT,
+        UFP,
         BottomUpPyramid,
         GroundingTransformerNeck,
         RenderingTransformerNeck,
@@ -33,7 +34,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     compat.apply()
     __all__ += [
         'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
-        'RenderingTransformerNeck', 'BottomUpPyramid', 'SelfTransformer',
+        'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP', 'SelfTransformer',
         'GroundingTransformer', 'LocalGroundingTransformer',
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet'
     ]

@@ -1,4 +1,4 @@
-"""Train, evaluate and draw a small detector of trees; see quickstart.sh."""
+"""Train, evaluate and draw a small model; see quickstart.sh."""
 
 import sys
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to a trained detector: makes the environment, fetches aerial
-# photographs and ImageNet weights, trains a Faster R-CNN with an FPT neck,
-# evaluates it and draws what it found.
+# From nothing to a trained model: makes the environment, fetches pictures and
+# ImageNet weights, trains a detector of trees in aerial photographs (or, with
+# --task segmentation, a segmentor of nuclei in a microscope image) with an FPT
+# neck, evaluates it and draws what it found.
 #
-#   bash tools/quickstart.sh [--stack stock|onedl] [--neck fpt|fpn]
-#                            [--epochs N] [--seed N] [--fresh]
+#   bash tools/quickstart.sh [--stack stock|onedl]
+#                            [--task detection|segmentation]
+#                            [--neck fpt|fpn|ufp] [--epochs N] [--seed N] [--fresh]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python_of_stack.sh" "$@"
 

@@ -32,10 +32,11 @@ _INITIAL = (dict(type='Kaiming', layer='Conv2d'),
 class LambdaResNet(BaseModule):
     """LambdaResNet with the arguments of the hosts' ResNet.
 
-    Over a config with a ResNet ``backbone=dict(type='LambdaResNet',
-    init_cfg=None)`` is the whole change. State-dict keys are those of the
-    hosts' ResNet, so that ``tools/convert_weights.py torchvision-resnet``
-    fills the convolutions; a lambda layer sits at ``conv2``.
+    A ResNet's arguments in a base config may stay; its weights do not fit, and
+    which stages to freeze then follows from them (configs/lambda_resnet).
+    State-dict keys are those of the hosts' ResNet, so that
+    ``tools/convert_weights.py torchvision-resnet`` fills the convolutions; a
+    lambda layer sits at ``conv2``.
 
     Depths 50 to 420 are the paper's hybrids with the stem and the shortcuts of
     ResNet-D. The presets ``'26t'``, ``'26rpt'``, ``'50ts'`` (timm) and

@@ -1,7 +1,7 @@
 """Necks for MMDetection and MMSegmentation."""
 
 from .fpt import FPT
-from .pyramids import BottomUpPyramid
+from .pyramids import UFP, BottomUpPyramid
 from .single_branch import (
                             GroundingTransformerNeck,
                             RenderingTransformerNeck,
@@ -10,5 +10,5 @@ from .single_branch import (
 
 __all__ = [
     'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
-    'RenderingTransformerNeck', 'BottomUpPyramid'
+    'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP'
 ]

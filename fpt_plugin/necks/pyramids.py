@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -147,3 +149,136 @@ class BottomUpPyramid(BaseModule):
             outs.append(conv(source))
             source = outs[-1]
         return tuple(outs)
+
+
+@MODELS.register_module()
+class UFP(BaseModule):
+    """The paper's unscathed feature pyramid (UFP) for segmentation.
+
+    A dilated backbone keeps the size of its last maps, so that a pyramid of
+    scales comes from the kernels instead: the last map is reduced to
+    ``out_channels`` and then seen by branches whose receptive fields grow,
+    the large separable kernels of Global Convolutional Networks (FPT,
+    Sec. 4.2; GCN: https://arxiv.org/abs/1703.02719). All outputs have the size
+    of that map, the smallest kernel first.
+
+    The paper tells neither the reduction nor its width; without it 2048
+    channels would make branches of 445 million parameters.
+
+    Args:
+        in_channels: Channels of each backbone map; the last one is used.
+        out_channels: Channels of every output map.
+        num_outs: Number of output maps, that of ``kernel_sizes``; None: that.
+        kernel_sizes: Side of each branch's kernel, odd; 1 is a 1x1
+            convolution.
+        conv_cfg: Convolution type.
+        norm_cfg: Norm after the reduction; None: none.
+        act_cfg: Activation after the reduction; None: none.
+        init_cfg: Initialisation.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or ``num_outs`` is not the
+            number of kernels.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.rand(1, c, 9, 9) for c in (8, 16)]
+        >>> [tuple(x.shape) for x in UFP([8, 16], 4).eval()(maps)]
+        [(1, 4, 9, 9), (1, 4, 9, 9), (1, 4, 9, 9), (1, 4, 9, 9)]
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int | None = None,
+        kernel_sizes: Sequence[int] = (1, 7, 15, 31),
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = dict(type='BN'),
+        act_cfg: dict | None = dict(type='ReLU'),
+        init_cfg: dict | list | None = dict(
+            type='Xavier', layer='Conv2d', distribution='uniform')
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if not isinstance(in_channels, (list, tuple)) or not in_channels:
+            raise TypeError('in_channels must be a list of ints, one a backbone '
+                            f'map, got {in_channels!r}')
+        if not isinstance(kernel_sizes, (list, tuple)) or not kernel_sizes:
+            raise TypeError('kernel_sizes must be a list or tuple of ints, got '
+                            f'{kernel_sizes!r}')
+        for size in kernel_sizes:
+            if check_positive_int('kernel_sizes', size) % 2 == 0:
+                raise ValueError('kernel_sizes must be odd, to keep the size of '
+                                 f'the map, got {tuple(kernel_sizes)}')
+        self.in_channels = list(in_channels)
+        self.out_channels = check_positive_int('out_channels', out_channels)
+        self.num_outs = len(kernel_sizes) if num_outs is None else num_outs
+        if self.num_outs != len(kernel_sizes):
+            raise ValueError(
+                'num_outs must be the number of kernel_sizes, '
+                f'{len(kernel_sizes)} of {tuple(kernel_sizes)}, got {num_outs}')
+        # FPN's names: every output counts as made from a backbone map.
+        self.start_level, self.backbone_end_level = 0, self.num_outs
+        self.reduce = ConvModule(
+            self.in_channels[-1], out_channels, 1, conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg, act_cfg=act_cfg, inplace=False)
+        self.branches = ModuleList(
+            LargeKernel(out_channels, size, conv_cfg) for size in kernel_sizes)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See the last map at several scales.
+
+        Args:
+            inputs: Backbone maps (B, in_channels[i], H_i, W_i), the last two
+                of one size.
+
+        Returns:
+            A map (B, out_channels, H, W) a kernel.
+
+        Raises:
+            ValueError: The number of maps is not that of ``in_channels``, or
+                the last map is smaller than the one before it.
+        """
+        if len(inputs) != len(self.in_channels):
+            raise ValueError(f'in_channels={self.in_channels} expects '
+                             f'{len(self.in_channels)} maps, got {len(inputs)}')
+        sizes = [tuple(x.shape[2:]) for x in inputs]
+        if len(sizes) > 1 and sizes[-1] != sizes[-2]:
+            raise ValueError(
+                'UFP wants a dilated backbone, whose last maps have one size, '
+                f'got inputs of sizes {sizes}: give the ResNet '
+                'strides=(1, 2, 1, 1) and dilations=(1, 1, 2, 4)')
+        x = self.reduce(inputs[-1])
+        return tuple(branch(x) for branch in self.branches)
+
+
+class LargeKernel(BaseModule):
+    """A k x k kernel as the sum of two pairs of k x 1 and 1 x k.
+
+    Args:
+        channels: Channels of input and output.
+        size: The side k; 1 is a 1x1 convolution.
+        conv_cfg: Convolution type.
+    """
+
+    def __init__(self, channels: int, size: int,
+                 conv_cfg: dict | None = None) -> None:
+        super().__init__()
+
+        def conv(height: int, width: int) -> nn.Module:
+            return build_conv_layer(
+                conv_cfg, channels, channels, (height, width),
+                padding=(height // 2, width // 2))
+
+        if size == 1:
+            self.paths = ModuleList([conv(1, 1)])
+        else:
+            self.paths = ModuleList([
+                Sequential(conv(size, 1), conv(1, size)),
+                Sequential(conv(1, size), conv(size, 1))
+            ])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return sum(path(x) for path in self.paths)

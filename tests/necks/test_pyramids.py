@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from base import BaseNeckTester, backbone_maps
 
-from fpt_plugin import BottomUpPyramid
+from fpt_plugin import FPT, UFP, BottomUpPyramid
 
 CHANNELS = [8, 16, 24, 32]
 
@@ -93,3 +93,107 @@ def test_bad_arguments(kwargs, error, words):
 def test_bad_inputs():
     with pytest.raises(ValueError, match='expects 4 maps, got 3'):
         BottomUpPyramid(CHANNELS, 16)(inputs()[:3])
+
+
+def dilated_maps(height=11, width=14, batch=2, **kwargs):
+    """Backbone maps of one size, as those of an output stride of 8."""
+    return [torch.randn(batch, c, height, width, **kwargs) for c in CHANNELS]
+
+
+class TestUFP(BaseNeckTester):
+    cfg = dict(type='UFP', in_channels=CHANNELS, out_channels=16,
+               kernel_sizes=(1, 3, 7, 9), norm_cfg=dict(type='GN', num_groups=4))
+
+    def inputs(self, *args, **kwargs):
+        return dilated_maps(*args, **kwargs)
+
+    def test_any_size_trains(self):
+        """It reads the last map alone, and any size of it."""
+        for size in ((11, 14), (5, 1), (1, 1)):
+            inputs = self.inputs(*size, batch=1, requires_grad=True)
+            outs = self.build()(inputs)
+            assert [x.shape for x in outs] == 4 * [(1, 16, *size)]
+            self.loss(outs).backward()
+            assert inputs[-1].grad.any() and inputs[0].grad is None
+
+
+class TestFPTOverUFP(BaseNeckTester):
+    cfg = dict(
+        type='FPT', in_channels=CHANNELS, out_channels=16, num_outs=4,
+        pyramid=dict(type='UFP', kernel_sizes=(1, 3, 7, 9)),
+        grounding_transformer=dict(
+            type='LocalGroundingTransformer', window=5),
+        norm_cfg=dict(type='GN', num_groups=4))
+
+    def inputs(self, *args, **kwargs):
+        return dilated_maps(*args, **kwargs)
+
+    def test_any_size_trains(self):
+        for size in ((11, 14), (5, 1), (1, 1)):
+            outs = self.build()(self.inputs(*size, batch=1))
+            assert [x.shape for x in outs] == 4 * [(1, 16, *size)]
+            self.loss(outs).backward()
+
+    def test_starts_as_ufp(self):
+        neck = self.build().eval()
+        for _ in range(2):
+            inputs = self.inputs()
+            for out, plain in zip(neck(inputs), neck.pyramid(inputs)):
+                assert torch.equal(out, plain)
+            neck.init_weights()
+
+    def test_all_maps_are_transformed_exactly(self):
+        """Maps of one size: no pooling of keys, no stride."""
+        neck = self.build()
+        assert neck.num_levels == 4
+        assert neck._strides(neck.pyramid(self.inputs())) == (1, 1, 1, 1)
+        assert len(neck.self_transformers) == 4
+        assert len(neck.grounding_transformers) == 6
+        assert len(neck.rendering_transformers) == 6
+
+
+def test_ufp_is_gcn_over_a_reduction():
+    neck = UFP(CHANNELS, 16).eval()
+    maps = dilated_maps(40, 35)
+    outs = neck(maps)
+    conv, norm = neck.reduce.conv, neck.reduce.norm
+    x = norm(F.conv2d(maps[-1], conv.weight, conv.bias)).relu()
+    first = neck.branches[0].paths[0]
+    torch.testing.assert_close(outs[0], F.conv2d(x, first.weight, first.bias))
+    for k, branch, out in zip((7, 15, 31), neck.branches[1:], outs[1:]):
+        want = 0
+        for path, sizes in zip(branch.paths, ([(k, 1), (1, k)],
+                                              [(1, k), (k, 1)])):
+            y = x
+            for conv, size in zip(path, sizes):
+                assert conv.kernel_size == size
+                y = F.conv2d(y, conv.weight, conv.bias,
+                             padding=[side // 2 for side in size])
+            want = want + y
+        torch.testing.assert_close(out, want)
+    # the reduction and its norm; 1 + 4 * (7 + 15 + 31) taps, biases
+    assert sum(p.numel() for p in neck.parameters()) == (
+        32 * 16 + 2 * 16 + 16 * 16 * (1 + 4 * 53) + 16 * (1 + 3 * 4))
+
+
+def test_ufp_wants_a_dilated_backbone():
+    with pytest.raises(ValueError, match=r'dilated backbone.*\(4, 6\).*'
+                       r'strides=\(1, 2, 1, 1\)'):
+        UFP(CHANNELS, 16)(inputs())
+    neck = FPT(CHANNELS, 16, pyramid=dict(type='UFP'))
+    with pytest.raises(ValueError, match='dilated backbone'):
+        neck(inputs())
+    with pytest.raises(ValueError, match='expects 4 maps, got 3'):
+        UFP(CHANNELS, 16)(inputs()[:3])
+
+
+@pytest.mark.parametrize('options, error, words', [
+    (dict(in_channels=32), TypeError, 'in_channels must be a list'),
+    (dict(out_channels=0), ValueError, 'out_channels must be at least 1'),
+    (dict(num_outs=5), ValueError, 'num_outs must be the number of .* got 5'),
+    (dict(kernel_sizes=(1, 4)), ValueError, r'kernel_sizes must be odd.*4'),
+    (dict(kernel_sizes=7), TypeError, 'kernel_sizes must be a list'),
+])
+def test_bad_arguments_of_ufp(options, error, words):
+    with pytest.raises(error, match=words):
+        UFP(**{**dict(in_channels=CHANNELS, out_channels=16), **options})

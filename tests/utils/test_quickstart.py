@@ -1,4 +1,4 @@
-"""The quickstart on a few synthetic tiles."""
+"""The quickstart's two tasks on a few synthetic tiles."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from fpt_plugin.utils import quickstart
+from fpt_plugin.utils import (
+    quickstart,
+    quickstart_detection,
+    quickstart_segmentation,
+)
 from fpt_plugin.utils.quickstart import (
+    TASKS,
     TrainingTime,
     parser,
     quickstart_config,
@@ -42,7 +47,7 @@ def small(tmp_path, monkeypatch):
         coco.save()
     config = tmp_path / 'small.py'
     config.write_text(f"""
-_base_ = {str(ROOT / quickstart.CONFIG)!r}
+_base_ = {str(ROOT / TASKS['detection'].config)!r}
 model = dict(backbone=dict(init_cfg=None))
 pipeline = [
     dict(type='LoadImageFromFile'),
@@ -55,9 +60,48 @@ val_dataloader = dict(dataset=dict(pipeline=pipeline))
 test_dataloader = dict(dataset=dict(pipeline=pipeline))
 """)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quickstart, 'CONFIG', str(config))
+    monkeypatch.setattr(TASKS['detection'], 'config', str(config))
     # Weights are not needed; the tiles are there already.
-    monkeypatch.setattr(quickstart, 'prepare_mobilenet_v2', lambda *_: None)
+    monkeypatch.setattr(quickstart_detection, 'prepare_mobilenet_v2',
+                        lambda *_: None)
+    return tmp_path
+
+
+@pytest.fixture
+def small_segmentation(tmp_path, monkeypatch):
+    """Bright squares on dark tiles, and the shipped configs at small sizes."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for kind in ('images', 'labels'):
+            (tmp_path / 'data' / 'nuclei' / kind / split).mkdir(parents=True)
+        for i in range(2):
+            image = rng.integers(0, 80, (64, 64, 3), np.uint8)
+            labels = np.zeros((64, 64), np.uint8)
+            image[20:44, 8 + 4 * i:32 + 4 * i] += 150
+            labels[20:44, 8 + 4 * i:32 + 4 * i] = 2
+            for kind, pixels in (('images', image), ('labels', labels)):
+                cv2.imwrite(str(tmp_path / 'data' / 'nuclei' / kind / split /
+                                f'{i}.png'), pixels)
+    for attribute in ('config', 'ufp_config'):
+        config = tmp_path / f'{attribute}.py'
+        config.write_text(f"""
+_base_ = {str(ROOT / getattr(TASKS['segmentation'], attribute))!r}
+model = dict(backbone=dict(init_cfg=None, norm_eval=False),
+             data_preprocessor=dict(size=(64, 64)))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs')
+]
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=pipeline))
+val_dataloader = dict(dataset=dict(pipeline=pipeline))
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+""")
+        monkeypatch.setattr(TASKS['segmentation'], attribute, str(config))
+    monkeypatch.chdir(tmp_path)
+    # Weights are not needed; the tiles are there already.
+    monkeypatch.setattr(quickstart_segmentation, 'prepare_mobilenet_v2',
+                        lambda *_, **__: None)
     return tmp_path
 
 
@@ -71,7 +115,7 @@ def run(*flags) -> dict:
 def test_one_word_changes_the_neck(shipped):
     """FPN and FPT share everything but the type of the neck."""
     fpt, fpn = (
-        quickstart_config(neck, None, 0, 'x').to_dict()
+        quickstart_config('detection', neck, None, 0, 'x').to_dict()
         for neck in ('fpt', 'fpn'))
     assert fpt['model']['neck'].pop('type') == 'FPT'
     assert fpn['model']['neck'].pop('type') == 'FPN'
@@ -79,7 +123,7 @@ def test_one_word_changes_the_neck(shipped):
 
 
 def test_schedule_is_stretched(shipped):
-    cfg = quickstart_config('fpt', 3, 7, 'x')
+    cfg = quickstart_config('detection', 'fpt', 3, 7, 'x')
     assert cfg.train_cfg.max_epochs == 3 and cfg.train_cfg.val_interval == 3
     warmup, cosine = cfg.param_scheduler
     assert warmup.end == 30  # iterations
@@ -99,7 +143,7 @@ def test_schedule_without_t_max():
 @pytest.mark.parametrize('epochs', [0, -1])
 def test_no_epochs(shipped, epochs):
     with pytest.raises(ValueError, match=f'--epochs .* got {epochs}'):
-        quickstart_config('fpt', epochs, 0, 'x')
+        quickstart_config('detection', 'fpt', epochs, 0, 'x')
 
 
 def test_unknown_neck():
@@ -174,3 +218,50 @@ def test_the_other_neck_is_shown_beside(small, capsys):
     run('--epochs', '1')
     both = capsys.readouterr().out
     assert 'FPT  AP ' in both and 'FPN  AP ' in both
+
+
+# ------------------------------------------------------------- segmentation
+
+
+def test_segmentation(small_segmentation, capsys):
+    summary = run('--task', 'segmentation', '--epochs', '1')
+    folder = small_segmentation / 'work_dirs' / 'quickstart-segmentation'
+    assert json.loads((folder / 'summary.json').read_text()) == summary
+    assert list(summary['iou']) == [
+        'background', 'connective', 'inflammatory', 'neoplastic'
+    ]
+    # mmseg's mean is over the classes that occur
+    occurring = [v for v in summary['iou'].values() if v is not None]
+    assert summary['miou'] == pytest.approx(
+        sum(occurring) / len(occurring), abs=1e-4)
+    assert 0 <= summary['aacc'] <= 1
+    assert summary['train_images'] == summary['val_images'] == 2
+    picture = cv2.imread(summary['picture'])
+    assert picture.shape == (128, 128, 3)
+    # the labels' colour over the bright square, in OpenCV's order
+    blue, green, red = picture[32, 20].astype(int)
+    assert blue > red + 50
+    shown = capsys.readouterr().out
+    assert 'MIOU' in shown and '--task segmentation --neck fpn' in shown
+
+
+@pytest.mark.parametrize('neck', ['fpn', 'ufp'])
+def test_segmentation_with_other_necks(small_segmentation, neck):
+    summary = run('--task', 'segmentation', '--epochs', '1', '--neck', neck)
+    assert summary['neck'] == neck
+    assert str(summary['picture']).endswith(
+        f'quickstart-segmentation-{neck}/segments.png')
+
+
+def test_a_neck_of_the_other_task(shipped):
+    with pytest.raises(ValueError, match=r"--neck must be one of .* 'ufp'"):
+        quickstart_config('detection', 'ufp', None, 0, 'x')
+
+
+def test_necks_of_the_segmentor(shipped):
+    configs = {neck: quickstart_config('segmentation', neck, None, 0, 'x')
+               for neck in ('fpt', 'fpn', 'ufp')}
+    assert [c.model.neck.type for c in configs.values()] == [
+        'FPT', 'FPN', 'FPT']
+    assert configs['ufp'].model.neck.pyramid.type == 'UFP'
+    assert configs['ufp'].model.decode_head.feature_strides == [8] * 4
