@@ -71,6 +71,6 @@ def estimate(query: tuple[int, ...], value: tuple[int, ...],
     return {
         'attention': pixels * heads * seen * (depth + channels + 70),
         'lambda': pixels * (depth * channels * seen + 60_000) + 200 * queries,
-        'fft': frequencies * depth * channels * (150 * intra + 200) +
-               1500 * queries,
+        'fft': frequencies * depth * channels * (140 * intra + 150) +
+               1200 * queries,
     }
