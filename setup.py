@@ -19,7 +19,7 @@ ONEDL = [
     'onedl-mmengine>=0.10.9', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
     'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'
 ]
-DEV = ['pytest>=8', 'pytest-cov', 'hypothesis', 'ruff']
+DEV = ['pytest>=8', 'pytest-cov', 'hypothesis', 'ruff', 'safetensors']
 
 
 def read_version() -> str:

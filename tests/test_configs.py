@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import combinations
 from math import prod
-from pathlib import Path
 
 import pytest
 import torch
+from config_helpers import ALL, CONFIGS, build, folder, host_of, load, load_host
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 
-from fpt_plugin import FPT, BottomUpPyramid, LambdaLayer, LambdaResNet
+from fpt_plugin import FPT, UFP, BottomUpPyramid, LambdaLayer, LambdaResNet
+from fpt_plugin.necks.fusion import ConcatFusion
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
-ALL = sorted(
-    str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('*/*.py')
-    if path.parent.name != '_base_')
 # What a folder's configs are about: the modules, and the part of the model
 # that has a column of its own in the folder's README.
 MODULES = dict(
-    fpt=(FPT, BottomUpPyramid), lambda_resnet=LambdaLayer, quickstart=FPT)
+    fpt=(FPT, BottomUpPyramid, UFP),
+    lambda_resnet=LambdaLayer,
+    quickstart=FPT)
 PARTS = dict(fpt='fpt', lambda_resnet='backbone')
 REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
     'fpt/retinanet_r50_fpt_1x_coco.py',
     'fpt/mask-rcnn_r50_fpt-paper_1x_coco.py',
+    'fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
+    'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
+    'fpt/upernet_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
     'lambda_resnet/faster-rcnn_lambda-r50_fpt_1x_coco.py',
     'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py',
     'lambda_resnet/fcn_lambda-r50-d8_4xb2-80k_cityscapes-512x1024.py',
@@ -41,25 +44,9 @@ PLUGIN = 'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py'
 SIZE = (96, 128)  # of the images of a training step
 
 
-def folder(name: str) -> str:
-    return name.partition('/')[0]
-
-
-def load(name: str) -> Config:
-    """The config without weights that would be downloaded."""
-    cfg = Config.fromfile(CONFIGS / name)
-    cfg.model.backbone.init_cfg = None
-    return cfg
-
-
-def build(cfg: Config) -> torch.nn.Module:
-    init_default_scope(cfg.default_scope)
-    return MODELS.build(cfg.model)
-
-
-def build_backbone(cfg: Config) -> torch.nn.Module:
+def build_part(cfg: Config, part: str) -> torch.nn.Module:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return MODELS.build(cfg.model.backbone)
+        return MODELS.build(cfg.model[part])
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -106,7 +93,7 @@ def train_step(name: str) -> None:
     """One step of training; norms of all GPUs are of one process here."""
     cfg = load(name)
     segments = cfg.default_scope == 'mmseg'
-    if name.startswith('quickstart'):
+    if name.startswith('quickstart') and not segments:
         # mmdet's random labels begin at 1, which one class does not have
         cfg.model.roi_head.bbox_head.num_classes = 2
     # Batches are padded to the size of the crops.
@@ -116,7 +103,8 @@ def train_step(name: str) -> None:
         augment.size = SIZE
     model = build(cfg).train()
     model.init_weights()
-    data = segmentation_batch(cfg) if segments else detection_batch(cfg, model)
+    data = segmentation_batch(cfg) if segments else detection_batch(
+        cfg, model)
     data = model.data_preprocessor(data, True)
     assert data['inputs'].shape == (2, 3, *SIZE)
     total, _ = model.parse_losses(model(**data, mode='loss'))
@@ -140,23 +128,32 @@ def test_all_train_a_step(name):
     train_step(name)
 
 
-def test_the_ablation_adds_up():
+@pytest.mark.parametrize('config, short, pyramid, gt, whole', [
+    ('mask-rcnn_r50_{}_1x_coco', 'bup', BottomUpPyramid, 'gt', 'fpt-paper'),
+    ('fcn_r101-d8_{}_4xb2-80k_cityscapes-769x769', 'ufp', UFP, 'lgt',
+     'ufp-fpt'),
+])
+def test_the_ablation_adds_up(config, short, pyramid, gt, whole):
     """Each row has the pyramid and its own branches, and one fusion."""
-    rows = {
-        row: build(load(f'fpt/mask-rcnn_r50_{row}_1x_coco.py')).neck
-        for row in ('bup-st', 'bup-gt', 'bup-rt', 'bup-st-gt', 'bup-st-rt',
-                    'bup-gt-rt', 'fpt-paper')
+    kinds = {
+        'st': 'self_transformers',
+        gt: 'grounding_transformers',
+        'rt': 'rendering_transformers'
     }
-    kinds = dict(
-        st='self_transformers',
-        gt='grounding_transformers',
-        rt='rendering_transformers')
-    for row, neck in rows.items():
-        wanted = set(kinds) if row == 'fpt-paper' else set(row.split('-')[1:])
+    rows = {
+        '-'.join((short, *row)): set(row)
+        for length in (1, 2) for row in combinations(kinds, length)
+    }
+    rows[whole] = set(kinds)
+    for row, wanted in rows.items():
+        neck = build_part(load(f'fpt/{config.format(row)}.py'), 'neck')
         present = {k for k, name in kinds.items() if len(getattr(neck, name))}
         assert present == wanted
-        assert type(neck.pyramid) is BottomUpPyramid
+        assert type(neck.pyramid) is pyramid
         assert neck.key_strides == (1, 1, 1, 1)
+        assert {type(fusion) for fusion in neck.fusions} == {ConcatFusion}
+    plain = build_part(load(f'fpt/{config.format(short)}.py'), 'neck')
+    assert type(plain) is pyramid
 
 
 def test_fine_tuning_moves_new_layers_faster():
@@ -184,7 +181,7 @@ def test_what_is_new_learns(name):
     """All of a hybrid, until the command line names weights for it."""
     cfg = Config.fromfile(CONFIGS / name)
     with torch.device('meta'):
-        backbone = build_backbone(cfg).train()
+        backbone = build_part(cfg, 'backbone').train()
     assert isinstance(backbone, LambdaResNet)
     assert not backbone.init_cfg
     assert all(p.requires_grad for p in backbone.parameters())
@@ -209,7 +206,7 @@ def test_converted_convolutions_start_a_hybrid(tmp_path):
     convert_weights(torchvision_resnet(50), source, out)
     cfg = load('lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(out))
-    backbone = build_backbone(cfg)
+    backbone = build_part(cfg, 'backbone')
     backbone.init_weights()
     assert torch.equal(backbone.layer3[2].conv2.weight,
                        resnet.layer3[2].conv2.weight)
@@ -222,7 +219,7 @@ def test_a_missing_file_of_weights_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(CONFIGS /
                           'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py')
-    backbone = build_backbone(cfg)
+    backbone = build_part(cfg, 'backbone')
     assert (backbone.depth, backbone.frozen_stages) == ('50ts', 1)
     with pytest.raises(
             FileNotFoundError, match='checkpoints/lambda_resnet50ts.pth'):
@@ -231,21 +228,19 @@ def test_a_missing_file_of_weights_is_named(tmp_path, monkeypatch):
 
 def test_the_plugin_keeps_a_trained_resnet(tmp_path):
     cfg = load(PLUGIN)
-    host = Config.fromstring(f'_base_ = {host_of(PLUGIN)!r}', '.py')
-    host.model.backbone.init_cfg = None
-    resnet = build_backbone(host)
+    resnet = build_part(load_host(PLUGIN), 'backbone')
     for module in resnet.modules():  # as if it were trained
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -.1, .1)
             torch.nn.init.uniform_(module.running_var, .5, 2)
     torch.save(resnet.state_dict(), tmp_path / 'resnet.pth')
-    loaded = build_backbone(cfg)
+    loaded = build_part(cfg, 'backbone')
     keys = loaded.load_state_dict(resnet.state_dict(), strict=False)
     assert keys.unexpected_keys == []
     assert all('.lambda_layer' in key for key in keys.missing_keys)
     cfg.model.backbone.init_cfg = dict(
         type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
-    initialised = build_backbone(cfg)
+    initialised = build_part(cfg, 'backbone')
     initialised.init_weights()
     assert sum(isinstance(m, LambdaLayer) for m in loaded.modules()) == 6 + 3
     for backbone in (resnet, loaded, initialised):
@@ -260,19 +255,13 @@ def test_the_plugin_keeps_a_trained_resnet(tmp_path):
 # ------------------------------------------------------------------ READMEs
 
 
-def host_of(name: str) -> str:
-    """The host's config that is the root of a config's bases."""
-    base = re.match(r"_base_ = '(.*)'", (CONFIGS / name).read_text())[1]
-    return base if '::' in base else host_of(f'{folder(name)}/{base}')
-
-
-def costs_of_readmes() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """What the READMEs say a config costs, and its host's, by config.
+def costs_of_readmes() -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Configs, what the READMEs say they cost, and their hosts'.
 
     Parameters, GMACs and those of the part, which only some rows have of the
     host's, as only some have a host's at all. Braces of names are spelt out.
     """
-    found = {}
+    found = []
     for name in PARTS:
         for line in (CONFIGS / name / 'README.md').read_text().splitlines():
             match = re.match(r'\| `([\w{},-]+)` \|', line)
@@ -283,14 +272,14 @@ def costs_of_readmes() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
             head, *options = re.split(r'\{(.*)\}', match[1])
             for option in options[0].split(',') if options else ['']:
                 config = head + option + (options[1] if options else '')
-                found[f'{name}/{config}.py'] = (
-                    own.groups(), tuple(filter(None, host.groups()))
-                    if host else ())
+                found.append((f'{name}/{config}.py', own.groups(),
+                              tuple(filter(None, host.groups()))
+                              if host else ()))
     return found
 
 
 def test_readmes_name_every_config():
-    assert set(costs_of_readmes()) == {
+    assert {name for name, *_ in costs_of_readmes()} == {
         name for name in ALL if folder(name) in PARTS
     }
 
@@ -307,10 +296,9 @@ def counted(config: str, part: str, depth: int | None = None) -> tuple[str, ...]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, costs', costs_of_readmes().items())
-def test_costs_of_the_readmes(name, costs):
+@pytest.mark.parametrize('name, own, host', costs_of_readmes())
+def test_costs_of_the_readmes(name, own, host):
     """Beside a host's config whose ResNet is as deep."""
-    own, host = costs
     part = PARTS[folder(name)]
     assert own == counted(str(CONFIGS / name), part)
     depth = load(name).model.backbone.depth

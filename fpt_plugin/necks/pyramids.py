@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.checks import check_positive_int
+from .branches import channels_last
 
 
 @MODELS.register_module()
@@ -249,7 +250,9 @@ class UFP(BaseModule):
                 'UFP wants a dilated backbone, whose last maps have one size, '
                 f'got inputs of sizes {sizes}: give the ResNet '
                 'strides=(1, 2, 1, 1) and dilations=(1, 1, 2, 4)')
-        x = self.reduce(inputs[-1])
+        # Not for speed: the gradient of tall kernels on maps of 10 to 16 rows
+        # makes oneDNN write beyond its memory in the other format (torch 2.13).
+        x = self.reduce(channels_last(inputs[-1]))
         return tuple(branch(x) for branch in self.branches)
 
 

@@ -1,4 +1,6 @@
 import copy
+import doctest
+import sys
 
 import pytest
 import torch
@@ -181,6 +183,40 @@ def test_outputs_depend_on_padding_through_the_content_alone():
         layer.norm_v.weight.zero_()
         layer.norm_v.bias.zero_()
     assert torch.allclose(layer(x), layer(padded)[..., :6, :6], atol=1e-6)
+
+
+def test_no_image():
+    out = LambdaLayer(**ARGS).eval()(torch.zeros(0, 16, 5, 6))
+    assert out.shape == (0, 16, 5, 6)
+
+
+def test_captured_graphs():
+    """Traced, and exported once for every size."""
+    layer = randomise(LambdaLayer(**ARGS)).eval()
+    x, other = torch.randn(2, 16, 7, 9), torch.randn(2, 16, 12, 5)
+    traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(x), layer(x))
+    dim = torch.export.Dim
+    program = torch.export.export(
+        layer, (x, ), dynamic_shapes=({
+            2: dim('height', min=2, max=64),
+            3: dim('width', min=2, max=64)
+        }, ))
+    torch.testing.assert_close(program.module()(other), layer(other))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_registered(scope):
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        assert isinstance(
+            registry.build(dict(type='LambdaLayer', in_channels=16)),
+            LambdaLayer)
+
+
+def test_example_of_the_docstring():
+    module = sys.modules[LambdaLayer.__module__]
+    results = doctest.testmod(module, verbose=False)
+    assert results.attempted > 0 == results.failed
 
 
 @pytest.mark.parametrize('options, error, words', [

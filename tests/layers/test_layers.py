@@ -1,4 +1,4 @@
-"""What all layers promise, whatever they compute."""
+"""What all layers of FPT promise, whatever they compute."""
 
 import copy
 import doctest
@@ -50,7 +50,8 @@ def grads_of(layer, maps):
 
 
 def test_every_public_layer_is_here():
-    assert set(FORWARD) == set(layers.__all__)
+    # The lambda layer's tests are in a file of their own.
+    assert {*FORWARD, 'LambdaLayer'} == set(layers.__all__)
 
 
 @all_layers

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,6 +177,25 @@ def test_ufp_is_gcn_over_a_reduction():
     # the reduction and its norm; 1 + 4 * (7 + 15 + 31) taps, biases
     assert sum(p.numel() for p in neck.parameters()) == (
         32 * 16 + 2 * 16 + 16 * 16 * (1 + 4 * 53) + 16 * (1 + 3 * 4))
+
+
+TALL_KERNELS = """
+import torch
+from fpt_plugin import UFP
+for width in (32, 256):
+    neck = UFP([width], width, norm_cfg=None)
+    for rows in (10, 12, 14, 16):
+        maps = neck([torch.randn(1, width, rows, 13)])
+        sum(x.sum() for x in maps).backward()
+print('whole')
+"""
+
+
+def test_tall_kernels_train_on_small_maps():
+    """In another process: oneDNN may write beyond its memory there."""
+    run = subprocess.run([sys.executable, '-c', TALL_KERNELS],
+                         capture_output=True, text=True)
+    assert run.stdout == 'whole\n', (run.returncode, run.stderr[-500:])
 
 
 def test_ufp_wants_a_dilated_backbone():

@@ -1,0 +1,3 @@
+_base_ = 'fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py'
+
+model = dict(neck=dict(grounding_transformer=None))

@@ -1,0 +1,51 @@
+"""Shipped configs as the tests read them: without weights to download."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+ALL = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('*/*.py')
+    if path.parent.name != '_base_')
+
+
+def folder(name: str) -> str:
+    return name.partition('/')[0]
+
+
+def load(name: str) -> Config:
+    """A shipped config without weights that would be downloaded."""
+    return without_weights(Config.fromfile(CONFIGS / name))
+
+
+def load_host(name: str) -> Config:
+    """The host's config below a shipped one, likewise."""
+    return without_weights(
+        Config.fromstring(f'_base_ = {host_of(name)!r}', '.py'))
+
+
+def without_weights(cfg: Config) -> Config:
+    cfg.model.backbone.init_cfg = None
+    if 'pretrained' in cfg.model:  # mmseg's
+        cfg.model.pretrained = None
+    return cfg
+
+
+def build(cfg: Config) -> nn.Module:
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+def host_of(name: str) -> str:
+    """The host's config that is the root of a config's bases.
+
+    Of several bases it is the first one.
+    """
+    base = re.match(r"_base_ = \[?\s*'(.*?)'", (CONFIGS / name).read_text())[1]
+    return base if '::' in base else host_of(f'{folder(name)}/{base}')
