@@ -20,6 +20,28 @@ def relative_error(got, want, floor=0.0):
     return distance / norm if norm else math.inf
 
 
+def run_with_gradients(function, inputs, **options):
+    """The output, and the gradients of a fixed linear function of it."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves, **options)
+    generator = torch.Generator().manual_seed(1)
+    upstream = torch.randn(
+        out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def all_agree(got, want, tolerance):
+    """Assert it of an output and its gradients.
+
+    A small gradient is measured against a tenth of the largest.
+    """
+    assert len(got) == len(want)
+    floor = 0.1 * max(x.norm().item() for x in want)
+    for i, (g, w) in enumerate(zip(got, want)):
+        what = f'gradient {i}' if i else 'output'
+        assert relative_error(g, w, floor) <= tolerance, what
+
+
 def maps_of(*sizes, batch=2, channels=12, seed=0):
     """Maps (batch, channels, *size) whose channels have means of their own.
 

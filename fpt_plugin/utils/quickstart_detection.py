@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import mmcv
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from .files import replacing
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
+from .pictures import write_rows
 from .trees import DEEPFOREST, prepare_trees
 
 CACHE = 'data/packages'
@@ -103,16 +102,7 @@ def draw_detections(model: torch.nn.Module, dataset: BaseDataset,
                 _draw_boxes(image, annotated, (255, 255, 255)),
                 _draw_boxes(image, found, (255, 200, 0))
             ], 1))
-    width = max(row.shape[1] for row in rows)
-    rows = [
-        mmcv.impad(row, shape=(row.shape[0], width), pad_val=(255, 255, 255))
-        for row in rows
-    ]
-    picture = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
-    with replacing(path) as temporary:
-        if not cv2.imwrite(str(temporary), picture):
-            raise OSError(f'cannot write {path}: is the disk full?')
-    return Path(path)
+    return write_rows(rows, path)
 
 
 def _draw_boxes(image: np.ndarray, boxes: torch.Tensor,

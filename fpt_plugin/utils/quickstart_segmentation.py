@@ -13,9 +13,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from .files import replacing
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .nuclei import HISTOLYTICS, prepare_nuclei
+from .pictures import write_rows
 from .quickstart_detection import CACHE
 
 PICTURE_TILES = 2
@@ -133,16 +133,7 @@ def draw_segments(model: torch.nn.Module, dataset, path: str | Path) -> Path:
                 _overlay(image, segments.data.squeeze().cpu().numpy(), palette)
                 for segments in (sample.gt_sem_seg, sample.pred_sem_seg)
             ], 1))
-    width = max(row.shape[1] for row in rows)
-    rows = [
-        mmcv.impad(row, shape=(row.shape[0], width), pad_val=(255, 255, 255))
-        for row in rows
-    ]
-    picture = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
-    with replacing(path) as temporary:
-        if not cv2.imwrite(str(temporary), picture):
-            raise OSError(f'cannot write {path}: is the disk full?')
-    return Path(path)
+    return write_rows(rows, path)
 
 
 def _overlay(image: np.ndarray, labels: np.ndarray,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import relative_error
+from oracles import all_agree, relative_error
+from oracles import run_with_gradients as run
 
 from fpt_plugin.functional import (
     attention,
@@ -16,7 +17,6 @@ from fpt_plugin.functional import (
 )
 from fpt_plugin.functional.lambda_orders import ORDERS, cropped, estimate
 
-NAMES = ('query', 'key', 'embedding')
 every_order = pytest.mark.parametrize('path', [*ORDERS, 'eager'])
 
 
@@ -51,22 +51,6 @@ def pixel_by_pixel(query, value, embedding):
                 out[:, h, v, y, x] = (query[:, h, :, y, x] *
                                       position[:, :, v]).sum(-1)
     return out
-
-
-def run(function, inputs, **options):
-    """The output and the gradients of a fixed linear function of it."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    out = function(*leaves, **options)
-    generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(
-        out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
-
-
-def assert_agrees(got, want, tolerance):
-    floor = 0.1 * max(x.norm().item() for x in want)
-    for name, g, w in zip(('output', *NAMES), got, want):
-        assert relative_error(g, w, floor) <= tolerance, name
 
 
 @pytest.mark.parametrize('intra', [1, 2])
@@ -105,7 +89,7 @@ def test_agrees_with_the_formula(path, batch, heads, depth, intra, channels,
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
             got = run(position_lambda, [x.to(dtype) for x in inputs], path=path)
             assert got[0].dtype == dtype
-            assert_agrees(got, want, tolerance)
+            all_agree(got, want, tolerance)
 
 
 @every_order
@@ -124,7 +108,7 @@ def test_at_the_sizes_of_a_detector(path):
     """A C5 of 800 x 1344, float32 against float64."""
     inputs = operands(1, 4, 16, 1, 128, (25, 42), (23, 23), torch.float32)
     want = run(reference.position_lambda, [x.double() for x in inputs])
-    assert_agrees(run(position_lambda, inputs, path=path), want, 1e-5)
+    all_agree(run(position_lambda, inputs, path=path), want, 1e-5)
 
 
 @pytest.mark.parametrize('path', ORDERS)
@@ -179,7 +163,7 @@ def test_layouts_of_the_operands(path):
         x.movedim(2, -1).contiguous().movedim(-1, 2) for x in (query, value)
     ]
     assert not strided[0].is_contiguous()
-    assert_agrees(run(position_lambda, (*strided, embedding), path=path), want,
+    all_agree(run(position_lambda, (*strided, embedding), path=path), want,
                   1e-11)
 
 
@@ -188,7 +172,7 @@ def test_a_window_larger_than_the_map(path):
     """What no pixel reaches is left out, and has no gradient."""
     inputs = operands(size=(3, 2), window=(23, 23))
     *_, grad = got = run(position_lambda, inputs, path=path)
-    assert_agrees(got, run(reference.position_lambda, inputs), 1e-11)
+    all_agree(got, run(reference.position_lambda, inputs), 1e-11)
     inside = grad[:, :, 9:14, 10:13]
     assert inside.ne(0).all() and grad.ne(0).sum() == inside.numel()
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import relative_error
+from oracles import all_agree, relative_error
+from oracles import run_with_gradients as run
 
 from fpt_plugin.functional import (
     attention,
@@ -11,8 +12,6 @@ from fpt_plugin.functional import (
     reference,
     windows,
 )
-
-NAMES = ('query', 'key', 'value', 'weights')
 
 
 def operands(fine=(7, 9), coarse=(4, 5), batch=2, parts=2, depth=3, channels=4,
@@ -31,22 +30,6 @@ def operands(fine=(7, 9), coarse=(4, 5), batch=2, parts=2, depth=3, channels=4,
     ]
 
 
-def run(function, inputs, **options):
-    """The output and the four gradients of a fixed linear function of it."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    out = function(*leaves, **options)
-    generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(
-        out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
-
-
-def assert_agrees(got, want, tolerance):
-    floor = 0.1 * max(x.norm().item() for x in want)
-    for name, g, w in zip(('output', *NAMES), got, want):
-        assert relative_error(g, w, floor) <= tolerance, name
-
-
 def assert_exact(inputs, tolerance=1e-5, **options):
     """Agrees with the plain formula in float64, in both precisions."""
     want = run(reference.local_mixture_attention,
@@ -55,7 +38,7 @@ def assert_exact(inputs, tolerance=1e-5, **options):
         got = run(local_mixture_attention, [x.to(dtype) for x in inputs],
                   **options)
         assert got[0].dtype == dtype
-        assert_agrees(got, want, limit)
+        all_agree(got, want, limit)
 
 
 options = pytest.mark.parametrize('similarity, pad', [
@@ -111,7 +94,7 @@ def test_result_does_not_depend_on_tiles(similarity, pad, budget, monkeypatch):
 
     monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', budget)
     monkeypatch.setattr(local_attention, 'tiles', counting)
-    assert_agrees(
+    all_agree(
         run(local_mixture_attention, inputs, **kwargs), whole, 1e-5)
     assert len(cut) > 3
     # every cell in one tile
@@ -148,7 +131,7 @@ def test_paths(path, monkeypatch):
     eager = local_attention._eager
     monkeypatch.setattr(local_attention, '_eager',
                         lambda *args: calls.append(1) or eager(*args))
-    assert_agrees(
+    all_agree(
         run(local_mixture_attention, inputs, window=3, path=path), want, 1e-11)
     assert bool(calls) == (path == 'eager')
     with pytest.raises(ValueError, match="path must be .* 'fused'"):
