@@ -174,8 +174,7 @@ def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
             lines.append(_figures(json.loads(beside.read_text())))
     flag = '' if task.name == 'detection' else f'--task {task.name} '
     lines += [
-        f'on {summary["val_images"]} held-out tiles that the recipe was tuned '
-        'on: a validation set, not a test set', '',
+        f'on {summary["val_images"]} held-out tiles {task.held_out}', '',
         f'{task.caption}: {summary["picture"]}',
         f'Figures: {work_dir / "summary.json"}',
         f'Checkpoint: {checkpoint}', '', 'Next: bash tools/run_tests.sh',

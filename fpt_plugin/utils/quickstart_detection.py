@@ -33,6 +33,7 @@ class Detection:
     shown = ('ap', 'ap50', 'ap75')
     picture = 'detections.png'
     caption = 'Annotations (left), detections (right)'
+    held_out = 'that the recipe was tuned on: a validation set, not a test set'
 
     def load(self, neck: str) -> Config:
         """The shipped config with a neck."""

@@ -34,6 +34,7 @@ class Segmentation:
     shown = ('miou', 'aacc')
     picture = 'segments.png'
     caption = 'Pseudo-labels (left), predictions (right)'
+    held_out = 'of the same image, whose labels look like the output of a model'
 
     def load(self, neck: str) -> Config:
         """The shipped config with a neck."""
