@@ -104,8 +104,7 @@ class _Strips:
         count = (tile.rows.stop - tile.rows.start) // self.cell[0]
         return strip.as_strided(
             (count, self.channels, self.block),
-            (self.cell[0] * self.seen[1], strip.stride(0), 1),
-            strip.storage_offset())
+            (self.cell[0] * self.seen[1], strip.stride(0), 1))
 
     def add_blocks(self, grad: Tensor, tile: _Tile, intra: int,
                    blocks: Tensor) -> None:
@@ -133,8 +132,7 @@ class _Strips:
         return matrix.as_strided(
             (count, rows, columns, each, *self.window),
             (total * width, columns * each * width + self.seen[1],
-             each * width + 1, width, self.seen[1], 1),
-            matrix.storage_offset())
+             each * width + 1, width, self.seen[1], 1))
 
     def of_cells(self, x: Tensor, tile: _Tile) -> Tensor:
         """(B, H', W', h, D) to those of a tile's cells, (cells, G * T, h, D)."""

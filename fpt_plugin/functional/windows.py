@@ -53,7 +53,7 @@ def window_blocks(tile: Tensor, rows: int, window: int) -> Tensor:
     """
     _, columns, depth = tile.shape
     return tile.as_strided((rows, window * columns, depth),
-                           (columns * depth, depth, 1), tile.storage_offset())
+                           (columns * depth, depth, 1))
 
 
 def add_blocks(tile: Tensor, blocks: Tensor, window: int) -> None:
@@ -84,7 +84,7 @@ def window_views(tile: Tensor, rows: int, window: int) -> Tensor:
     down, right = tile.stride()
     return tile.as_strided(
         (rows, tile.shape[1] - window + 1, 1, window, window),
-        (down, right, 0, down, right), tile.storage_offset())
+        (down, right, 0, down, right))
 
 
 def band(scores: Tensor, queries: int, window: int) -> Tensor:
@@ -102,8 +102,7 @@ def band(scores: Tensor, queries: int, window: int) -> Tensor:
     # The next query group looks one column further.
     return scores.as_strided(
         (rows, total // queries, queries, window, window),
-        (total * width, queries * width + 1, width, width // window, 1),
-        scores.storage_offset())
+        (total * width, queries * width + 1, width, width // window, 1))
 
 
 class Band:
