@@ -223,6 +223,11 @@ class LocalCase(Case):
 PRESETS = dict(
     default=dict(),
     paper=dict(embed_channels=256, key_strides=1, fusion='concat'))
+# The paper's segmentor: windows, around UFP on the maps of a dilated backbone.
+PRESETS['ufp'] = dict(
+    PRESETS['paper'],
+    pyramid=dict(type='UFP'),
+    grounding_transformer=dict(type='LocalGroundingTransformer', window=5))
 BACKBONE = dict(
     type='mmdet.ResNet', depth=50, num_stages=4, out_indices=(0, 1, 2, 3),
     norm_eval=True, style='pytorch')
@@ -234,6 +239,8 @@ FPN = dict(
 @dataclass(frozen=True)
 class NeckCase(Case):
     """FPT without the pyramid that it wraps, beside a ResNet-50 and an FPN.
+
+    With the preset ``'ufp'`` FPT and the UFP that it wraps, beside nothing.
 
     Attributes:
         shape: Height and width of the image.
@@ -248,7 +255,8 @@ class NeckCase(Case):
 
     def contestants(self) -> tuple[str, ...]:
         """FPT first, then what it is compared to."""
-        return ('fpt', ) if self.only else ('fpt', 'resnet50', 'fpn')
+        alone = self.only or self.preset == 'ufp'
+        return ('fpt', ) if alone else ('fpt', 'resnet50', 'fpn')
 
     def prepare(self, contestant: str) -> tuple[torch.nn.Module, Any]:
         """The module, and its inputs."""
@@ -257,15 +265,19 @@ class NeckCase(Case):
             model = MODELS.build(BACKBONE)
             inputs = self._randn(self.batch, 3, *self.shape, seed=0)
         else:
-            width = FPN['in_channels'] if contestant == 'fpn' else [256] * 4
+            whole = contestant == 'fpn' or self.preset == 'ufp'
+            channels = FPN['in_channels'] if whole else [256] * 4
+            levels = (2, 3, 3, 3) if self.preset == 'ufp' else (2, 3, 4, 5)
             inputs = tuple(
                 self._randn(
-                    self.batch, channels, *level_size(self.shape, 2 + i), seed=i)
-                for i, channels in enumerate(width))
-            model = MODELS.build(FPN) if contestant == 'fpn' else MODELS.build(
-                dict(
-                    type='FPT', in_channels=256, out_channels=256,
-                    pyramid=None, num_levels=4, **PRESETS[self.preset]))
+                    self.batch, width, *level_size(self.shape, level), seed=i)
+                for i, (width, level) in enumerate(zip(channels, levels)))
+            args = dict(in_channels=channels, out_channels=256, num_outs=4) \
+                if whole else dict(
+                    in_channels=256, out_channels=256, pyramid=None,
+                    num_levels=4)
+            model = MODELS.build(FPN if contestant == 'fpn' else dict(
+                type='FPT', **args, **PRESETS[self.preset]))
         model = model.to(self.device, getattr(torch, self.dtype))
         model.train()  # a host's backbone may return nothing here
         return model, inputs

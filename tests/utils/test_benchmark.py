@@ -89,6 +89,17 @@ def test_neck(tmp_path):
     assert set(default['contestants']) == {'fpt', 'resnet50', 'fpn'}
 
 
+def test_neck_of_segmentors(tmp_path):
+    """UFP's maps have an eighth of the image's size."""
+    out = bench('neck', '--preset', 'ufp', '--shape', 65, 97, '--repeats', 1,
+                '--no-memory', '--out', tmp_path / 'a.json')
+    record, = json.loads(out.read_text())['records']
+    assert list(record['contestants']) == ['fpt']
+    case = NeckCase('ufp', shape=(65, 97), preset='ufp')
+    maps = case.run('fpt', case.prepare('fpt'))
+    assert [tuple(x.shape) for x in maps] == 4 * [(1, 256, 9, 13)]
+
+
 def test_lambda(tmp_path, capsys):
     out = bench('lambda', '--cases', '9x8x4', '5x6x3', '--window', 5, '--heads',
                 2, '--depth', 3, '--repeats', 1, '--no-memory', '--out',
