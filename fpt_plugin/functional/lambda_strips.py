@@ -154,9 +154,9 @@ class AttentionOrder(_Strips):
         self.embedding = embedding.flatten(2).permute(1, 2, 0).contiguous()
         rows = self.cells * self.pixels * self.heads
         self._entries = query.new_empty(rows, self.embedding.shape[1])
-        # Only the bands are ever written.
-        self._matrix = query.new_zeros(
-            self.cells, self.pixels * self.heads, self.block)
+        # Only the bands are ever written, so one matrix a number of cells is
+        # enough.
+        self._matrices: dict[int, Tensor] = {}
 
     def weights(self, queries: Tensor, intra: int) -> Tensor:
         """Products q E as a banded matrix, valid until the next call.
@@ -171,7 +171,10 @@ class AttentionOrder(_Strips):
         rows = queries.flatten(0, 2)
         entries = self._entries[:len(rows)]
         torch.mm(rows, self.embedding[intra].t(), out=entries)
-        matrix = self._matrix[:len(queries)]
+        if len(queries) not in self._matrices:
+            self._matrices[len(queries)] = queries.new_zeros(
+                len(queries), self.pixels * self.heads, self.block)
+        matrix = self._matrices[len(queries)]
         band = self.band(matrix)
         band.copy_(entries.view_as(band))
         return matrix
@@ -201,7 +204,8 @@ class AttentionOrder(_Strips):
         grad_q, grad_v, grad_e = map(
             torch.zeros_like, (x.query, x.value, x.embedding))
         of_values = query.new_empty(x.cells, x.channels, x.block)
-        of_matrix = torch.empty_like(x._matrix)
+        of_matrix = query.new_empty(
+            x.cells, x.pixels * x.heads, x.block)
         of_entries = torch.empty_like(x._entries)
         for tile in x.tiles():
             queries = x.of_cells(x.query, tile)

@@ -99,15 +99,7 @@ def position_lambda(query: Tensor,
     path = choose_order(path, query, value, embedding)
     if path == 'eager':
         return _eager(query, value, embedding)
-    return _tiled(query, value, embedding, path)
-
-
-# torch.compile cannot trace writes through overlapping views: the graph breaks
-# here instead.
-@torch.compiler.disable
-def _tiled(query: Tensor, value: Tensor, embedding: Tensor,
-           order: str) -> Tensor:
-    return _PositionLambda.apply(query, value, embedding, order)
+    return _PositionLambda.apply(query, value, embedding, path)
 
 
 def _check(query: Tensor, value: Tensor, embedding: Tensor) -> None:

@@ -85,17 +85,10 @@ def local_mixture_attention(query: Tensor,
     _check(query, key, value, weights, window, similarity, pad)
     scale = int(query.shape[2])**-0.5 if scale is None else float(scale)
     compute = {
-        'chunked': _tiled,
+        'chunked': _LocalMixtureAttention.apply,
         'eager': _eager
     }[choose_path(path, available=('chunked', 'eager'))]
     return compute(query, key, value, weights, window, similarity, pad, scale)
-
-
-# torch.compile cannot trace writes through overlapping views: the graph breaks
-# here instead.
-@torch.compiler.disable
-def _tiled(*args) -> Tensor:
-    return _LocalMixtureAttention.apply(*args)
 
 
 def check_window(window: int) -> int:

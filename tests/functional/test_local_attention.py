@@ -205,11 +205,9 @@ def test_centres(fine, coarse, want):
 
 
 def test_compiled():
-    """The graph breaks around the tiles; nothing else changes."""
-
     def function(*x):
         return 2 * local_mixture_attention(*x, window=3) + 1
 
     inputs = operands()
-    compiled = torch.compile(function, backend='aot_eager')
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
     all_agree(run(compiled, inputs), run(function, inputs), 1e-12)
