@@ -82,8 +82,9 @@ def position_lambda(query: Tensor,
         path: The order of summation: ``'attention'`` (queries and embedding
             first), ``'lambda'`` (embedding and values first) or ``'fft'``
             (that in the frequency domain); ``'eager'``: plain operators, all
-            lambdas at once. None: ``'eager'`` where a graph is captured, else
-            the environment variable ``FPT_LAMBDA``, else the cheapest, see
+            lambdas at once. None: the environment variable ``FPT_LAMBDA``,
+            else ``'eager'`` where a graph is traced or exported, else the
+            cheapest, see
             :func:`fpt_plugin.functional.lambda_orders.estimate`.
 
     Returns:
