@@ -216,18 +216,19 @@ class LambdaResNet(BaseModule):
             if block == 0 and self.contract_dilation:
                 dilation = max(1, dilation // 2)
             is_lambda = place in self.lambda_blocks
+            layer = dict(
+                type='LambdaLayer',
+                context_size=self.architecture.context_size(place),
+                content_bias=self.architecture.content_bias,
+                norm_cfg=self.norm_cfg)
+            layer.update(lambda_layer)
             blocks.append(
                 Bottleneck(
                     self.feat_dim,
                     planes,
                     stride=stride,
                     dilation=dilation,
-                    lambda_layer=dict(
-                        type='LambdaLayer',
-                        context_size=self.architecture.context_size(place),
-                        content_bias=self.architecture.content_bias,
-                        norm_cfg=self.norm_cfg,
-                        **{}) | lambda_layer if is_lambda else None,
+                    lambda_layer=layer if is_lambda else None,
                     downsample=self._make_shortcut(
                         4 * planes, stride) if block == 0 else None,
                     se=se and not is_lambda,

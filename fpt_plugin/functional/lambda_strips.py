@@ -144,6 +144,15 @@ class _Strips:
         x = x[tile]
         x.copy_(numbers.view_as(x))
 
+    @classmethod
+    def forward(cls, query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
+        """(B, h, v, H, W), tile by tile."""
+        x = cls(query, value, embedding)
+        out = x.query.new_empty(*x.query.shape[:-1], x.channels)
+        for tile in x.tiles():
+            x.to_cells(out, tile, x.of_tile(tile))
+        return x.pixels_last(out)
+
 
 class AttentionOrder(_Strips):
     """Weights q E of the pixels of a window, then their sum of the values."""
@@ -179,21 +188,16 @@ class AttentionOrder(_Strips):
         band.copy_(entries.view_as(band))
         return matrix
 
-    @classmethod
-    def forward(cls, query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
-        """(B, h, v, H, W)."""
-        x = cls(query, value, embedding)
-        out = x.query.new_empty(*x.query.shape[:-1], x.channels)
-        for tile in x.tiles():
-            queries = x.of_cells(x.query, tile)
-            total = None
-            for intra in range(x.intra):
-                blocks = x.blocks(tile, intra).transpose(1, 2)
-                weights = x.weights(queries, intra)
-                total = torch.bmm(weights, blocks) if total is None else \
-                    total.baddbmm_(weights, blocks)
-            x.to_cells(out, tile, total)
-        return x.pixels_last(out)
+    def of_tile(self, tile: _Tile) -> Tensor:
+        """The output of a tile's pixels, (cells, G * T * h, v)."""
+        queries = self.of_cells(self.query, tile)
+        total = None
+        for intra in range(self.intra):
+            blocks = self.blocks(tile, intra).transpose(1, 2)
+            weights = self.weights(queries, intra)
+            total = torch.bmm(weights, blocks) if total is None else \
+                total.baddbmm_(weights, blocks)
+        return total
 
     @classmethod
     def backward(cls, query: Tensor, value: Tensor, embedding: Tensor,
@@ -254,15 +258,10 @@ class LambdaOrder(_Strips):
                 total.baddbmm_(matrix, blocks)
         return total.view(-1, self.depth, self.channels)
 
-    @classmethod
-    def forward(cls, query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
-        """(B, h, v, H, W)."""
-        x = cls(query, value, embedding)
-        out = x.query.new_empty(*x.query.shape[:-1], x.channels)
-        for tile in x.tiles():
-            queries = x.of_cells(x.query, tile).flatten(0, 1)
-            x.to_cells(out, tile, torch.bmm(queries, x.lambdas(tile)))
-        return x.pixels_last(out)
+    def of_tile(self, tile: _Tile) -> Tensor:
+        """The output of a tile's pixels, (cells * G * T, h, v)."""
+        queries = self.of_cells(self.query, tile).flatten(0, 1)
+        return torch.bmm(queries, self.lambdas(tile))
 
     @classmethod
     def backward(cls, query: Tensor, value: Tensor, embedding: Tensor,

@@ -134,9 +134,7 @@ class BottomUpPyramid(BaseModule):
         Raises:
             ValueError: The number of maps is not that of ``in_channels``.
         """
-        if len(inputs) != len(self.in_channels):
-            raise ValueError(f'in_channels={self.in_channels} expects '
-                             f'{len(self.in_channels)} maps, got {len(inputs)}')
+        _check_count(self.in_channels, inputs)
         used = inputs[self.start_level:self.backbone_end_level]
         outs = [conv(x) for conv, x in zip(self.lateral_convs, used)]
         if not self.add_extra_convs:
@@ -150,6 +148,13 @@ class BottomUpPyramid(BaseModule):
             outs.append(conv(source))
             source = outs[-1]
         return tuple(outs)
+
+
+def _check_count(in_channels: list[int], inputs: tuple[Tensor, ...]) -> None:
+    """Require a map for each of the channels."""
+    if len(inputs) != len(in_channels):
+        raise ValueError(f'in_channels={in_channels} expects '
+                         f'{len(in_channels)} maps, got {len(inputs)}')
 
 
 @MODELS.register_module()
@@ -241,9 +246,7 @@ class UFP(BaseModule):
             ValueError: The number of maps is not that of ``in_channels``, or
                 the last map is smaller than the one before it.
         """
-        if len(inputs) != len(self.in_channels):
-            raise ValueError(f'in_channels={self.in_channels} expects '
-                             f'{len(self.in_channels)} maps, got {len(inputs)}')
+        _check_count(self.in_channels, inputs)
         sizes = [tuple(x.shape[2:]) for x in inputs]
         if len(sizes) > 1 and sizes[-1] != sizes[-2]:
             raise ValueError(

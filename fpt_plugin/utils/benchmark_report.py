@@ -30,21 +30,15 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     attention = commands.add_parser(
         'attention', help='Self- and Grounding-Transformer')
-    attention.add_argument(
-        '--cases',
-        nargs='+',
-        default=ATTENTION,
-        metavar='CASE',
-        help='st:P4, gt:P3-P4 (queries from P3, keys from P4) or gt:P2-P3@4 '
+    _add_cases(
+        attention, ATTENTION,
+        'st:P4, gt:P3-P4 (queries from P3, keys from P4) or gt:P2-P3@4 '
         '(keys pooled by 4)')
     local = commands.add_parser(
         'local-attention', help='Locality-constrained Grounding Transformer')
-    local.add_argument(
-        '--cases',
-        nargs='+',
-        default=LOCAL,
-        metavar='CASE',
-        help='HxW of maps of one size, or HxW-hxw of a fine and a coarse map')
+    _add_cases(
+        local, LOCAL,
+        'HxW of maps of one size, or HxW-hxw of a fine and a coarse map')
     local.add_argument('--window', type=int, default=5)
     neck = commands.add_parser(
         'neck', help='FPT beside the ResNet-50 and the FPN that it follows')
@@ -54,12 +48,9 @@ def parser() -> argparse.ArgumentParser:
         '--only', action='store_true', help='FPT alone, nothing beside it')
     lambdas = commands.add_parser(
         'lambda', help='position lambdas of a lambda layer')
-    lambdas.add_argument(
-        '--cases',
-        nargs='+',
-        default=LAMBDA,
-        metavar='CASE',
-        help='HxWxV: rows and columns of the map, depth of the values')
+    _add_cases(
+        lambdas, LAMBDA,
+        'HxWxV: rows and columns of the map, depth of the values')
     for name, default in (('heads', 4), ('depth', 16), ('intra', 1),
                           ('window', 23)):
         lambdas.add_argument(f'--{name}', type=int, default=default)
@@ -69,12 +60,9 @@ def parser() -> argparse.ArgumentParser:
         help='leave out the orders of summation that are not chosen')
     backbone = commands.add_parser(
         'backbone', help="LambdaResNet beside mmdet's ResNet")
-    backbone.add_argument(
-        '--cases',
-        nargs='+',
-        default=BACKBONES,
-        metavar='CASE',
-        help='depths: 50, 101, 152; with an output stride of 8: 50-d8')
+    _add_cases(
+        backbone, BACKBONES,
+        'depths: 50, 101, 152; with an output stride of 8: 50-d8')
     for command in (attention, neck, backbone):
         command.add_argument(
             '--shape',
@@ -109,6 +97,12 @@ def parser() -> argparse.ArgumentParser:
             '--out',
             help='JSON file; default: benchmarks/COMMAND-DEVICE-DTYPE.json')
     return parser
+
+
+def _add_cases(command: argparse.ArgumentParser, default: tuple[str, ...],
+               text: str) -> None:
+    command.add_argument(
+        '--cases', nargs='+', default=default, metavar='CASE', help=text)
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
