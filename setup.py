@@ -19,7 +19,11 @@ ONEDL = [
     'onedl-mmengine>=0.10.9', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
     'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'
 ]
-DEV = ['pytest>=8', 'pytest-cov', 'hypothesis', 'ruff', 'safetensors']
+# cityscapesscripts: mmdet's metric of Cityscapes, and both hosts' converters.
+DEV = [
+    'pytest>=8', 'pytest-cov', 'hypothesis', 'ruff', 'safetensors',
+    'cityscapesscripts'
+]
 
 
 def read_version() -> str:

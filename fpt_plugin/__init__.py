@@ -15,6 +15,7 @@ __all__ = ['__version__']
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import compat
     from .backbones import LambdaResNet
+    from .engine import SegLabelCheckHook
     from .layers import (
         GroundingTransformer,
         LambdaLayer,
@@ -36,7 +37,8 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
         'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP', 'SelfTransformer',
         'GroundingTransformer', 'LocalGroundingTransformer',
-        'RenderingTransformer', 'LambdaLayer', 'LambdaResNet'
+        'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
+        'SegLabelCheckHook'
     ]
 else:
 

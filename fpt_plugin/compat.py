@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def apply() -> None:
     allow_safe_resume()
     find_config_packages()
     keep_host_scope()
+    let_cityscapes_evaluate()
 
 
 def allow_safe_resume() -> None:
@@ -124,6 +126,28 @@ def keep_host_scope() -> None:
 
     _get_cfg_path.keeps_host_scope = True
     Config._get_cfg_path = staticmethod(_get_cfg_path)
+
+
+def let_cityscapes_evaluate() -> None:
+    """Give cityscapesscripts the ``numpy.in1d`` that numpy 2.4 took away.
+
+    mmdet's CityScapesMetric calls it when a whole validation is over. The
+    function goes to the one module that needs it; numpy stays as it is.
+    """
+    if hasattr(np, 'in1d'):
+        return
+    try:
+        scripts = import_module(
+            'cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling')
+    except ImportError:
+        return  # mmdet says what to install
+    if scripts.np is np:
+        scripts.np = SimpleNamespace(**vars(np), in1d=_in1d)
+
+
+def _in1d(elements: np.ndarray, tested, **options) -> np.ndarray:
+    """Which elements of an array, seen as one row, are among others."""
+    return np.isin(np.ravel(elements), tested, **options)
 
 
 # Distributions by import name, with the versions that are known to fit: those

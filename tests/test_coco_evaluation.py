@@ -13,14 +13,11 @@ from pathlib import Path
 
 import cv2
 import pytest
+import runs
 import torch
 from coco_tree import IMAGES, evaluate, file_name, shipped, write_coco_tree
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
-
-from fpt_plugin.utils import launch
+from runs import validations
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 12  # of the shipped schedule
@@ -77,56 +74,14 @@ def options(name, *more):
     return ['--cfg-options', *SMALL, *DETECTORS[name], *more]
 
 
-def kept_by_name():
-    """mmengine's classes that keep their instances by name."""
-    found = [DefaultScope, MMLogger, MessageHub, Visualizer]
-    for cls in found:  # grows on the way
-        found += cls.__subclasses__()
-    return found
-
-
-@contextlib.contextmanager
-def alone():
-    """As in a process of its own: nothing that mmengine keeps stays.
-
-    Two runs would draw and log with the first one's visualizer.
-    """
-    outside = {cls: dict(cls._instance_dict) for cls in kept_by_name()}
-    for cls in outside:
-        cls._instance_dict.clear()
-    try:
-        yield
-    finally:
-        for cls in kept_by_name():
-            for made in cls._instance_dict.values():
-                for handler in getattr(made, 'handlers', ()):
-                    handler.close()
-            cls._instance_dict.clear()
-            cls._instance_dict.update(outside.get(cls, {}))
-
-
-@alone()
 def train(name, work_dir, *more):
-    args = [shipped(name), '--work-dir', str(work_dir), *options(name, *more)]
-    launch.train(launch.train_parser().parse_args(args))
-    return Path(work_dir)
+    return runs.train(shipped(name), work_dir, *SMALL, *DETECTORS[name], *more)
 
 
-@alone()
 def run_test(name, checkpoint, work_dir, *flags, more=()):
-    args = [
-        shipped(name), str(checkpoint), '--work-dir', str(work_dir), *flags,
-        *options(name, *more)
-    ]
-    return launch.test(launch.test_parser().parse_args(args))
-
-
-def validations(work_dir):
-    """The metrics of each validation, from the logs of all runs in order."""
-    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    lines = [json.loads(s) for log in logs for s in log.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k.startswith('coco/')}
-            for line in lines if 'coco/bbox_mAP' in line]
+    return runs.run_test(
+        shipped(name), checkpoint, work_dir, *flags,
+        options=[*SMALL, *DETECTORS[name], *more])
 
 
 def predictions(path):

@@ -286,3 +286,23 @@ def test_safe_loading_is_not_turned_off(tmp_path):
     torch.save(Unknown(), path)
     with pytest.raises(pickle.UnpicklingError, match='Unknown'):
         torch.load(path, weights_only=True)
+
+
+# ----------------------------------------------------------------- Cityscapes
+
+
+def test_cityscapes_scripts_find_what_numpy_took_away():
+    scripts = pytest.importorskip(
+        'cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling')
+    labels = np.array([[0, 7], [26, 255]])
+    compat.let_cityscapes_evaluate()
+    found = scripts.np.in1d(labels, [0, 26])
+    assert found.tolist() == [True, False, True, False]
+    assert scripts.np.in1d(labels, [0], invert=True).tolist() == [
+        False, True, True, True]
+    assert scripts.np.float64 is np.float64
+    if not hasattr(np, 'in1d'):  # since numpy 2.4
+        assert scripts.np is not np
+    given = scripts.np
+    compat.apply()
+    assert scripts.np is given

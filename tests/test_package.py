@@ -48,10 +48,11 @@ fpt_plugin.FPT
 
 
 def test_import_registers_everything():
-    from mmengine.registry import MODELS
+    from mmengine.registry import HOOKS, MODELS
     for name in fpt_plugin.__all__:
         if name != '__version__':
-            assert MODELS.module_dict[name] is getattr(fpt_plugin, name)
+            registry = HOOKS if name.endswith('Hook') else MODELS
+            assert registry.module_dict[name] is getattr(fpt_plugin, name)
 
 
 @pytest.mark.parametrize('folder, allowed', [
@@ -59,6 +60,7 @@ def test_import_registers_everything():
     ('layers', {'torch', 'mmengine', 'mmcv'}),
     ('necks', {'torch', 'mmengine', 'mmcv'}),
     ('backbones', {'torch', 'mmengine', 'mmcv'}),
+    ('engine', {'torch', 'mmengine', 'collections'}),
 ])
 def test_imports_run_one_way(folder, allowed):
     """Hosts are reached through the registry, never by import."""
@@ -66,7 +68,8 @@ def test_imports_run_one_way(folder, allowed):
         'functional': (),
         'layers': ('functional', ),
         'necks': ('functional', 'layers', 'compat'),
-        'backbones': ('functional', 'layers', 'compat')
+        'backbones': ('functional', 'layers', 'compat'),
+        'engine': ('functional', 'layers', 'compat')
     }[folder]
     for file in (PACKAGE / folder).glob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,8 +38,10 @@ class Case:
         name: As the table shows it.
         device: ``'cpu'`` or ``'cuda'``.
         dtype: Name of the floating point type of the inputs.
+        passes: What is measured; what only infers has no backward pass.
     """
 
+    passes: ClassVar[tuple[str, ...]] = PASSES
     name: str
     device: str = 'cpu'
     dtype: str = 'float32'
@@ -119,15 +121,15 @@ def measure(cases: Sequence[Case],
                 running.append(name)
         turns = repeats + 1 if times else 0
         task = progress.add_task(
-            case.name, total=2 * len(running) * (turns + memory))
+            case.name, total=len(case.passes) * len(running) * (turns + memory))
         if times:
             found.update(
                 _times(case, running, repeats, partial(progress.advance, task)))
         for name in running if memory else ():
             found.setdefault(name, {})
-            for backward in (False, True):
-                key = PASSES[backward] + '_bytes'
-                found[name][key] = _peak_in_fresh_process(case, name, backward)
+            for kind in case.passes:
+                found[name][f'{kind}_bytes'] = _peak_in_fresh_process(
+                    case, name, kind == 'both')
                 progress.advance(task)
         records.append(record)
     return records
@@ -137,10 +139,10 @@ def _times(case: Case, names: list[str], repeats: int,
            advance: Callable[[], None]) -> dict:
     """Medians and spreads of interleaved repeats, and errors."""
     states = {name: case.prepare(name) for name in names}
-    seconds = {name: {kind: [] for kind in PASSES} for name in names}
+    seconds = {name: {kind: [] for kind in case.passes} for name in names}
     for turn in range(repeats + 1):
         for name in names:
-            for kind in PASSES:
+            for kind in case.passes:
                 taken = _clock(case, name, states[name], kind == 'both')
                 if turn:  # the first one warms caches and allocators up
                     seconds[name][kind].append(taken)
@@ -148,7 +150,7 @@ def _times(case: Case, names: list[str], repeats: int,
     errors = case.errors(states)
     return {
         name: {
-            **{kind: _summary(seconds[name][kind]) for kind in PASSES},
+            **{kind: _summary(seconds[name][kind]) for kind in case.passes},
             **({'error': errors[name]} if name in errors else {})
         }
         for name in names

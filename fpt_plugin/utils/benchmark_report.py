@@ -13,6 +13,7 @@ from rich.table import Table
 from .benchmark import Case, measure, surroundings
 from .benchmark_cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .benchmark_lambdas import BackboneCase, LambdaCase
+from .benchmark_segmentors import SegmentorCase
 from .files import write_json
 
 ATTENTION = ('st:P5', 'st:P4', 'gt:P4-P5', 'gt:P3-P4', 'gt:P2-P3@4', 'gt:P2-P5')
@@ -20,6 +21,10 @@ LOCAL = ('64x128', '97x97', '128x256')
 # C4 and C5 of an 800x1344 image, and of a 512x1024 one at output stride 8.
 LAMBDA = ('50x84x64', '25x42x128', '64x128x64', '64x128x128')
 BACKBONES = ('50', '50-d8')
+# As the wheel and the checkout both find them.
+SEGMENTORS = (
+    'fpt_plugin::fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
+    'mmseg::fcn/fcn_r101-d8_4xb2-80k_cityscapes-769x769.py')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,17 +68,26 @@ def parser() -> argparse.ArgumentParser:
     _add_cases(
         backbone, BACKBONES,
         'depths: 50, 101, 152; with an output stride of 8: 50-d8')
-    for command in (attention, neck, backbone):
+    segmentor = commands.add_parser(
+        'segmentor', help='inference of segmentors, whole and in windows')
+    segmentor.add_argument(
+        '--configs',
+        nargs='+',
+        default=SEGMENTORS,
+        metavar='CONFIG',
+        help='the first one is what the others are compared with')
+    shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
+    for command in (attention, neck, backbone, segmentor):
         command.add_argument(
             '--shape',
             type=int,
             nargs=2,
-            default=None if command is backbone else (800, 1344),
+            default=shapes.get(command),
             metavar=('H', 'W'),
             help='pixels of the image; 512 1024 for Cityscapes')
     for command in (attention, local):
         command.add_argument('--channels', type=int, default=256)
-    for command in (attention, local, neck, lambdas, backbone):
+    for command in (attention, local, neck, lambdas, backbone, segmentor):
         command.add_argument('--batch', type=int, default=1)
         command.add_argument('--repeats', type=int, default=7)
         command.add_argument(
@@ -146,6 +160,13 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
             BackboneCase.parse(
                 text, args.shape and tuple(args.shape), **common)
             for text in args.cases
+        ]
+    if args.command == 'segmentor':
+        return [
+            SegmentorCase(
+                name=mode, mode=mode, configs=tuple(args.configs),
+                shape=tuple(args.shape), **common)
+            for mode in ('whole', 'slide')
         ]
     return [
         NeckCase(

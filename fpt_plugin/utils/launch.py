@@ -18,6 +18,8 @@ from mmengine.device import get_device
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from .data_checks import check_data
+
 HOSTS = ('mmdet', 'mmseg')
 
 
@@ -267,16 +269,29 @@ def stop_processes() -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The config's own runner type, or mmengine's."""
+    """The config's own runner type, or mmengine's.
+
+    A segmentor's labels are looked at on the way.
+    """
     start_cpu_processes(cfg)
+    if cfg.default_scope == 'mmseg':
+        cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
+        if 'SegLabelCheckHook' not in str(cfg.custom_hooks):
+            cfg.custom_hooks.append(dict(type='fpt_plugin.SegLabelCheckHook'))
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
 
 
 def train(args: argparse.Namespace) -> Runner:
-    """What tools/train.py does."""
-    runner = build_runner(train_config(args))
+    """What tools/train.py does.
+
+    Raises:
+        FileNotFoundError: Data that the config names are not there.
+    """
+    cfg = train_config(args)
+    check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
+    runner = build_runner(cfg)
     runner.train()
     stop_processes()
     return runner
@@ -287,8 +302,12 @@ def test(args: argparse.Namespace) -> dict[str, float]:
 
     Returns:
         The metrics by their names.
+
+    Raises:
+        FileNotFoundError: Data that the config names are not there.
     """
     cfg = test_config(args)
+    check_data(cfg, 'test')
     runner = build_runner(cfg)
     if args.out is not None and cfg.default_scope == 'mmdet':
         runner.test_evaluator.metrics.append(

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from data_helpers import write_coco_squares
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import RUNNERS, DefaultScope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
+from runs import kept_by_name
 
 from fpt_plugin.utils import launch
 from fpt_plugin.utils.launch import (
@@ -34,14 +33,6 @@ del test_parser, test_config
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def managers():
-    """mmengine's classes that keep their instances by name."""
-    found = [DefaultScope, MMLogger, MessageHub, Visualizer]
-    for cls in found:  # grows on the way
-        found += cls.__subclasses__()
-    return found
-
-
 @pytest.fixture(autouse=True)
 def clean(monkeypatch, tmp_path):
     """Leave no scope, logger, rank or working folder to other tests."""
@@ -49,9 +40,9 @@ def clean(monkeypatch, tmp_path):
     # Set, then deleted: so that undoing removes what a test sets.
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.delenv('LOCAL_RANK')
-    kept = {cls: dict(cls._instance_dict) for cls in managers()}
+    kept = {cls: dict(cls._instance_dict) for cls in kept_by_name()}
     yield
-    for cls in managers():
+    for cls in kept_by_name():
         known = kept.get(cls, {})
         for name in [n for n in cls._instance_dict if n not in known]:
             made = cls._instance_dict.pop(name)

@@ -1,0 +1,66 @@
+"""Trainings and tests by the tools' own functions, each as if it were alone."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+from fpt_plugin.utils import launch
+
+
+def kept_by_name():
+    """mmengine's classes that keep their instances by name."""
+    found = [DefaultScope, MMLogger, MessageHub, Visualizer]
+    for cls in found:  # grows on the way
+        found += cls.__subclasses__()
+    return found
+
+
+@contextlib.contextmanager
+def alone():
+    """As in a process of its own: nothing that mmengine keeps stays.
+
+    Two runs would draw and log with the first one's visualizer.
+    """
+    outside = {cls: dict(cls._instance_dict) for cls in kept_by_name()}
+    for cls in outside:
+        cls._instance_dict.clear()
+    try:
+        yield
+    finally:
+        for cls in kept_by_name():
+            for made in cls._instance_dict.values():
+                for handler in getattr(made, 'handlers', ()):
+                    handler.close()
+            cls._instance_dict.clear()
+            cls._instance_dict.update(outside.get(cls, {}))
+
+
+@alone()
+def train(config, work_dir, *options):
+    """Train a config under settings; the work folder."""
+    args = [config, '--work-dir', str(work_dir)]
+    args += ['--cfg-options', *options] if options else []
+    launch.train(launch.train_parser().parse_args(args))
+    return Path(work_dir)
+
+
+@alone()
+def run_test(config, checkpoint, work_dir, *flags, options=()):
+    """Test a config's checkpoint under settings; the metrics."""
+    args = [config, str(checkpoint), '--work-dir', str(work_dir), *flags]
+    args += ['--cfg-options', *options] if options else []
+    return launch.test(launch.test_parser().parse_args(args))
+
+
+def validations(work_dir, key='coco/bbox_mAP'):
+    """The metrics of each validation, from the logs of all runs in order."""
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    lines = [json.loads(s) for log in logs for s in log.read_text().splitlines()]
+    # Times and the step are no metrics.
+    return [{
+        k: v for k, v in line.items() if k not in ('data_time', 'time', 'step')
+    } for line in lines if key in line]
