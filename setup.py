@@ -19,10 +19,11 @@ ONEDL = [
     'onedl-mmengine>=0.10.9', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
     'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'
 ]
-# cityscapesscripts: mmdet's metric of Cityscapes, and both hosts' converters.
+# cityscapesscripts: mmdet's metric of Cityscapes, both hosts' converters; pyarrow:
+# the polygons of the quickstart's second microscope image.
 DEV = [
     'pytest>=8', 'pytest-cov', 'hypothesis', 'ruff', 'safetensors',
-    'cityscapesscripts'
+    'cityscapesscripts', 'pyarrow'
 ]
 
 

@@ -173,8 +173,11 @@ def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
         if beside.is_file():
             lines.append(_figures(json.loads(beside.read_text())))
     flag = '' if task.name == 'detection' else f'--task {task.name} '
+    lines.append(f'on {summary["val_images"]} held-out tiles {task.held_out}')
+    if summary.get('transfer'):
+        lines.append(f'on another image: {_named(summary["transfer"], task)}')
     lines += [
-        f'on {summary["val_images"]} held-out tiles {task.held_out}', '',
+        '',
         f'{task.caption}: {summary["picture"]}',
         f'Figures: {work_dir / "summary.json"}',
         f'Checkpoint: {checkpoint}', '', 'Next: bash tools/run_tests.sh',
@@ -185,8 +188,11 @@ def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
 
 def _figures(summary: dict) -> str:
     """One line of a table: whose figures, and what they cost."""
-    shown = TASKS[summary['task']].shown
-    figures = '  '.join(f'{name.upper()} {summary[name]:.3f}' for name in shown)
+    figures = _named(summary, TASKS[summary['task']])
     return (f'{summary["neck"].upper()}  {figures}  '
             f'({summary["epochs"]} epochs, seed {summary["seed"]}, '
             f'{summary["train_seconds"] / 60:.1f} minutes)')
+
+
+def _named(figures: dict, task: Detection | Segmentation) -> str:
+    return '  '.join(f'{name.upper()} {figures[name]:.3f}' for name in task.shown)

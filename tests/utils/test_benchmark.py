@@ -23,6 +23,7 @@ from fpt_plugin.utils.benchmark_cases import (
 )
 from fpt_plugin.utils.benchmark_lambdas import BackboneCase, LambdaCase
 from fpt_plugin.utils.benchmark_report import cases_of, parser, run, table
+from fpt_plugin.utils.benchmark_segmentors import SegmentorCase
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +145,40 @@ def test_backbones_compare_maps_of_one_size():
                  for name in case.contestants()]
         assert sizes[0] == sizes[1]
         assert sizes[0][3][2:] == ((3, 4) if text == '50' else (9, 13))
+
+
+def test_segmentors(tmp_path):
+    """Inference alone, by names of configs and by files."""
+    plain = 'mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py'
+    config = ROOT / 'configs/fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py'
+    out = bench('segmentor', '--configs', config, plain, '--shape', 65, 97,
+                '--repeats', 1, '--no-memory', '--out', tmp_path / 'a.json')
+    whole, slide = json.loads(out.read_text())['records']
+    assert (whole['mode'], slide['mode']) == ('whole', 'slide')
+    for record in (whole, slide):
+        assert record['shape'] == [65, 97]
+        assert list(record['contestants']) == [
+            config.stem, 'fpn_r50_4xb2-80k_cityscapes-512x1024']
+        for found in record['contestants'].values():
+            assert found['forward']['median'] > 0 and 'both' not in found
+    assert 'whole' in show([whole])
+
+
+def test_segmentors_slide_in_the_windows_of_their_config():
+    case = cases_of(parser().parse_args(['segmentor', '--shape', '65', '97']))[1]
+    assert case.mode == 'slide' and len(case.configs) == 2
+    plain = SegmentorCase(
+        'slide', mode='slide', shape=(65, 97),
+        configs=('mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py', ))
+    model, image = plain.prepare(*plain.contestants())
+    assert model.test_cfg == dict(
+        mode='slide', crop_size=(769, 769), stride=(513, 513))
+    model.test_cfg.update(crop_size=(65, 65), stride=(33, 33))
+    slid = plain.run('', (model, image))
+    model.test_cfg.mode = 'whole'
+    whole = plain.run('', (model, image))
+    assert slid.shape == whole.shape == (1, 19, 65, 97)
+    assert not torch.equal(slid, whole) and not slid.requires_grad
 
 
 def test_peak_memory_is_what_a_pass_holds(progress):

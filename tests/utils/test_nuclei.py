@@ -8,7 +8,17 @@ import pytest
 from data_helpers import write_wheel
 
 from fpt_plugin.utils import nuclei
-from fpt_plugin.utils.nuclei import CLASSES, IMAGE, MASK, prepare_nuclei, read_mask
+from fpt_plugin.utils.nuclei import (
+    CLASSES,
+    IMAGE,
+    MASK,
+    STROMA_IMAGE,
+    STROMA_POLYGONS,
+    prepare_nuclei,
+    prepare_stroma,
+    read_mask,
+    read_polygons,
+)
 from fpt_plugin.utils.packages import Package
 
 SIDE = 1000
@@ -125,3 +135,72 @@ def test_bad_content_leaves_nothing(tmp_path, package, kwargs, words):
 def test_masks_without_their_array():
     with pytest.raises(ValueError, match=r"must hold nuc_raster, got \['a'\]"):
         read_mask(archive(a=mask()))
+
+
+# ---------------------------------------------------------- the second image
+
+
+def polygons(names, shapes):
+    """A GeoParquet file of shapely's shapes."""
+    pyarrow = pytest.importorskip('pyarrow')
+    import shapely
+    from pyarrow.parquet import write_table
+    file = io.BytesIO()
+    write_table(
+        pyarrow.table(dict(geometry=[shapely.to_wkb(s) for s in shapes],
+                           class_name=names)), file)
+    return file.getvalue()
+
+
+def test_polygons_become_class_numbers():
+    """Corners count from the corner of the first pixel; a hole stays empty."""
+    from shapely.geometry import MultiPolygon, Polygon, box
+    ring = Polygon(box(10, 10, 30, 30).exterior, [box(16, 16, 24, 24).exterior])
+    pair = MultiPolygon([box(0, 0, 4, 4), box(34, 34, 39, 39)])
+    labels = read_polygons(
+        polygons(['inflammatory', 'neoplastic'], [ring, pair]), (40, 50))
+    assert labels.shape == (40, 50) and labels.dtype == np.uint8
+    assert set(np.unique(labels)) == {0, 2, 3}
+    assert (labels[1:3, 1:3] == 3).all() and (labels[35:38, 35:38] == 3).all()
+    assert (labels[12:28, 11:15] == 2).all() and (labels[18:22, 18:22] == 0).all()
+    # Within half a pixel of an edge it is rounded.
+    assert abs(int((labels == 2).sum()) - (20 * 20 - 8 * 8)) < 100
+
+
+@pytest.mark.parametrize('broken, words', [
+    ('class', r"class_name must be one of .* got \['unheard-of'\]"),
+    ('column', r"must have geometry and class_name, got \['geometry'\]"),
+])
+def test_bad_polygons(broken, words):
+    from shapely.geometry import box
+    content = polygons(['unheard-of'], [box(0, 0, 1, 1)])
+    if broken == 'column':
+        from pyarrow import BufferReader
+        from pyarrow.parquet import read_table, write_table
+        file = io.BytesIO()
+        write_table(read_table(BufferReader(content)).select(['geometry']), file)
+        content = file.getvalue()
+    with pytest.raises(ValueError, match=words):
+        read_polygons(content, (4, 4))
+
+
+def test_all_tiles_of_the_second_image_are_tested(tmp_path, monkeypatch):
+    from shapely.geometry import box
+    image = members()[IMAGE]
+    wheel = write_wheel(tmp_path / 'cache', {
+        STROMA_IMAGE: image,
+        STROMA_POLYGONS: polygons(['connective'], [box(260, 10, 300, 60)])
+    })
+    monkeypatch.setattr(nuclei, 'HISTOLYTICS', wheel)
+    root = prepare_stroma(tmp_path / 'stroma', tmp_path / 'cache')
+    images, labels = (sorted((root / kind / 'test').iterdir())
+                      for kind in ('images', 'labels'))
+    assert [p.name for p in images] == [p.name for p in labels]
+    assert len(images) == 16
+    found = [p.name for p in labels if cv2.imread(str(p), -1).any()]
+    assert found == ['0250_0000.png']
+    monkeypatch.setattr(nuclei, 'read_member', None)
+    assert prepare_stroma(root, tmp_path / 'cache') == root
+    (root / 'labels').rename(root / 'other')
+    with pytest.raises(RuntimeError, match='is not the second image'):
+        prepare_stroma(root, tmp_path / 'cache')

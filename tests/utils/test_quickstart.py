@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -82,6 +83,14 @@ def small_segmentation(tmp_path, monkeypatch):
             for kind, pixels in (('images', image), ('labels', labels)):
                 cv2.imwrite(str(tmp_path / 'data' / 'nuclei' / kind / split /
                                 f'{i}.png'), pixels)
+    for kind in ('images', 'labels'):
+        folder = tmp_path / 'data' / 'nuclei-stroma' / kind / 'test'
+        shutil.copytree(tmp_path / 'data' / 'nuclei' / kind / 'val', folder)
+        (folder / '1.png').unlink()
+        if kind == 'labels':  # half of the square is something else there
+            labels = cv2.imread(str(folder / '0.png'), cv2.IMREAD_UNCHANGED)
+            labels[32:] = 0
+            cv2.imwrite(str(folder / '0.png'), labels)
     for attribute in ('config', 'ufp_config'):
         config = tmp_path / f'{attribute}.py'
         config.write_text(f"""
@@ -236,6 +245,10 @@ def test_segmentation(small_segmentation, capsys):
         sum(occurring) / len(occurring), abs=1e-4)
     assert 0 <= summary['aacc'] <= 1
     assert summary['train_images'] == summary['val_images'] == 2
+    # One tile with other labels: other figures.
+    transfer = summary['transfer']
+    assert list(transfer) == ['miou', 'aacc', 'iou']
+    assert transfer['aacc'] != summary['aacc'] and transfer['miou'] > 0
     picture = cv2.imread(summary['picture'])
     assert picture.shape == (128, 128, 3)
     # the labels' colour over the bright square, in OpenCV's order
@@ -243,9 +256,23 @@ def test_segmentation(small_segmentation, capsys):
     assert blue > red + 50
     shown = capsys.readouterr().out
     assert 'MIOU' in shown and '--task segmentation --neck fpn' in shown
+    assert f'on another image: MIOU {transfer["miou"]:.3f}' in shown
 
 
-@pytest.mark.parametrize('neck', ['fpn', 'ufp'])
+def test_without_what_reads_the_second_image(small_segmentation, capsys,
+                                             monkeypatch):
+    def prepare(*_):
+        raise ImportError("No module named 'pyarrow'")
+
+    monkeypatch.setattr(quickstart_segmentation, 'prepare_stroma', prepare)
+    summary = run('--task', 'segmentation', '--epochs', '1', '--neck', 'fpn')
+    assert summary['transfer'] is None and summary['miou'] > 0
+    shown = capsys.readouterr().out
+    assert "left out: No module named 'pyarrow'" in shown
+    assert 'another image' not in shown
+
+
+@pytest.mark.parametrize('neck', ['ufp'])
 def test_segmentation_with_other_necks(small_segmentation, neck):
     summary = run('--task', 'segmentation', '--epochs', '1', '--neck', neck)
     assert summary['neck'] == neck
