@@ -18,6 +18,8 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
+from .hosts import HOSTS
+
 try:
     from numpy._core import multiarray
 except ImportError:  # numpy < 2
@@ -124,16 +126,6 @@ def keep_host_scope() -> None:
 
     _get_cfg_path.keeps_host_scope = True
     Config._get_cfg_path = staticmethod(_get_cfg_path)
-
-
-# Distributions by import name, with the versions that are known to fit: those
-# that have mmengine's registries and configs.
-HOSTS = {
-    'mmengine': (('mmengine', 'mmengine-lite', 'onedl-mmengine'), '0.7.1', '1'),
-    'mmcv': (('mmcv', 'mmcv-lite', 'onedl-mmcv'), '2.0.0', '3'),
-    'mmdet': (('mmdet', 'onedl-mmdetection'), '3.0.0', '4'),
-    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.0.0', '2'),
-}
 
 
 @cache
