@@ -1,7 +1,7 @@
 """What differs between the OpenMMLab distributions and torch versions.
 
-The only place that knows. Each mend is narrow, and does nothing where the
-installed versions do not need it.
+The only place that knows, with the names in hosts.py. Each mend is narrow, and
+does nothing where the installed versions do not need it.
 """
 
 from __future__ import annotations

@@ -16,4 +16,7 @@ sys.modules['fpt_plugin'] = package
 from fpt_plugin.utils.doctor import main, parser  # noqa: E402
 
 if __name__ == '__main__':
-    sys.exit(main(parser().parse_args()).failed)
+    try:
+        sys.exit(main(parser().parse_args()).failed)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'doctor failed: {error}')

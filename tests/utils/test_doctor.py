@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -36,12 +37,12 @@ STACK = doctor_checks.stack_of(
 # ------------------------------------------------------------ real environments
 
 
-def call(*flags, python=sys.executable, path=()):
-    """The tool as a user starts it, and what it says as JSON."""
+def call(*flags, python=sys.executable, tool=TOOL, path=(ROOT, )):
+    """The tool as a user starts it."""
     environment = dict(
-        os.environ, PYTHONPATH=os.pathsep.join([*map(str, path), str(ROOT)]))
+        os.environ, PYTHONPATH=os.pathsep.join(map(str, path)))
     environment.pop('PYTHONHOME', None)
-    return subprocess.run([str(python), str(TOOL), *flags],
+    return subprocess.run([str(python), str(tool), *flags],
                           capture_output=True,
                           text=True,
                           timeout=600,
@@ -97,7 +98,7 @@ def test_a_good_environment():
 @pytest.mark.skipif(STACK != 'stock', reason='the fork does without it')
 def test_setuptools_without_pkg_resources(environment):
     python, packages = environment('setuptools', 'pkg_resources',
-                                   '_distutils_hack')
+                                   '_distutils_hack', 'distutils-precedence')
     metadata = packages / 'setuptools-82.0.0.dist-info' / 'METADATA'
     metadata.parent.mkdir()
     metadata.write_text('Metadata-Version: 2.1\nName: setuptools\n'
@@ -149,9 +150,20 @@ def test_without_torch_and_rich(environment):
     assert lines[-1].startswith('something would fail: 1 failures')
 
 
-def test_an_empty_environment(tmp_path):
+@pytest.mark.parametrize('installed', [False, True])
+def test_an_empty_environment(tmp_path, installed):
+    """From a checkout, and as an installed wheel has it."""
     venv.create(tmp_path / 'venv', symlinks=True)
-    result = call('--json', python=tmp_path / 'venv' / 'bin' / 'python')
+    tool, path = TOOL, [ROOT]
+    if installed:
+        packages, = (tmp_path / 'venv').glob('lib/python*/site-packages')
+        package = packages / 'fpt_plugin'
+        skip = shutil.ignore_patterns('__pycache__', '.mim')
+        shutil.copytree(ROOT / 'fpt_plugin', package, ignore=skip)
+        shutil.copytree(ROOT / 'tools', package / '.mim' / 'tools', ignore=skip)
+        tool, path = package / '.mim' / 'tools' / 'doctor.py', []
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    result = call('--json', python=python, tool=tool, path=path)
     read, _, cures = findings(result)
     assert result.returncode == 1 and read['distribution'] == 'none'
     assert {'distribution', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'torch',
