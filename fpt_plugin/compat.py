@@ -1,7 +1,7 @@
 """What differs between the OpenMMLab distributions and torch versions.
 
-The only place that knows. Each mend is narrow, and does nothing where the
-installed versions do not need it.
+The only place that knows, with the names in hosts.py. Each mend is narrow, and
+does nothing where the installed versions do not need it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
+
+from .hosts import HOSTS
 
 try:
     from numpy._core import multiarray
@@ -148,16 +150,6 @@ def let_cityscapes_evaluate() -> None:
 def _in1d(elements: np.ndarray, tested, **options) -> np.ndarray:
     """Which elements of an array, seen as one row, are among others."""
     return np.isin(np.ravel(elements), tested, **options)
-
-
-# Distributions by import name, with the versions that are known to fit: those
-# that have mmengine's registries and configs.
-HOSTS = {
-    'mmengine': (('mmengine', 'mmengine-lite', 'onedl-mmengine'), '0.7.1', '1'),
-    'mmcv': (('mmcv', 'mmcv-lite', 'onedl-mmcv'), '2.0.0', '3'),
-    'mmdet': (('mmdet', 'onedl-mmdetection'), '3.0.0', '4'),
-    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.0.0', '2'),
-}
 
 
 @cache

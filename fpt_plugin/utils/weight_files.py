@@ -48,14 +48,24 @@ def read_weights(path: str | Path) -> Weights:
             has no state dict, or safetensors is not installed.
     """
     path = Path(path)
+    return _strip(find_state_dict(read_checkpoint(path), path), path)
+
+
+def read_checkpoint(path: str | Path) -> object:
+    """What a file holds; it is read without running anything in it.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no checkpoint, holds what is not safe to unpickle,
+            or safetensors is not installed.
+    """
+    path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder, not a checkpoint')
     with path.open('rb') as file:  # a missing file is no broken one
         if path.suffix == '.safetensors':
-            content = _load_safetensors(path)
-        else:
-            content = _load_torch(path, file)
-    return _strip(_find_state_dict(content, path), path)
+            return _load_safetensors(path)
+        return _load_torch(path, file)
 
 
 def _load_torch(path: Path, file) -> object:
@@ -98,7 +108,12 @@ def _reason(error: Exception) -> str:
     return f'{name}: {text[:120]}' if text else name
 
 
-def _find_state_dict(content: object, path: Path) -> Weights:
+def find_state_dict(content: object, path: str | Path) -> Weights:
+    """The tensors in what a checkpoint holds, under the keys that they have.
+
+    Raises:
+        ValueError: There is no state dict, neither by itself nor nested.
+    """
     if _is_state_dict(content):
         return Weights(dict(content))
     if not isinstance(content, Mapping):
@@ -158,13 +173,24 @@ def check_out(source: str | Path, out: str | Path) -> None:
             format than the one written.
     """
     source, out = Path(source), Path(out)
-    if out.is_dir():
-        raise IsADirectoryError(f'{out} is a folder: name the file to write')
+    check_format(out)
     same = out.resolve() == source.resolve() or (
         out.exists() and source.exists() and os.path.samefile(source, out))
     if same:
         raise ValueError(f'{out} is the checkpoint to convert: name another file '
                          'to write')
+
+
+def check_format(out: str | Path) -> None:
+    """Require a name that torch.save can write to.
+
+    Raises:
+        IsADirectoryError: ``out`` is a folder.
+        ValueError: ``out`` is of another format.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f'{out} is a folder: name the file to write')
     if out.suffix == '.safetensors':
         raise ValueError(f'{out} would be written by torch.save: name it .pth')
 
