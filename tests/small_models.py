@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from config_helpers import CONFIGS
 from data_helpers import write_coco_squares
-from runs import alone
 from mmengine.config import Config
 from mmengine.runner import Runner
+from runs import alone
 
 SIDE = 64  # of the images, pixels
 

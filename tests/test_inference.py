@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from runs import alone
 from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
 from mmseg.apis import (
@@ -23,6 +22,7 @@ from mmseg.apis import (
     init_model,
     show_result_pyplot,
 )
+from runs import alone
 from small_models import DETECTORS, SEGMENTORS, train
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import alone
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from runs import alone
 from small_models import DETECTORS, SEGMENTORS, train
 from torch import nn
 
