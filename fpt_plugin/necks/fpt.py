@@ -304,15 +304,39 @@ class FPT(BaseModule):
             ValueError: The inputs do not fit ``in_channels``, or the pyramid
                 returns maps that FPT cannot transform.
         """
-        maps = self._pyramid_maps(inputs)
-        self._check_maps(maps)
-        strides = self._strides(maps)
-        sources = [channels_last(x) for x in maps[:self.num_levels]]
+        maps, sources, strides = self._sources(inputs)
         outs = [
             self._transform(level, maps[level], sources, strides)
             for level in range(self.num_levels)
         ]
         return tuple(outs) + maps[self.num_levels:]
+
+    def branch_inputs(
+        self, inputs: tuple[Tensor, ...]
+    ) -> list[tuple[int, int, nn.Module, tuple, dict]]:
+        """What the forward pass gives each branch; none of them is run.
+
+        Args:
+            inputs: As in the forward pass.
+
+        Returns:
+            (level, source level, layer, arguments, keyword arguments) of each
+            branch, level by level.
+        """
+        _, sources, strides = self._sources(inputs)
+        return [(level, source, layer,
+                 *self._arguments(layer, level, source, sources, strides))
+                for level in range(self.num_levels)
+                for source, layer in self._branches(level)]
+
+    def _sources(
+        self, inputs: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], list[Tensor], tuple[int, ...] | None]:
+        """The pyramid, what the branches read of it, and their key strides."""
+        maps = self._pyramid_maps(inputs)
+        self._check_maps(maps)
+        sources = [channels_last(x) for x in maps[:self.num_levels]]
+        return maps, sources, self._strides(maps)
 
     def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not isinstance(inputs, (list, tuple)):
@@ -380,8 +404,8 @@ class FPT(BaseModule):
                    strides: tuple[int, ...] | None) -> Tensor:
         """One level of the output, in the memory format of ``x``."""
         branches = [
-            self._run(layer, maps[level], maps[source], source == level,
-                      strides and strides[source])
+            self._run(layer,
+                      *self._arguments(layer, level, source, maps, strides))
             for source, layer in self._branches(level)
         ]
         fusion = self.fusions[level]
@@ -393,13 +417,21 @@ class FPT(BaseModule):
         # in another memory format may round in another way.
         return out.contiguous() if x.is_contiguous() else out
 
-    def _run(self, layer: nn.Module, x: Tensor, source: Tensor, own: bool,
-             stride: int | None) -> Tensor:
-        """One branch; all layers take the map they belong to first."""
-        args = (x, ) if own else (x, source)
+    @staticmethod
+    def _arguments(layer: nn.Module, level: int, source: int,
+                   maps: list[Tensor],
+                   strides: tuple[int, ...] | None) -> tuple[tuple, dict]:
+        """All layers take the map they belong to first."""
+        args = (maps[level], )
+        if source != level:
+            args += (maps[source], )
         kwargs = {}
-        if stride is not None and layer.auto_key_stride:
-            kwargs['key_stride'] = stride
+        if strides is not None and layer.auto_key_stride:
+            kwargs['key_stride'] = strides[source]
+        return args, kwargs
+
+    def _run(self, layer: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+        """One branch."""
         if self.checkpoint_branches and self.training \
                 and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False, **kwargs)
