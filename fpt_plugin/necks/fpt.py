@@ -15,10 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..compat import check_hosts
 from ..layers.checks import check_map, check_positive_int
-from .branches import build_branch, channels_last, default_num_mixtures
+from .branches import (
+    branch_arguments,
+    build_branch,
+    channels_last,
+    default_num_mixtures,
+    pooling_strides,
+)
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
-from .hosted import build_hosted
+from .hosted import build_hosted, check_inputs
 
 
 @MODELS.register_module()
@@ -325,7 +331,7 @@ class FPT(BaseModule):
         """
         _, sources, strides = self._sources(inputs)
         return [(level, source, layer,
-                 *self._arguments(layer, level, source, sources, strides))
+                 *branch_arguments(layer, level, source, sources, strides))
                 for level in range(self.num_levels)
                 for source, layer in self._branches(level)]
 
@@ -338,6 +344,12 @@ class FPT(BaseModule):
         sources = [channels_last(x) for x in maps[:self.num_levels]]
         return maps, sources, self._strides(maps)
 
+    def _strides(self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+        """The default preset's; None where the layers know theirs."""
+        if self.key_strides is not None:
+            return None
+        return pooling_strides(maps[:self.num_levels])
+
     def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not isinstance(inputs, (list, tuple)):
             raise TypeError('inputs must be a list or tuple of maps, got '
@@ -348,23 +360,8 @@ class FPT(BaseModule):
             return tuple(self.pyramid(inputs))
         except (AssertionError, IndexError, RuntimeError, TypeError,
                 ValueError):
-            self._check_inputs(inputs)
+            check_inputs(self.pyramid, self.in_channels, inputs)
             raise
-
-    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
-        """Say what is wrong with inputs that the pyramid could not take.
-
-        Only after the fact: a host's neck may ignore some of its inputs.
-        """
-        weight = next(self.pyramid.parameters(), None)
-        for i, x in enumerate(inputs):
-            check_map(f'inputs[{i}]', x, weight=weight)
-        if not isinstance(self.in_channels, (list, tuple)):
-            return
-        given = [x.shape[1] for x in inputs]
-        if given != list(self.in_channels):
-            raise ValueError(f'in_channels={list(self.in_channels)} does not '
-                             f'fit the inputs, whose channels are {given}')
 
     def _check_maps(self, maps: tuple[Tensor, ...]) -> None:
         if len(maps) < self.num_levels:
@@ -384,28 +381,12 @@ class FPT(BaseModule):
                     'levels must go from fine to coarse, got sizes '
                     f'{[tuple(m.shape[2:]) for m in maps[:self.num_levels]]}')
 
-    def _strides(self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
-        """Key strides that bring each level to the coarsest one's grid.
-
-        None where the layers know theirs. Counted from level to level, so
-        that rounding to whole pixels does not pile up: halving 25x42 three
-        times gives 4x6, which is a stride of 8 and not of 6.
-        """
-        if self.key_strides is not None:
-            return None
-        strides = [1]
-        for level in reversed(range(self.num_levels - 1)):
-            fine, coarse = maps[level].shape[2:], maps[level + 1].shape[2:]
-            ratio = max(int(f) / int(c) for f, c in zip(fine, coarse))
-            strides.append(strides[-1] * max(1, round(ratio)))
-        return tuple(reversed(strides))
-
     def _transform(self, level: int, x: Tensor, maps: list[Tensor],
                    strides: tuple[int, ...] | None) -> Tensor:
         """One level of the output, in the memory format of ``x``."""
         branches = [
             self._run(layer,
-                      *self._arguments(layer, level, source, maps, strides))
+                      *branch_arguments(layer, level, source, maps, strides))
             for source, layer in self._branches(level)
         ]
         fusion = self.fusions[level]
@@ -416,19 +397,6 @@ class FPT(BaseModule):
         # The host's heads get what they got from the pyramid: a convolution
         # in another memory format may round in another way.
         return out.contiguous() if x.is_contiguous() else out
-
-    @staticmethod
-    def _arguments(layer: nn.Module, level: int, source: int,
-                   maps: list[Tensor],
-                   strides: tuple[int, ...] | None) -> tuple[tuple, dict]:
-        """All layers take the map they belong to first."""
-        args = (maps[level], )
-        if source != level:
-            args += (maps[source], )
-        kwargs = {}
-        if strides is not None and layer.auto_key_stride:
-            kwargs['key_stride'] = strides[source]
-        return args, kwargs
 
     def _run(self, layer: nn.Module, args: tuple, kwargs: dict) -> Tensor:
         """One branch."""
