@@ -17,10 +17,12 @@ from .attention_maps import Branch, Gaze
 from .files import replacing
 
 DPI = 110
-COLOURS = 'inferno'
+COLOURS = 'YlOrRd'
 # How much of the photograph is left under the largest share, and how light it
 # is where nothing is looked at.
 UNDER_PEAK, LIGHT = 0.15, 0.55
+GREYS = 5  # from one grey to the next
+SURROUNDINGS = 3  # sides of a window that are drawn
 GAP = 0.03  # between the pictures of a grid, of their width
 
 
@@ -47,48 +49,103 @@ def draw(image: np.ndarray, branches: Sequence[Branch], out: str | Path,
     rows = sorted({b.place[0] for b in branches})
     columns = sorted({b.place[1] for b in branches})
     gazes = next((b.gazes for b in branches if b.gazes), [])
-    aspect = _aspect(gazes, image)
-    side = 2.9 if len(columns) > 2 else 3.6
-    if len(gazes) > 1:
-        side *= 1.3
-    # Wide images in wide panels, tall ones in tall panels.
-    width, height = side * max(1, aspect**0.5), side * max(1, aspect**-0.5)
-    height = min(height, width / aspect) if aspect < 1.6 else width / aspect
-    size = (width * len(columns) + 0.5, (height + 0.55) * len(rows) + 1.05)
-    figure, axes = plt.subplots(
-        len(rows), len(columns), figsize=size, squeeze=False, layout='constrained')
-    for axis in axes.flat:
-        axis.axis('off')
+    sheet = _Sheet(len(rows), len(columns), _aspect(gazes, image),
+                   large=len(columns) < 3 or len(gazes) > 1)
+    figure = plt.figure(figsize=(sheet.width, sheet.height))
     for branch in branches:
-        axis = axes[rows.index(branch.place[0])][columns.index(branch.place[1])]
-        axis.axis('on')
+        row, column = rows.index(branch.place[0]), columns.index(branch.place[1])
         if branch.gazes:
-            _draw_gazes(axis, image, branch, width)
+            axis = figure.add_axes(sheet.place(row, column))
+            _draw_gazes(axis, image, branch, sheet.panel[0])
         else:
+            axis = figure.add_axes(sheet.place(row, column, ticks=True))
             _draw_weights(axis, branch)
-    figure.suptitle(title, fontsize=10)
+    figure.text(0.5, 1 - 0.12 / sheet.height, title, ha='center', va='top',
+                fontsize=10)
     if gazes:
-        _draw_scale(figure, axes)
+        _draw_scale(figure, sheet, 'panel' if len(gazes) == 1 else 'picture')
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=DPI, format='png')
     plt.close(figure)
     return Path(out)
 
 
+class _Sheet:
+    """Where the panels go, in inches and as matplotlib's shares of the figure.
+
+    Args:
+        rows: Number of rows.
+        columns: Number of columns.
+        aspect: Width by height of a panel.
+        large: Whether there is room, or much to show, in each panel.
+    """
+
+    TITLE, SCALE = 0.6, 0.65  # heights above and below all panels
+    CAPTION, GAP, MARGIN = 0.42, 0.22, 0.2  # above a panel, between, around all
+    TICKS = 0.36, 0.34  # left of and below weights, inside of their panel
+
+    def __init__(self, rows: int, columns: int, aspect: float,
+                 large: bool) -> None:
+        side = 3.6 if large else 2.6
+        # Captions need their width, pictures their height.
+        width = max(side * aspect**0.5, 2.3)
+        self.panel = width, max(side * aspect**-0.5, 1.2)
+        self.width = (2 * self.MARGIN + columns * width +
+                      (columns - 1) * self.GAP)
+        self.width = max(self.width, 4.5)
+        self.left = (self.width - columns * width -
+                     (columns - 1) * self.GAP) / 2
+        self.height = (self.TITLE + self.SCALE + rows *
+                       (self.CAPTION + self.panel[1] + self.GAP / 2))
+
+    def place(self, row: int, column: int,
+              ticks: bool = False) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of a panel's axes."""
+        width, height = self.panel
+        left = self.left + column * (width + self.GAP)
+        top = self.TITLE + self.CAPTION + row * (
+            self.CAPTION + height + self.GAP / 2)
+        bottom = self.height - top - height
+        if ticks:
+            left, width = left + self.TICKS[0], width - self.TICKS[0]
+            bottom, height = bottom + self.TICKS[1], height - self.TICKS[1]
+        return (left / self.width, bottom / self.height, width / self.width,
+                height / self.height)
+
+
 def _aspect(gazes: Sequence[Gaze], image: np.ndarray) -> float:
     """Width by height of a panel."""
     if not gazes:
         return 1.3
-    x0, y0, x1, y1 = _visible(gazes[0], image)
+    x0, y0, x1, y1 = _seen(gazes[0], image)
     return (x1 - x0) / (y1 - y0)
 
 
-def _visible(gaze: Gaze, image: np.ndarray) -> tuple[int, int, int, int]:
+def _seen(gaze: Gaze, image: np.ndarray) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the part of the image that the network saw."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = gaze.view.box()
     return (max(0, round(x0)), max(0, round(y0)), min(width, round(x1)),
             min(height, round(y1)))
+
+
+def _shown(gaze: Gaze, image: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of the part to draw: a window's surroundings, or all."""
+    seen = x0, y0, x1, y1 = _seen(gaze, image)
+    if gaze.window is None:
+        return seen
+    wx0, wy0, wx1, wy1 = _cells_box(gaze, gaze.window, gaze.shares.shape)
+    # Of the form of the whole, so that all panels are equal.
+    part = min(1, SURROUNDINGS * max((wx1 - wx0) / (x1 - x0),
+                                     (wy1 - wy0) / (y1 - y0)))
+    sides = []
+    for low, high, middle in ((x0, x1, (wx0 + wx1) / 2),
+                              (y0, y1, (wy0 + wy1) / 2)):
+        length = max(1, round(part * (high - low)))
+        start = min(max(round(middle - length / 2), low), high - length)
+        sides.append((start, start + length))
+    (x0, x1), (y0, y1) = sides
+    return x0, y0, x1, y1
 
 
 # ------------------------------------------------------------------------- maps
@@ -97,11 +154,11 @@ def _visible(gaze: Gaze, image: np.ndarray) -> tuple[int, int, int, int]:
 def _draw_gazes(axis, image: np.ndarray, branch: Branch, inches: float) -> None:
     """One picture a point, in the order of a grid."""
     number = max(1, round(len(branch.gazes)**0.5))
-    visible = [_visible(gaze, image) for gaze in branch.gazes]
-    width = max(x1 - x0 for x0, _, x1, _ in visible)
-    height = max(y1 - y0 for _, y0, _, y1 in visible)
+    shown = [_shown(gaze, image) for gaze in branch.gazes]
+    width = max(x1 - x0 for x0, _, x1, _ in shown)
+    height = max(y1 - y0 for _, y0, _, y1 in shown)
     step = width * (1 + GAP), height + width * GAP
-    for i, (gaze, box) in enumerate(zip(branch.gazes, visible)):
+    for i, (gaze, box) in enumerate(zip(branch.gazes, shown)):
         corner = (i % number) * step[0], (i // number) * step[1]
         _draw_gaze(axis, image, gaze, box, corner, inches / number,
                    marker=9 if number == 1 else max(2, 7 - number))
@@ -123,8 +180,7 @@ def _draw_gaze(axis, image: np.ndarray, gaze: Gaze, box: tuple[int, ...],
                       transform=axis.transData)
     axis.imshow(
         _backdrop(image[y0:y1, x0:x1], round(inches * DPI)),
-        extent=(left + x0, left + x1, top + y1, top + y0),
-        interpolation='nearest')
+        extent=(left + x0, left + x1, top + y1, top + y0))
     heat = axis.imshow(
         _colours(gaze.shares),
         extent=_extent(gaze, left, top),
@@ -154,7 +210,9 @@ def _backdrop(image: np.ndarray, pixels: int) -> np.ndarray:
     grey = cv2.cvtColor(
         cv2.resize(image, size, interpolation=cv2.INTER_AREA),
         cv2.COLOR_BGR2GRAY)
-    return np.repeat(255 - LIGHT * (255. - grey[..., None]), 3, 2).astype(np.uint8)
+    # Fewer greys than the eye needs compress to half the file.
+    light = 255 - LIGHT * (255. - grey) // GREYS * GREYS
+    return np.repeat(light[..., None], 3, 2).astype(np.uint8)
 
 
 def _colours(shares: np.ndarray) -> np.ndarray:
@@ -187,18 +245,25 @@ def _title(branch: Branch) -> str:
     lines = [branch.title]
     if branch.key_stride > 1:
         lines[0] += f', keys pooled by {branch.key_stride}'
+    if gazes[0].window is not None:
+        lines[0] += ', around its window'
     if len(gazes) == 1:
         gaze, = gazes
         lines.append(f'peak {_percent(gaze.peak)}, '
-                     f'{gaze.peak * gaze.keys:.2g} times even')
+                     f'{times(gaze.peak * gaze.keys)} even')
     else:
         ratios = [gaze.peak * gaze.keys for gaze in gazes]
-        lines.append(f'peaks {min(ratios):.2g} to {max(ratios):.2g} times even')
+        lines.append(f'peaks {times(min(ratios))} to {times(max(ratios))} even')
     outside = max(gaze.outside for gaze in gazes)
     if outside > 5e-4:
         lines[-1] += f'; up to {_percent(outside)} outside' if len(gazes) > 1 \
             else f'; {_percent(outside)} outside'
     return '\n'.join(lines)
+
+
+def times(ratio: float) -> str:
+    """A peak against equal shares of all keys."""
+    return f'{ratio:.0f}x' if ratio >= 9.95 else f'{ratio:.1f}x'
 
 
 def _percent(share: float) -> str:
@@ -218,6 +283,8 @@ def _draw_weights(axis, branch: Branch) -> None:
     axis.set_xlim(-0.5, len(weights) - 0.5)
     axis.set_ylim(-1.05 * limit, 1.05 * limit)
     axis.tick_params(labelsize=7)
+    axis.locator_params(axis='y', nbins=5)
+    axis.yaxis.get_offset_text().set_size(7)
     axis.spines[['top', 'right']].set_visible(False)
     axis.set_xlabel('channel', fontsize=7, labelpad=1)
     crops = f', mean of {len(branch.weights)} crops' \
@@ -226,11 +293,11 @@ def _draw_weights(axis, branch: Branch) -> None:
                    linespacing=1.25)
 
 
-def _draw_scale(figure, axes) -> None:
-    """One bar of colours: every panel reaches to its own peak."""
+def _draw_scale(figure, sheet: _Sheet, whose: str) -> None:
+    """One bar of colours: every picture reaches to its own peak."""
     from matplotlib.cm import ScalarMappable
+    axis = figure.add_axes((0.3, 0.38 / sheet.height, 0.4, 0.1 / sheet.height))
     bar = figure.colorbar(
-        ScalarMappable(cmap=COLOURS), ax=list(axes.flat), location='bottom',
-        shrink=0.4, aspect=45, pad=0.02)
-    bar.set_ticks([0, 1], labels=['0', "the panel's peak"], fontsize=8)
+        ScalarMappable(cmap=COLOURS), cax=axis, orientation='horizontal')
+    bar.set_ticks([0, 1], labels=['0', f"the {whose}'s peak"], fontsize=8)
     bar.set_label('share of attention', fontsize=8, labelpad=-8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -36,29 +37,34 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             key for key, value in given.items()
             if key in shapes and value.shape != shapes[key]
         ]
-        if wrong:
-            raise ValueError(
-                f'{path} is of another model: {prefix}{wrong[0]} has the shape '
-                f'{tuple(given[wrong[0]].shape)}, the config has '
-                f'{tuple(shapes[wrong[0]])} ({len(wrong)} tensors of {name} '
-                'differ)')
+        fitting = {k: value for k, value in given.items() if k not in wrong}
         try:
-            result = part.load_state_dict(given, strict=False)
+            result = part.load_state_dict(fitting, strict=False)
         except RuntimeError as error:  # shapes, under the names of a plain neck
             raise ValueError(f'{path} is of another model: {error}') from error
         missing = [
-            key for key in result.missing_keys
-            if not key.endswith('num_batches_tracked')
+            key for key in result.missing_keys if key not in wrong
+            and not key.endswith('num_batches_tracked')
         ]
-        for what, keys, among in (('lacks', missing, shapes),
-                                  ('has', result.unexpected_keys, given)):
-            if keys:
-                some = ', '.join(summarised(keys, among)[:4])
-                other = 'of the config' if what == 'lacks' else \
-                    'without a place in the config'
-                raise ValueError(
-                    f'{path} is of another model: its {name} {what} '
-                    f'{len(keys)} tensors {other} ({some})')
+        if missing:
+            raise ValueError(
+                f'{path} is of another model: its {name} lacks {len(missing)} '
+                f'tensors of the config, {_some(missing, shapes)}')
+        if result.unexpected_keys:
+            raise ValueError(
+                f'{path} is of another model: its {name} has '
+                f'{len(result.unexpected_keys)} tensors without a place in the '
+                f'config, {_some(result.unexpected_keys, given)}')
+        if wrong:
+            raise ValueError(
+                f'{path} is of another model: {len(wrong)} tensors of its {name} '
+                f'have another shape, {wrong[0]} {tuple(given[wrong[0]].shape)} '
+                f'and not {tuple(shapes[wrong[0]])}')
+
+
+def _some(keys: Collection[str], among: Collection[str], limit: int = 4) -> str:
+    found = summarised(keys, among)
+    return ', '.join(found[:limit]) + (', ...' if len(found) > limit else '')
 
 
 def _attended_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:

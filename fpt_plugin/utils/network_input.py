@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +61,8 @@ class NetworkView:
         x0, y0, x1, y1 = self.box()
         x, y = point[0] + 0.5, point[1] + 0.5
         if not (x0 <= x <= x1 and y0 <= y <= y1):
-            return float('inf')
-        return max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+            return math.inf
+        return math.hypot(x - (x0 + x1) / 2, y - (y0 + y1) / 2)
 
 
 def read_image(path: str | Path) -> np.ndarray:

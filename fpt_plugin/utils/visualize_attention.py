@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from rich.console import Console
 
 from ..layers.checks import check_positive_int
-from .attention_figure import draw
+from .attention_figure import draw, times
 from .attention_maps import Branch, attention_branches
 from .attention_model import load_weights
 from .host_models import load_model
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         'the level that is looked at. P3 is the level with a stride of 8; '
         'levels of equal stride are P3a, P3b, ... Colours are the shares by '
         'which the layer weights its values, up to the largest one of a panel; '
-        '"times even" compares that with equal shares for all keys. Of a neck '
+        '"12x even" compares that with equal shares of all keys. Of a neck '
         'of several FPT it is the last one; a segmentor that is tested by crops '
         'is shown the crop around the pixel.')
     parser.add_argument(
@@ -78,7 +78,7 @@ def _point(text: str) -> tuple[int, int]:
             f'expected two whole numbers as in 320,200, got {text!r}') from None
 
 
-def visualize_attention(config: str | Path,
+def visualize_attention(config: str | Path | Config,
                         checkpoint: str | Path | None,
                         image: str | Path,
                         out: str | Path,
@@ -130,9 +130,14 @@ def visualize_attention(config: str | Path,
     what = 'random weights' if checkpoint is None else Path(checkpoint).name
     where = f'pixel {point[0]},{point[1]}' if point else f'{grid} x {grid} pixels'
     draw(pixels, branches, out,
-         f'{Path(str(config)).stem}, {what}\n{Path(image).name} '
+         f'{_name(config)}, {what}\n{Path(image).name} '
          f'({pixels.shape[1]}x{pixels.shape[0]}), {where}')
     return branches
+
+
+def _name(config: str | Path | Config) -> str:
+    path = config.filename if isinstance(config, Config) else config
+    return Path(path).stem if path else 'a model'
 
 
 def _check_out(out: str | Path, read: tuple, force: bool) -> None:
@@ -150,8 +155,8 @@ def _check_out(out: str | Path, read: tuple, force: bool) -> None:
         raise IsADirectoryError(f'{out} is a folder: name the file to write')
     if not out.exists():
         return
-    if any(path is not None and Path(path).exists() and out.samefile(path)
-           for path in read):
+    if any(isinstance(path, (str, Path)) and Path(path).exists()
+           and out.samefile(path) for path in read):
         raise ValueError(f'{out} is read here: name another file to write')
     if not force:
         raise FileExistsError(f'{out} is there already: --force replaces it')
@@ -169,9 +174,9 @@ def main(args: argparse.Namespace) -> list[Branch]:
         if branch.gazes:
             peaks = [gaze.peak * gaze.keys for gaze in branch.gazes]
             outside = max(gaze.outside for gaze in branch.gazes)
-            text = f'peak {min(peaks):.2f}'
-            text += f' to {max(peaks):.2f}' if len(peaks) > 1 else ''
-            text += f' times even shares of {branch.gazes[0].keys} keys'
+            text = f'peak {times(min(peaks))}'
+            text += f' to {times(max(peaks))}' if len(peaks) > 1 else ''
+            text += f' even shares of {branch.gazes[0].keys} keys'
             text += f', up to {outside:.1%} outside' if outside > 5e-4 else ''
         else:
             text = f'{len(branch.weights[0])} channel weights'
