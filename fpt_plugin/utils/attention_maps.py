@@ -213,7 +213,7 @@ def _gazes(layer: nn.Module, args: tuple, kwargs: dict, view: NetworkView,
             size=size,
             shares=whole,
             keys=shares.numel() if window is None else
-            _keys_in(window, None if layer.pad == 'zero' else source),
+            _keys_in(window, source, layer.pad),
             peak=shares.max().item(),
             outside=max(0., 1 - shares.sum().item()),
             window=window)
@@ -235,11 +235,10 @@ def _window(layer: nn.Module, cell: tuple[int, int], size: tuple[int, int],
     return row - reach, column - reach, row + reach + 1, column + reach + 1
 
 
-def _keys_in(window: tuple[int, int, int, int],
-             source: tuple[int, int] | None) -> int:
-    """Pixels of a window; those inside of the source alone where it is given."""
-    sides = zip(window[:2], window[2:], source or (math.inf, math.inf))
+def _keys_in(window: tuple[int, int, int, int], source: tuple[int, int],
+             pad: str) -> int:
+    """How many keys a window holds: with zero padding, those around too."""
     rows, columns = (
-        end - start if length == math.inf else min(end, length) - max(start, 0)
-        for start, end, length in sides)
+        end - start if pad == 'zero' else min(end, length) - max(start, 0)
+        for start, end, length in zip(window[:2], window[2:], source))
     return rows * columns
