@@ -46,6 +46,33 @@ def mixture_scores(query: Tensor,
                      f'got {similarity!r}')
 
 
+def mixture_map(query: Tensor,
+                key: Tensor,
+                weights: Tensor,
+                *,
+                similarity: str = 'dot',
+                scale: float | None = None,
+                mask: Tensor | None = None) -> Tensor:
+    """Which share of each value a query gets (FPT, Eq. 2 without the values).
+
+    Args:
+        query: (B, N, Lq, d), the queries of each of the N mixture parts.
+        key: (B, N, Lk, d).
+        weights: (B, N), the share of each part.
+        similarity: See :func:`mixture_scores`.
+        scale: See :func:`mixture_scores`.
+        mask: Broadcastable to (B, N, Lq, Lk), true where a key is left out.
+
+    Returns:
+        (B, Lq, Lk), whose rows sum to the sum of the weights.
+    """
+    scores = mixture_scores(query, key, similarity=similarity, scale=scale)
+    if mask is not None:
+        scores = scores.masked_fill(mask, -torch.inf)
+    parts = torch.softmax(scores, dim=-1)
+    return (weights[:, :, None, None] * parts).sum(dim=1)
+
+
 def mixture_attention(query: Tensor,
                       key: Tensor,
                       value: Tensor,
@@ -69,10 +96,8 @@ def mixture_attention(query: Tensor,
     Returns:
         (B, Lq, C).
     """
-    scores = mixture_scores(query, key, similarity=similarity, scale=scale)
-    parts = torch.softmax(scores, dim=-1)
-    attention = (weights[:, :, None, None] * parts).sum(dim=1)
-    return attention @ value
+    return mixture_map(
+        query, key, weights, similarity=similarity, scale=scale) @ value
 
 
 def local_mixture_attention(query: Tensor,

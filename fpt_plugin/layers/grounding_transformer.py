@@ -83,3 +83,21 @@ class GroundingTransformer(MixtureTransformer):
             key_stride = self.key_stride
         return self.attend(fine, coarse,
                            check_positive_int('key_stride', key_stride))
+
+    def attention_at(self,
+                     places: Tensor,
+                     fine: Tensor,
+                     coarse: Tensor,
+                     key_stride: int | None = None) -> Tensor:
+        """Where some pixels look: what :meth:`forward` weights the values by.
+
+        Args:
+            places: (P, 2), row and column of each pixel in ``fine``.
+            fine: As in the forward pass.
+            coarse: As in the forward pass.
+            key_stride: As in the forward pass.
+
+        Returns:
+            (B, P, h, w) in float64, on the grid of the pooled keys.
+        """
+        return self.attend_at(places, fine, coarse, key_stride)

@@ -9,9 +9,10 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..functional import local_mixture_attention
+from ..functional.attention_rows import local_mixture_rows
 from ..functional.local_attention import check_pad, check_window
 from .checks import check_map, check_same_batch
-from .mixture import MixtureTransformer
+from .mixture import MixtureTransformer, pixels
 
 
 @MODELS.register_module()
@@ -92,6 +93,31 @@ class LocalGroundingTransformer(MixtureTransformer):
             key.unflatten(1, parts),
             self.value(coarse),
             self._shares(key),
+            window=self.window,
+            similarity=self.similarity,
+            pad=self.pad,
+            scale=self.scale)
+
+    def attention_at(self, places: Tensor, fine: Tensor,
+                     coarse: Tensor) -> Tensor:
+        """Where some pixels look: what :meth:`forward` weights the values by.
+
+        Args:
+            places: (P, 2), row and column of each pixel in ``fine``.
+            fine: As in the forward pass.
+            coarse: As in the forward pass.
+
+        Returns:
+            (B, P, h, w) in float64. With ``pad='zero'`` a map may sum to less
+            than 1: the rest fell on the zero keys around the coarse map.
+        """
+        key = self.key(coarse)
+        return local_mixture_rows(
+            self._split(self.query(pixels(fine, places))),
+            key.unflatten(1, (self.num_mixtures, -1)),
+            self._shares(key),
+            places,
+            fine.shape[2:],
             window=self.window,
             similarity=self.similarity,
             pad=self.pad,

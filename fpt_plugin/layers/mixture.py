@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..functional import mixture_attention
+from ..functional.attention_rows import mixture_rows
 from .checks import check_positive_int, check_scale
 
 
@@ -27,6 +28,22 @@ def pool_keys(x: Tensor, stride: int) -> Tensor:
         return x
     return F.avg_pool2d(
         x, stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+def pixels(x: Tensor, places: Tensor) -> Tensor:
+    """Some pixels of a map: (B, C, H, W) and (P, 2) to (B, C, P, 1).
+
+    Raises:
+        ValueError: ``places`` is not (P, 2), whole numbers, or is outside.
+    """
+    if places.dim() != 2 or places.shape[1] != 2 or places.is_floating_point():
+        raise ValueError('places must be (P, 2), a row and a column each, got '
+                         f'{tuple(places.shape)} of {places.dtype}')
+    size = places.new_tensor(x.shape[2:])
+    if ((places < 0) | (places >= size)).any():
+        raise ValueError(f'places must be inside the map of {tuple(x.shape[2:])}'
+                         f' pixels, got {places.tolist()}')
+    return x[:, :, places[:, 0], places[:, 1]].unsqueeze(-1)
 
 
 class MixtureTransformer(BaseModule):
@@ -126,6 +143,31 @@ class MixtureTransformer(BaseModule):
             scale=self.scale)
         return out.transpose(1, 2).reshape(batch, self.embed_channels, height,
                                            width)
+
+    def attend_at(self, places: Tensor, x: Tensor, source: Tensor,
+                  key_stride: int | None = None) -> Tensor:
+        """Where some pixels of ``x`` look: rows of the map of :meth:`attend`.
+
+        Args:
+            places: (P, 2), row and column of each pixel.
+            x: (B, C, H, W), where the queries come from.
+            source: (B, C, h, w), where keys and values come from.
+            key_stride: Pooling of ``source``; None: the layer's own.
+
+        Returns:
+            (B, P, ceil(h / key_stride), ceil(w / key_stride)) in float64, the
+            share of each value in the output at a pixel.
+        """
+        if key_stride is None:
+            key_stride = self.key_stride
+        key = self.key(pool_keys(source, key_stride))
+        rows = mixture_rows(
+            self._split(self.query(pixels(x, places))),
+            self._split(key),
+            self._shares(key),
+            similarity=self.similarity,
+            scale=self.scale)
+        return rows.unflatten(2, key.shape[2:])
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, E, H, W) to (B, N, H * W, E / N)."""

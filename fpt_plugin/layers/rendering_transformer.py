@@ -105,11 +105,14 @@ class RenderingTransformer(BaseModule):
         check_map('coarse', coarse, self.in_channels, self.query.weight)
         check_map('fine', fine, self.in_channels, self.query.weight)
         check_same_batch(fine, coarse)
-        # GAP(k(Xf)) equals k(GAP(Xf)), Hf * Wf times cheaper.
-        average = _average(fine).to(fine.dtype)
-        query = _product(self.query(coarse), self.key(average))
+        query = _product(self.query(coarse), self.channel_weights(fine))
         query = self.query_conv(query.to(self.query_conv.weight.dtype))
         return self.out_conv(query + self._downsampled(fine, coarse.shape[2:]))
+
+    def channel_weights(self, fine: Tensor) -> Tensor:
+        """GAP(K), which Q is multiplied by: (B, C, Hf, Wf) to (B, E, 1, 1)."""
+        # GAP(k(Xf)) equals k(GAP(Xf)), Hf * Wf times cheaper.
+        return self.key(_average(fine).to(fine.dtype))
 
     def _downsampled(self, fine: Tensor, size: torch.Size) -> Tensor:
         """V_dow: one strided convolution, then the exact size of Xc.

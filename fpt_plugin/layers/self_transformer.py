@@ -72,3 +72,19 @@ class SelfTransformer(MixtureTransformer):
         if key_stride is None:
             key_stride = self.key_stride
         return self.attend(x, x, check_positive_int('key_stride', key_stride))
+
+    def attention_at(self,
+                     places: Tensor,
+                     x: Tensor,
+                     key_stride: int | None = None) -> Tensor:
+        """Where some pixels look: what :meth:`forward` weights the values by.
+
+        Args:
+            places: (P, 2), row and column of each pixel in ``x``.
+            x: As in the forward pass.
+            key_stride: As in the forward pass.
+
+        Returns:
+            (B, P, h, w) in float64, on the grid of the pooled keys.
+        """
+        return self.attend_at(places, x, x, key_stride)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.registry import MODELS
@@ -83,3 +83,29 @@ def channels_last(x: Tensor) -> Tensor:
     if x.device.type != 'cpu' or is_captured():
         return x
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def pooling_strides(maps: Sequence[Tensor]) -> tuple[int, ...]:
+    """Key strides that bring each level to the coarsest one's grid.
+
+    Counted from level to level, so that rounding to whole pixels does not pile
+    up: halving 25x42 three times gives 4x6, which is a stride of 8 and not of
+    6.
+    """
+    strides = [1]
+    for level in reversed(range(len(maps) - 1)):
+        fine, coarse = maps[level].shape[2:], maps[level + 1].shape[2:]
+        ratio = max(int(f) / int(c) for f, c in zip(fine, coarse))
+        strides.append(strides[-1] * max(1, round(ratio)))
+    return tuple(reversed(strides))
+
+
+def branch_arguments(
+        layer: nn.Module, level: int, source: int, maps: Sequence[Tensor],
+        strides: tuple[int, ...] | None) -> tuple[tuple[Tensor, ...], dict]:
+    """What a layer is called with; all take the map they belong to first."""
+    args = (maps[level], ) if source == level else (maps[level], maps[source])
+    kwargs = {}
+    if strides is not None and layer.auto_key_stride:
+        kwargs['key_stride'] = strides[source]
+    return args, kwargs

@@ -15,10 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..compat import check_hosts
 from ..layers.checks import check_map, check_positive_int
-from .branches import build_branch, channels_last, default_num_mixtures
+from .branches import (
+    branch_arguments,
+    build_branch,
+    channels_last,
+    default_num_mixtures,
+    pooling_strides,
+)
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
-from .hosted import build_hosted
+from .hosted import build_hosted, check_inputs
 
 
 @MODELS.register_module()
@@ -304,15 +310,45 @@ class FPT(BaseModule):
             ValueError: The inputs do not fit ``in_channels``, or the pyramid
                 returns maps that FPT cannot transform.
         """
-        maps = self._pyramid_maps(inputs)
-        self._check_maps(maps)
-        strides = self._strides(maps)
-        sources = [channels_last(x) for x in maps[:self.num_levels]]
+        maps, sources, strides = self._sources(inputs)
         outs = [
             self._transform(level, maps[level], sources, strides)
             for level in range(self.num_levels)
         ]
         return tuple(outs) + maps[self.num_levels:]
+
+    def branch_inputs(
+        self, inputs: tuple[Tensor, ...]
+    ) -> list[tuple[int, int, nn.Module, tuple, dict]]:
+        """What the forward pass gives each branch; none of them is run.
+
+        Args:
+            inputs: As in the forward pass.
+
+        Returns:
+            (level, source level, layer, arguments, keyword arguments) of each
+            branch, level by level.
+        """
+        _, sources, strides = self._sources(inputs)
+        return [(level, source, layer,
+                 *branch_arguments(layer, level, source, sources, strides))
+                for level in range(self.num_levels)
+                for source, layer in self._branches(level)]
+
+    def _sources(
+        self, inputs: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], list[Tensor], tuple[int, ...] | None]:
+        """The pyramid, what the branches read of it, and their key strides."""
+        maps = self._pyramid_maps(inputs)
+        self._check_maps(maps)
+        sources = [channels_last(x) for x in maps[:self.num_levels]]
+        return maps, sources, self._strides(maps)
+
+    def _strides(self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+        """The default preset's; None where the layers know theirs."""
+        if self.key_strides is not None:
+            return None
+        return pooling_strides(maps[:self.num_levels])
 
     def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not isinstance(inputs, (list, tuple)):
@@ -324,23 +360,8 @@ class FPT(BaseModule):
             return tuple(self.pyramid(inputs))
         except (AssertionError, IndexError, RuntimeError, TypeError,
                 ValueError):
-            self._check_inputs(inputs)
+            check_inputs(self.pyramid, self.in_channels, inputs)
             raise
-
-    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
-        """Say what is wrong with inputs that the pyramid could not take.
-
-        Only after the fact: a host's neck may ignore some of its inputs.
-        """
-        weight = next(self.pyramid.parameters(), None)
-        for i, x in enumerate(inputs):
-            check_map(f'inputs[{i}]', x, weight=weight)
-        if not isinstance(self.in_channels, (list, tuple)):
-            return
-        given = [x.shape[1] for x in inputs]
-        if given != list(self.in_channels):
-            raise ValueError(f'in_channels={list(self.in_channels)} does not '
-                             f'fit the inputs, whose channels are {given}')
 
     def _check_maps(self, maps: tuple[Tensor, ...]) -> None:
         if len(maps) < self.num_levels:
@@ -360,28 +381,12 @@ class FPT(BaseModule):
                     'levels must go from fine to coarse, got sizes '
                     f'{[tuple(m.shape[2:]) for m in maps[:self.num_levels]]}')
 
-    def _strides(self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
-        """Key strides that bring each level to the coarsest one's grid.
-
-        None where the layers know theirs. Counted from level to level, so
-        that rounding to whole pixels does not pile up: halving 25x42 three
-        times gives 4x6, which is a stride of 8 and not of 6.
-        """
-        if self.key_strides is not None:
-            return None
-        strides = [1]
-        for level in reversed(range(self.num_levels - 1)):
-            fine, coarse = maps[level].shape[2:], maps[level + 1].shape[2:]
-            ratio = max(int(f) / int(c) for f, c in zip(fine, coarse))
-            strides.append(strides[-1] * max(1, round(ratio)))
-        return tuple(reversed(strides))
-
     def _transform(self, level: int, x: Tensor, maps: list[Tensor],
                    strides: tuple[int, ...] | None) -> Tensor:
         """One level of the output, in the memory format of ``x``."""
         branches = [
-            self._run(layer, maps[level], maps[source], source == level,
-                      strides and strides[source])
+            self._run(layer,
+                      *branch_arguments(layer, level, source, maps, strides))
             for source, layer in self._branches(level)
         ]
         fusion = self.fusions[level]
@@ -393,13 +398,8 @@ class FPT(BaseModule):
         # in another memory format may round in another way.
         return out.contiguous() if x.is_contiguous() else out
 
-    def _run(self, layer: nn.Module, x: Tensor, source: Tensor, own: bool,
-             stride: int | None) -> Tensor:
-        """One branch; all layers take the map they belong to first."""
-        args = (x, ) if own else (x, source)
-        kwargs = {}
-        if stride is not None and layer.auto_key_stride:
-            kwargs['key_stride'] = stride
+    def _run(self, layer: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+        """One branch."""
         if self.checkpoint_branches and self.training \
                 and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False, **kwargs)

@@ -7,10 +7,13 @@ mmdet or mmseg.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 from mmengine.model import Sequential
 from mmengine.registry import MODELS, Registry
-from torch import nn
+from torch import Tensor, nn
+
+from ..layers.checks import check_map
 
 # Where a name is looked up that the active scope does not know, in this order.
 HOST_SCOPES = ('mmdet', 'mmseg')
@@ -127,6 +130,27 @@ def missing_arguments(cls: type, args: dict) -> list[str]:
                                                    p.VAR_KEYWORD)
         and name not in args
     ]
+
+
+def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,
+                 inputs: Sequence[Tensor]) -> None:
+    """Say what is wrong with inputs that the pyramid could not take.
+
+    Only after the fact: a host's neck may ignore some of its inputs.
+
+    Raises:
+        TypeError: An input is not a floating point tensor.
+        ValueError: An input is no map, or has other channels.
+    """
+    weight = next(pyramid.parameters(), None)
+    for i, x in enumerate(inputs):
+        check_map(f'inputs[{i}]', x, weight=weight)
+    if not isinstance(in_channels, (list, tuple)):
+        return
+    given = [x.shape[1] for x in inputs]
+    if given != list(in_channels):
+        raise ValueError(f'in_channels={list(in_channels)} does not fit the '
+                         f'inputs, whose channels are {given}')
 
 
 def _host_necks() -> list[tuple[str, type]]:

@@ -36,7 +36,20 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a state dict, bare or nested, and strip the keys' prefixes.
+    """Read the tensors of a backbone, without the prefixes of their keys.
+
+    Args:
+        path: As for :func:`read_state_dict`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no checkpoint; see :func:`read_state_dict`.
+    """
+    return _strip(read_state_dict(path), Path(path))
+
+
+def read_state_dict(path: str | Path) -> Weights:
+    """Read a state dict, bare or nested, of a whole model or a part of it.
 
     Args:
         path: What torch.save wrote, or a ``.safetensors`` file. Only tensors
@@ -48,7 +61,9 @@ def read_weights(path: str | Path) -> Weights:
             has no state dict, or safetensors is not installed.
     """
     path = Path(path)
-    return _strip(find_state_dict(read_checkpoint(path), path), path)
+    weights = find_state_dict(read_checkpoint(path), path)
+    weights.state_dict = _renamed(weights.state_dict, 'module.', path)
+    return weights
 
 
 def read_checkpoint(path: str | Path) -> object:
@@ -135,8 +150,8 @@ def _is_state_dict(content: object) -> bool:
 
 
 def _strip(weights: Weights, path: Path) -> Weights:
-    """Take off ``module.``, and ``backbone.`` where any key has it."""
-    state_dict = _renamed(weights.state_dict, 'module.', path)
+    """Take off ``backbone.`` where any key has it."""
+    state_dict = weights.state_dict
     if any(key.startswith('backbone.') for key in state_dict):
         weights.outside = [
             key for key in state_dict if not key.startswith('backbone.')

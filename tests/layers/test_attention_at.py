@@ -1,0 +1,153 @@
+"""The maps of single pixels are what the layers weight their values by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import maps_of, pool, project, randomise, relative_error
+
+from fpt_plugin.functional import attention
+from fpt_plugin.layers import (
+    GroundingTransformer,
+    LocalGroundingTransformer,
+    RenderingTransformer,
+    SelfTransformer,
+)
+
+CHANNELS = 12
+SIZES = [((6, 7), (6, 7)), ((8, 6), (4, 3)), ((7, 9), (3, 4)), ((5, 1), (1, 3)),
+         ((3, 2), (7, 5)), ((1, 1), (1, 1))]
+
+
+def double(layer):
+    return randomise(layer).double()
+
+
+def everywhere(x):
+    height, width = x.shape[2:]
+    return torch.cartesian_prod(torch.arange(height), torch.arange(width))
+
+
+def from_maps(layer, rows, x, source, stride=1):
+    """Sum_j A_ij v_j at every pixel of ``x``: (B, E, H, W)."""
+    value = project(layer.value, pool(source, stride))
+    assert rows.shape == (x.shape[0], x.shape[2] * x.shape[3], *value.shape[2:])
+    assert rows.dtype == torch.float64 and (rows >= 0).all()
+    out = torch.einsum('bphw,behw->bep', rows, value)
+    return out.unflatten(2, x.shape[2:])
+
+
+def assert_same(got, want):
+    assert relative_error(got, want) <= 1e-12
+
+
+@pytest.mark.parametrize('size', [(6, 7), (5, 1), (1, 1)])
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(num_mixtures=1, scale=1.0),
+    dict(embed_channels=8, num_mixtures=4),
+])
+@pytest.mark.parametrize('stride', [None, 1, 2, 4])
+def test_self_transformer(size, options, stride):
+    layer = double(SelfTransformer(CHANNELS, key_stride=3, **options))
+    x = maps_of(size)[0].double()
+    rows = layer.attention_at(everywhere(x), x, stride)
+    assert torch.allclose(rows.sum((2, 3)), rows.new_ones(()))
+    assert_same(from_maps(layer, rows, x, x, stride or 3), layer(x, stride))
+
+
+@pytest.mark.parametrize('fine, coarse', SIZES)
+@pytest.mark.parametrize('options', [dict(), dict(num_mixtures=3, scale=0.1)])
+@pytest.mark.parametrize('stride', [None, 2])
+def test_grounding_transformer(fine, coarse, options, stride):
+    layer = double(GroundingTransformer(CHANNELS, **options))
+    fine, coarse = (m.double() for m in maps_of(fine, coarse))
+    rows = layer.attention_at(everywhere(fine), fine, coarse, key_stride=stride)
+    assert torch.allclose(rows.sum((2, 3)), rows.new_ones(()))
+    assert_same(from_maps(layer, rows, fine, coarse, stride or 1),
+                layer(fine, coarse, stride))
+
+
+@pytest.mark.parametrize('fine, coarse', SIZES)
+@pytest.mark.parametrize('pad', ['zero', 'mask'])
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(window=1),
+    dict(window=3, num_mixtures=1, scale=1.0),
+    dict(window=9, embed_channels=8),
+])
+def test_local_grounding_transformer(fine, coarse, pad, options):
+    layer = double(LocalGroundingTransformer(CHANNELS, pad=pad, **options))
+    fine, coarse = (m.double() for m in maps_of(fine, coarse))
+    rows = layer.attention_at(everywhere(fine), fine, coarse)
+    assert_same(from_maps(layer, rows, fine, coarse), layer(fine, coarse))
+    total = rows.sum((2, 3))
+    assert (total <= 1 + 1e-12).all() and (total > 0).all()
+    if pad == 'mask':
+        assert torch.allclose(total, total.new_ones(()))
+
+
+def test_what_falls_outside_is_missing():
+    """Equal shares of 3x3 keys: at a corner five of nine are around the map."""
+    layer = LocalGroundingTransformer(4, num_mixtures=1, window=3)
+    torch.nn.init.zeros_(layer.query.weight)
+    torch.nn.init.zeros_(layer.key.weight)
+    x = torch.rand(1, 4, 5, 6)
+    corner, edge, middle = layer.attention_at(
+        torch.tensor([[0, 0], [4, 3], [2, 2]]), x, x)[0]
+    for rows, place in ((corner, (slice(0, 2), slice(0, 2))),
+                        (edge, (slice(3, 5), slice(2, 5))),
+                        (middle, (slice(1, 4), slice(1, 4)))):
+        want = torch.zeros(5, 6, dtype=torch.float64)
+        want[place] = 1 / 9
+        assert torch.allclose(rows, want)
+
+
+def test_single_pixels_and_float32():
+    layer = randomise(GroundingTransformer(CHANNELS))
+    fine, coarse = maps_of((7, 9), (3, 4))
+    places = torch.tensor([[6, 0], [2, 8], [6, 0]])
+    rows = layer.attention_at(places, fine, coarse)
+    assert rows.shape == (2, 3, 3, 4)
+    assert torch.equal(rows[:, 0], rows[:, 2])
+    out = torch.einsum('bphw,behw->bep', rows,
+                       project(layer.value, coarse).double())
+    want = layer(fine, coarse)[:, :, places[:, 0], places[:, 1]]
+    assert relative_error(out, want) <= 1e-5
+
+
+def test_queries_are_taken_some_at_a_time(monkeypatch):
+    layer = double(SelfTransformer(CHANNELS))
+    x = maps_of((6, 7))[0].double()
+    whole = layer.attention_at(everywhere(x), x)
+    # 2 images, 2 parts, 42 keys: room for five queries.
+    monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', 5 * 2 * 2 * 42)
+    assert_same(layer.attention_at(everywhere(x), x), whole)
+
+
+@pytest.mark.parametrize('places, words', [
+    (torch.tensor([[7, 0]]), 'inside the map of .7, 9. pixels'),
+    (torch.tensor([[0, -1]]), 'inside the map'),
+    (torch.tensor([0, 1]), 'a row and a column each'),
+    (torch.tensor([[0., 1.]]), 'whole numbers|of torch.float32'),
+])
+@pytest.mark.parametrize('cls',
+                         [GroundingTransformer, LocalGroundingTransformer])
+def test_bad_places(cls, places, words):
+    fine, coarse = maps_of((7, 9), (3, 4))
+    with pytest.raises(ValueError, match=words):
+        cls(CHANNELS).attention_at(places, fine, coarse)
+
+
+def test_channel_weights_are_the_mean_key():
+    layer = double(RenderingTransformer(CHANNELS, 8))
+    fine, coarse = (m.double() for m in maps_of((7, 9), (3, 4)))
+    weights = layer.channel_weights(fine)
+    want = project(layer.key, fine).mean(dim=(2, 3), keepdim=True)
+    assert_same(weights, want)
+    # The layer multiplies its query by them.
+    out = layer(coarse, fine)
+    value = layer.value_conv(layer.value(fine), 2)
+    value = torch.nn.functional.interpolate(value, (3, 4))
+    want = layer.out_conv(layer.query_conv(layer.query(coarse) * want) + value)
+    assert_same(out, want)
