@@ -4,11 +4,18 @@ import contextlib
 import json
 from pathlib import Path
 
+import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 from fpt_plugin.utils import launch
+
+# Settings of every test: no processes that load data.
+LOADERS = [
+    f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
+    for key in ('num_workers=0', 'persistent_workers=False')
+]
 
 
 def kept_by_name():
@@ -39,6 +46,17 @@ def alone():
             cls._instance_dict.update(outside.get(cls, {}))
 
 
+@contextlib.contextmanager
+def inside(folder):
+    """Work in a folder; ranks that a run sets are gone afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        # Set, then deleted: so that undoing removes what a run sets.
+        patch.setenv('LOCAL_RANK', '0')
+        patch.delenv('LOCAL_RANK')
+        yield
+
+
 @alone()
 def train(config, work_dir, *options):
     """Train a config under settings; the work folder."""
@@ -64,3 +82,15 @@ def validations(work_dir, key='coco/bbox_mAP'):
     return [{
         k: v for k, v in line.items() if k not in ('data_time', 'time', 'step')
     } for line in lines if key in line]
+
+
+def two_losses(config, work_dir, *options):
+    """Of two training steps by iterations; nothing is validated or saved."""
+    work = train(
+        config, work_dir, *LOADERS, 'model.pretrained=None', 'val_cfg=None',
+        'val_dataloader=None', 'val_evaluator=None', 'train_cfg.max_iters=2',
+        'train_cfg.val_interval=3', 'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.interval=9',
+        'default_hooks.checkpoint.save_last=False', *options)
+    log, = work.glob('*/vis_data/scalars.json')
+    return [json.loads(line)['loss'] for line in log.read_text().splitlines()]

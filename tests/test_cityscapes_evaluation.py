@@ -1,7 +1,6 @@
 """Shipped configs over a tree of Cityscapes' layout: train, test, draw."""
 
 import functools
-import json
 import shutil
 from pathlib import Path
 
@@ -29,10 +28,6 @@ del test_parser
 FPT = str(CONFIGS / 'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py')
 UFP = str(CONFIGS / 'fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py')
 INSTANCES = str(CONFIGS / 'fpt/mask-rcnn_r50_fpt_1x_cityscapes.py')
-LOADERS = [
-    f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
-    for key in ('num_workers=0', 'persistent_workers=False')
-]
 SHAPE = f'({WIDTH},{HEIGHT})'
 NETWORK = [
     'model.backbone.depth=18',
@@ -43,7 +38,7 @@ NETWORK = [
     'randomness.seed=0',
 ]
 SEGMENTOR = [
-    *NETWORK, *LOADERS,
+    *NETWORK, *runs.LOADERS,
     'model.pretrained=None',
     'model.backbone.stem_channels=16',
     'train_dataloader.dataset.pipeline.2.scale=' + SHAPE,
@@ -83,7 +78,7 @@ SMALL = {
         'default_hooks.checkpoint.interval=2',
     ],
     INSTANCES: [
-        *NETWORK, *LOADERS,
+        *NETWORK, *runs.LOADERS,
         'load_from=None',
         'model.backbone.frozen_stages=-1',
         'model.backbone.norm_eval=False',
@@ -116,10 +111,7 @@ VAL = [stem(*name) for name in IMAGES['val']]
 @pytest.fixture(scope='module', autouse=True)
 def project(tmp_path_factory):
     """A working folder with the data where the shipped configs expect them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp('project'))
-        patch.setenv('LOCAL_RANK', '0')
-        patch.delenv('LOCAL_RANK')
+    with runs.inside(tmp_path_factory.mktemp('project')):
         write_cityscapes_tree('data/cityscapes', instances=True)
         yield
 
@@ -347,14 +339,6 @@ def test_remote_data_are_the_hosts_business(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('config', 'batch'), [(FPT, 2), (UFP, 1)])
 def test_two_iterations_at_the_true_crop(config, batch, project):
     """Batches of one for the 769x769 crops of R101: for time, not for memory."""
-    options = [
-        *LOADERS, 'model.pretrained=None', f'train_dataloader.batch_size={batch}',
-        'train_cfg.max_iters=2', 'train_cfg.val_interval=3', 'val_cfg=None',
-        'val_dataloader=None', 'val_evaluator=None',
-        'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=9',
-        'default_hooks.checkpoint.save_last=False'
-    ]
-    work = runs.train(config, f'{Path(config).stem}-true', *options)
-    log, = work.glob('*/vis_data/scalars.json')
-    losses = [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+    losses = runs.two_losses(config, f'{Path(config).stem}-true',
+                             f'train_dataloader.batch_size={batch}')
     assert len(losses) == 2 and torch.tensor(losses).isfinite().all()

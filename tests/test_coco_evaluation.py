@@ -35,8 +35,7 @@ SMALL = [
     f'train_dataloader.dataset.pipeline.2.{SCALE}',
     f'val_dataloader.dataset.pipeline.1.{SCALE}',
     f'test_dataloader.dataset.pipeline.1.{SCALE}',
-    *(f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
-      for key in ('num_workers=0', 'persistent_workers=False')),
+    *runs.LOADERS,
     'optim_wrapper.clip_grad.max_norm=10',
     'param_scheduler.0.end=5',
     'default_hooks.logger.interval=1',
@@ -94,11 +93,7 @@ def predictions(path):
 @pytest.fixture(scope='module', autouse=True)
 def project(tmp_path_factory):
     """A working folder with the data where the shipped configs expect them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp('project'))
-        # Set, then deleted: so that undoing removes what a run sets.
-        patch.setenv('LOCAL_RANK', '0')
-        patch.delenv('LOCAL_RANK')
+    with runs.inside(tmp_path_factory.mktemp('project')):
         write_coco_tree('data/coco')
         yield
 

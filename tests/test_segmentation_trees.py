@@ -1,6 +1,5 @@
 """ADE20K, Pascal VOC and LIP by the shipped configs: labels, training, figures."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -30,10 +29,6 @@ CONFIG_OF = dict(
     ade20k='fcn_r101-d8_ufp-fpt_4xb4-160k_ade20k-512x512',
     voc='fcn_r101-d8_ufp-fpt_4xb4-40k_voc12aug-512x512',
     lip='fcn_r101-d8_ufp-fpt_4xb4-160k_lip-473x473')
-LOADERS = [
-    f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
-    for key in ('num_workers=0', 'persistent_workers=False')
-]
 ITERATIONS = [
     'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
     'default_hooks.checkpoint.interval=2', 'default_hooks.logger.interval=1',
@@ -77,10 +72,7 @@ def small_pipelines(kind):
 @pytest.fixture(scope='module', autouse=True)
 def project(tmp_path_factory):
     """A working folder with the data where the shipped configs expect them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp('project'))
-        patch.setenv('LOCAL_RANK', '0')
-        patch.delenv('LOCAL_RANK')
+    with runs.inside(tmp_path_factory.mktemp('project')):
         for root, write, _ in DATA.values():
             write(root)
         yield
@@ -124,7 +116,7 @@ def test_labels_are_the_data_sets_classes(kind):
 def test_trains_and_tests(kind):
     """Two iterations, a validation, the same figures again, label maps."""
     config = config_path(CONFIG_OF[kind])
-    options = [*SMALL, *LOADERS, *ITERATIONS, *small_pipelines(kind)]
+    options = [*SMALL, *runs.LOADERS, *ITERATIONS, *small_pipelines(kind)]
     work = runs.train(config, kind, *options)
     last, = runs.validations(work, 'mIoU')
     metrics = runs.run_test(
@@ -149,7 +141,7 @@ def test_a_zero_that_is_no_class(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'ADE_train.*from 0 to 149, .*got '
                        r'\[150\]\. .*reduce_zero_label=True'):
         runs.train(
-            config_path(CONFIG_OF['ade20k']), 'work', *SMALL, *LOADERS,
+            config_path(CONFIG_OF['ade20k']), 'work', *SMALL, *runs.LOADERS,
             *ITERATIONS, *small_pipelines('ade20k'))
 
 
@@ -169,14 +161,6 @@ def test_a_missing_part_of_joined_data(tmp_path, monkeypatch):
 def test_two_iterations_at_the_true_crop(name, project):
     """Two images a batch, four in the configs: for time, not for memory."""
     batch = 2 if name == SEM_FPN else 1
-    options = [
-        *LOADERS, *ITERATIONS[1:], 'model.pretrained=None',
-        'train_cfg.max_iters=2', f'train_dataloader.batch_size={batch}',
-        'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None',
-        'default_hooks.checkpoint.interval=9',
-        'default_hooks.checkpoint.save_last=False'
-    ]
-    work = runs.train(config_path(name), f'{name}-true', *options)
-    log, = work.glob('*/vis_data/scalars.json')
-    losses = [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+    losses = runs.two_losses(config_path(name), f'{name}-true',
+                             f'train_dataloader.batch_size={batch}')
     assert len(losses) == 2 and torch.tensor(losses).isfinite().all()
