@@ -13,7 +13,7 @@ from .version import __version__
 __all__ = ['__version__']
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
-    from . import compat
+    from . import compat, engine  # noqa: F401  (its hooks are registered)
     from .backbones import LambdaResNet
     from .layers import (
         GroundingTransformer,
