@@ -127,7 +127,7 @@ def measure(cases: Sequence[Case],
             found.setdefault(name, {})
             for backward in (False, True):
                 key = PASSES[backward] + '_bytes'
-                found[name][key] = _peak_in_fresh_process(case, name, backward)
+                found[name][key] = peak_in_fresh_process(case, name, backward)
                 progress.advance(task)
         records.append(record)
     return records
@@ -148,14 +148,15 @@ def _times(case: Case, names: list[str], repeats: int,
     errors = case.errors(states)
     return {
         name: {
-            **{kind: _summary(seconds[name][kind]) for kind in PASSES},
+            **{kind: median_and_spread(seconds[name][kind]) for kind in PASSES},
             **({'error': errors[name]} if name in errors else {})
         }
         for name in names
     }
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def median_and_spread(seconds: list[float]) -> dict[str, float]:
+    """Median and interquartile range."""
     low, median, high = np.percentile(seconds, (25, 50, 75))
     return dict(median=float(median), spread=float(high - low))
 
@@ -184,7 +185,8 @@ def _pass(case: Case, name: str, state: Any, backward: bool) -> None:
         torch.autograd.backward(outs, [torch.ones_like(x) for x in outs])
 
 
-def _peak_in_fresh_process(case: Case, name: str, backward: bool) -> int:
+def peak_in_fresh_process(case: Case, name: str, backward: bool) -> int:
+    """Bytes by which a pass exceeds what is there before it."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, case, name, backward,

@@ -145,9 +145,7 @@ def share_weights(plain: nn.Module, grafted: nn.Module) -> None:
         ValueError: The graft has no place for some, or lacks some of its own
             that the graft did not add.
     """
-    result = grafted.load_state_dict(
-        {key: value.clone() for key, value in plain.state_dict().items()},
-        strict=False)
+    result = grafted.load_state_dict(plain.state_dict(), strict=False)
     added = {id(inner) for module in grafted_modules(grafted)[0]
              for inner in module.modules()}
     new = {f'{prefix}.{name}' for prefix, module in grafted.named_modules()
@@ -180,7 +178,7 @@ def load_weights(plain: nn.Module, state_dict: Mapping[str, Tensor],
     children = {name for name, _ in plain.named_children()}
     kind = type(plain).__name__
     try:
-        result = plain.load_state_dict(dict(state_dict), strict=False)
+        result = plain.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:  # torch's way to name shapes
         lines = str(error).strip().splitlines()[1:3]
         raise ValueError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -36,7 +38,15 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a state dict, bare or nested, and strip the keys' prefixes.
+    """Read a net's state dict and strip its keys' prefixes.
+
+    Takes and raises what :func:`read_checkpoint` does.
+    """
+    return _strip(read_checkpoint(path), Path(path))
+
+
+def read_checkpoint(path: str | Path) -> Weights:
+    """Read a state dict, bare or nested, with its keys as they are.
 
     Args:
         path: What torch.save wrote, or a ``.safetensors`` file. Only tensors
@@ -55,7 +65,23 @@ def read_weights(path: str | Path) -> Weights:
             content = _load_safetensors(path)
         else:
             content = _load_torch(path, file)
-    return _strip(_find_state_dict(content, path), path)
+    return _find_state_dict(content, path)
+
+
+def fetch_checkpoint(url: str) -> Weights:
+    """Download a checkpoint into torch's cache, or find it there, and read it.
+
+    Raises:
+        OSError: It cannot be downloaded.
+        ValueError: As :func:`read_checkpoint`.
+    """
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / Path(urlparse(url).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.hub.download_url_to_file(url, str(temporary))
+    return read_checkpoint(path)
 
 
 def _load_torch(path: Path, file) -> object:
@@ -100,7 +126,7 @@ def _reason(error: Exception) -> str:
 
 def _find_state_dict(content: object, path: Path) -> Weights:
     if _is_state_dict(content):
-        return Weights(dict(content))
+        return Weights(_copied(content))
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds one {type(content).__name__} and no '
                          'state dict')
@@ -110,7 +136,15 @@ def _find_state_dict(content: object, path: Path) -> Weights:
         raise ValueError(
             f'{path} holds no state dict, neither by itself nor under '
             f"{', '.join(NESTS)}; it has {keys}")
-    return Weights(dict(content[found[0]]), found[0], unread=found[1:])
+    return Weights(_copied(content[found[0]]), found[0], unread=found[1:])
+
+
+def _copied(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With the versions of its modules, by which old keys are understood."""
+    state_dict = OrderedDict(content)
+    if hasattr(content, '_metadata'):
+        state_dict._metadata = content._metadata
+    return state_dict
 
 
 def _is_state_dict(content: object) -> bool:
