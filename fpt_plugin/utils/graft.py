@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from .graft_backbone import add_lambda_plugins, replace_backbone
 from .graft_hosts import (
@@ -155,7 +155,7 @@ def _graft_necks(new: Config, found: list[Host],
             errors.append(error)
             notes.append(f'left alone: {error}')
             continue
-        _at(new, host)['neck'] = neck
+        _set(new, host, 'neck', neck)
         hosts.append(host)
         was = type_name(host.cfg['neck']) if host.has_neck else 'no neck'
         notes.append(f'{host.name}.neck: {was} -> {_described(neck)}')
@@ -177,18 +177,17 @@ def _graft_backbones(new: Config, found: list[Host],
                      options: Options) -> tuple[list[Host], list[str]]:
     hosts, notes, errors = [], [], []
     for host in found:
-        node = _at(new, host)
         try:
-            if options.backbone:
-                node['backbone'] = replace_backbone(host, options.backbone)
-                if 'pretrained' in node:  # mmseg's way to a backbone's weights
-                    node['pretrained'] = None
-            else:
-                node['backbone'] = add_lambda_plugins(host)
+            backbone = replace_backbone(host, options.backbone) \
+                if options.backbone else add_lambda_plugins(host)
         except Refusal as error:
             errors.append(error)
             notes.append(f'left alone: {error}')
             continue
+        _set(new, host, 'backbone', backbone)
+        if options.backbone and 'pretrained' in host.cfg:
+            # mmseg's way to a backbone's weights
+            _set(new, host, 'pretrained', None)
         hosts.append(host)
         notes.append(f'{host.name}.backbone: {type_name(host.cfg["backbone"])} '
                      f'-> {options.backbone or "with lambda layers"}')
@@ -197,11 +196,12 @@ def _graft_backbones(new: Config, found: list[Host],
     return hosts, notes
 
 
-def _at(cfg: Config, host: Host) -> dict:
+def _set(cfg: Config, host: Host, key: str, value: object) -> None:
+    """Put a value into a host; dicts inside get the config's own class."""
     node = cfg.model
-    for key in host.path:
-        node = node[key]
-    return node
+    for step in host.path:
+        node = node[step]
+    node[key] = ConfigDict(value=value).value
 
 
 def _import_package(cfg: Config) -> None:

@@ -17,7 +17,8 @@ from .counting import describe, meta_autocast
 
 # Sides of the square images that are tried, the first one that runs is taken.
 # Without data they cost nothing.
-_SIDES = {'meta': (256, 512, 1024), 'cpu': (128, 256, 512)}
+_SIDES = {'meta': (256, 512, 1024), 'cpu': (128, 256, 512),
+          'cuda': (128, 256, 512)}
 
 
 class Refusal(ValueError):
@@ -115,12 +116,17 @@ class Maps:
 def probe(host: Host) -> Maps:
     """Run backbone and neck of a host.
 
+    A neck that runs on no device here, but tells its levels and its channels as
+    FPN-like necks do, is believed.
+
     Raises:
         Refusal: What heads get from it is no tuple of maps.
         Unbuildable: Backbone or neck do not build or run.
     """
     errors = []
-    for device in _SIDES:
+    neck = None
+    devices = ['meta', 'cpu'] + ['cuda'] * torch.cuda.is_available()
+    for device in devices:
         try:
             with torch.device(device):
                 backbone = _build(host, 'backbone')
@@ -140,15 +146,39 @@ def probe(host: Host) -> Maps:
                 continue
             if neck is None:
                 _check_training(host, backbone, side, device, outputs)
-            first = getattr(neck, 'start_level', None)
-            end = getattr(neck, 'backbone_end_level', None)
             return Maps(
                 _shapes(inputs, host, 'backbone', strict=neck is None),
                 _shapes(outputs, host, 'neck' if neck else 'backbone'),
-                None if first is None or end is None else end - first)
+                _told_levels(neck))
+    told = _told(host, neck)
+    if told is not None:
+        return told
     raise Unbuildable(
         f'backbone and neck of {host.name} do not run by themselves, so what '
         f'the neck returns is unknown: {describe(errors[-1])}') from errors[-1]
+
+
+def _told_levels(neck: nn.Module | None) -> int | None:
+    """How many backbone maps an FPN-like neck takes; None for others."""
+    first = getattr(neck, 'start_level', None)
+    end = getattr(neck, 'backbone_end_level', None)
+    return None if first is None or end is None else end - first
+
+
+def _told(host: Host, neck: nn.Module | None) -> Maps | None:
+    """The maps that an FPN-like neck says it returns, each half as large."""
+    levels = _told_levels(neck)
+    inputs, channels, count = (getattr(neck, name, None) for name in
+                               ('in_channels', 'out_channels', 'num_outs'))
+    if levels is None or not isinstance(channels, int) \
+            or not isinstance(count, int) or not isinstance(inputs, list):
+        return None
+
+    def shapes(widths: list[int]) -> tuple[tuple[int, ...], ...]:
+        return tuple((1, width, *[2**(len(widths) - i)] * 2)
+                     for i, width in enumerate(widths))
+
+    return Maps(shapes(inputs), shapes([channels] * count), levels)
 
 
 def _build(host: Host, part: str) -> nn.Module:

@@ -44,6 +44,16 @@ UNBUILDABLE = 'does not build plain'
 FAILED = 'failed'
 STATUSES = (IDENTICAL, DIFFERENT, REFUSED, UNBUILDABLE, FAILED)
 
+# What two models may differ in and be built of the same parts: weights,
+# training, the number of classes, what is done before and after.
+_NO_PART = ('init_cfg', 'pretrained', 'train_cfg', 'test_cfg',
+            'data_preprocessor', 'num_classes', 'num_things_classes',
+            'num_stuff_classes', 'frozen_stages', 'norm_eval', 'with_cp',
+            'drop_path_rate', 'requires_grad')
+
+# Height and width, as in graft_proof.py but for a smaller first one.
+_SIZES = ((64, 96), (128, 128), (256, 256), (512, 512))
+
 # RoI heads and decoders of masks see no more than so many candidates.
 _CANDIDATES = 20
 
@@ -57,8 +67,8 @@ class Record:
         status: One of :data:`STATUSES`.
         neck: The neck that stood there, or ``none``.
         reason: Why, where it is not identical; else what was compared.
-        model: Hash of the model without its weights; configs with the same one
-            share a result.
+        model: Hash of the model's parts; configs with the same one share a
+            result.
         seconds: That it took; 0 where the result was there already.
     """
 
@@ -133,7 +143,7 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
             fresh = Config.fromstring(text, '.py')
             _lighten(fresh.model)
             check_gives(fresh, made.cfg)
-            proof = prove(cfg, made.cfg)
+            proof = prove(cfg, made.cfg, sizes=_SIZES)
     except Refusal as error:
         return record(REFUSED, str(error))
     except Unbuildable as error:
@@ -160,12 +170,12 @@ def _neck_of(cfg: Config) -> str:
 
 
 def _signature(cfg: Config) -> str:
-    """A hash of what the model is, not of the weights it starts from."""
+    """A hash of the parts of a model, without what acts in training alone."""
 
     def stripped(node: object) -> object:
         if isinstance(node, Mapping):
             return {str(key): stripped(value) for key, value in node.items()
-                    if key not in ('init_cfg', 'pretrained', 'train_cfg')}
+                    if key not in _NO_PART and not str(key).startswith('loss')}
         if isinstance(node, (list, tuple)):
             return [stripped(value) for value in node]
         return node if isinstance(node, (int, float, bool)) else str(node)

@@ -89,7 +89,17 @@ def config_text(old: Config, new: Config, base: str | None,
 
 def _plain(cfg: Config) -> dict:
     """Plain dicts; the classes of lazy configs as names."""
-    return cfg.to_dict()
+    return _named(cfg.to_dict())
+
+
+def _named(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _named(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_named, value))
+    if isinstance(value, type):
+        return f'{value.__module__}.{value.__qualname__}'
+    return value
 
 
 def _code(value: object) -> str:
@@ -126,9 +136,8 @@ def base_name(config: str | Path, folder: str | Path) -> str | None:
         return str(config)
     if Path(config).suffix == '.py' and Config._is_lazy_import(str(config)):
         return None
-    # The system follows a link before it goes up by "..".
-    relative = os.path.relpath(os.path.realpath(config),
-                               os.path.realpath(folder))
+    # By name, as mmengine goes up by "..": links are not followed first.
+    relative = os.path.relpath(config, folder)
     return Path(relative).as_posix()
 
 

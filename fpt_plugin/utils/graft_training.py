@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from .complexity import BRANCHES
 from .graft_neck import holds_fpt
@@ -91,7 +91,7 @@ def _set_lr_mult(cfg: Config, paths: Sequence[tuple], lr_mult: float) -> None:
     keys = dict(paramwise.get('custom_keys') or {})
     keys.update((key, dict(lr_mult=float(lr_mult)))
                 for key in _new_keys(cfg, paths))
-    wrapper['paramwise_cfg'] = dict(paramwise, custom_keys=keys)
+    wrapper['paramwise_cfg'] = ConfigDict(paramwise, custom_keys=keys)
 
 
 def _train_neck_only(cfg: Config, paths: Sequence[tuple]) -> None:
@@ -100,7 +100,7 @@ def _train_neck_only(cfg: Config, paths: Sequence[tuple]) -> None:
             raise ValueError('train_neck_only would leave the new layers of a '
                              'LambdaResNet random: train it as a whole')
     hooks = list(cfg.get('custom_hooks') or [])
-    cfg.custom_hooks = [*hooks, dict(type='TrainGraftOnly')]
+    cfg.custom_hooks = [*hooks, ConfigDict(type='TrainGraftOnly')]
     # Several processes: what does not learn would be waited for.
     cfg.find_unused_parameters = True
     if isinstance(cfg.get('model_wrapper_cfg'), Mapping):
