@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from mmengine.config import DictAction
 from rich.console import Console
 
@@ -248,8 +247,7 @@ def _convert(weights: Weights, made: Plan, source: str,
             node = node[key]
         backbone = node['backbone'].to_dict()
     state_dict, conversions = convert_backbones(weights.state_dict, backbone)
-    with torch.device('cpu'):
-        model = build_model(made.cfg)
+    model = build_model(made.cfg)
     result = model.load_state_dict(state_dict, strict=False)
     foreign = [key for key in result.unexpected_keys
                if not key.endswith('num_batches_tracked')]
@@ -266,12 +264,12 @@ def _convert(weights: Weights, made: Plan, source: str,
                          f'{", ".join(summarised(keys, old))}')
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    new = [key for key in result.missing_keys
-           if not key.endswith('num_batches_tracked')]
-    count = sum(model.state_dict()[key].numel() for key in new)
+    wanted = {key: value for key, value in model.state_dict().items()
+              if not key.endswith('num_batches_tracked')}
+    new = [key for key in result.missing_keys if key in wanted]
+    count = sum(wanted[key].numel() for key in new)
     console.print(
-        f'new, {count:,} numbers: '
-        f'{", ".join(summarised(new, model.state_dict()))}',
+        f'new, {count:,} numbers: {", ".join(summarised(new, wanted))}',
         markup=False, highlight=False, soft_wrap=True)
     return Weights(state_dict)
 

@@ -65,9 +65,10 @@ class Proof:
 
     @property
     def identical(self) -> bool:
-        """Whether all is equal, and something was there to compare."""
-        return all(c.equal for c in self.comparisons) and any(
-            c.telling for c in self.comparisons)
+        """Whether all is equal, and the necks' maps are no constants."""
+        necks = [c for c in self.comparisons if c.what.endswith('neck')]
+        return bool(necks) and all(c.telling for c in necks) and all(
+            c.equal for c in self.comparisons)
 
     @property
     def heads_compared(self) -> bool:

@@ -125,7 +125,8 @@ def base_name(config: str | Path, folder: str | Path) -> str | None:
     """How a config in a folder names another one as its base.
 
     Args:
-        config: A path, which becomes relative, or ``mmdet::`` and a file.
+        config: A path, which becomes relative where no link is on the way, or
+            ``mmdet::`` and a file.
         folder: Where the new config will be.
 
     Returns:
@@ -136,8 +137,11 @@ def base_name(config: str | Path, folder: str | Path) -> str | None:
         return str(config)
     if Path(config).suffix == '.py' and Config._is_lazy_import(str(config)):
         return None
-    # By name, as mmengine goes up by "..": links are not followed first.
     relative = os.path.relpath(config, folder)
+    # Behind a link ".." means two things, and mmengine tries both.
+    if relative != os.path.relpath(os.path.realpath(config),
+                                   os.path.realpath(folder)):
+        return Path(config).absolute().as_posix()
     return Path(relative).as_posix()
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from graft_cases import BACKBONE, CHANNELS, FPN, NECKS, config, retinanet, wrapped
+from graft_cases import BACKBONE, FPN, NECKS, config, retinanet, wrapped
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 

@@ -90,6 +90,7 @@ def test_through_a_link_to_a_folder(tmp_path):
     out = tmp_path / 'link' / 'new.py'
     run(base, '--out', out, '--no-costs', '--no-proof')
     assert Config.fromfile(out).model.neck.type == 'FPT'
+    assert Config.fromfile(out.resolve()).model.neck.type == 'FPT'
 
 
 def test_options_of_the_command_line_are_written_too(tmp_path):
