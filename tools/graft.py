@@ -11,5 +11,4 @@ if __name__ == '__main__':
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f'graft failed: {error}')
     except KeyboardInterrupt:
-        sys.exit('graft interrupted: nothing was written; a sweep goes on with '
-                 '--resume')
+        sys.exit('graft interrupted; a sweep goes on with --resume')

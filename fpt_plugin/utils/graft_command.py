@@ -13,6 +13,7 @@ from .files import write_json
 from .graft import Options, Plan, plan
 from .graft_backbone import DEPTHS, convert_backbones
 from .graft_costs import Costs, costs
+from .graft_hosts import Unbuildable
 from .graft_neck import NECKS
 from .graft_proof import Proof, prove
 from .graft_sweep import LIBRARIES, Record, summary, sweep
@@ -173,6 +174,9 @@ def _graft(args: argparse.Namespace) -> Plan:
     console = Console()
     if args.out is not None:
         check_new(args.out, args.config, args.force)
+    if args.json is not None and Path(args.json).exists() and not args.force:
+        raise FileExistsError(f'{args.json} is there already; --force replaces '
+                              'it')
     converted = _converted_name(args)
     load_from = converted if args.backbone else args.checkpoint
     base = load_config(args.config)
@@ -192,9 +196,13 @@ def _graft(args: argparse.Namespace) -> Plan:
     if args.backbone:
         console.print('not compared: the layers of a LambdaResNet are new')
     elif not args.no_proof:
-        proof = prove(plain, made.cfg,
-                      None if weights is None else weights.state_dict,
-                      args.checkpoint or '')
+        try:
+            proof = prove(plain, made.cfg,
+                          None if weights is None else weights.state_dict,
+                          args.checkpoint or '')
+        except Unbuildable as error:
+            raise Unbuildable(f'{error}; --no-proof --no-costs write the '
+                              'config without running it') from error
         console.print(proof.table())
         _require_identical(proof)
     _write(args, text, made, weights, converted, console)

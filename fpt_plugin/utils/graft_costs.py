@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .benchmark import Case, median_and_spread, peak_in_fresh_process
 from .complexity import complexity, model_labels
 from .complexity_report import CONVENTION, Complexity
+from .counting import describe
 from .graft_weights import build_model
 from .host_models import data_samples, image_shape, unwrapped
 
@@ -130,6 +131,10 @@ def costs(plain: Config,
         shape: Height and width of the image; None: as complexity.py takes it.
         repeats: Turns, after one that does not count.
         memory: Whether peaks are measured, each in a process of its own.
+
+    Raises:
+        RuntimeError: A model does not build or run.
+        ValueError: The config does not say the size of its crops.
     """
     configs = dict(zip(MODELS, (plain, grafted)))
     models = {name: build_model(cfg) for name, cfg in configs.items()}
@@ -177,9 +182,14 @@ def _times(hosts: dict[str, nn.Module], shape: tuple[int, int],
     found = {name: defaultdict(list) for name in hosts}
     for turn in range(repeats + 1):
         for name, host in hosts.items():
-            parts = clocks[name].clocked(
-                lambda host=host, name=name: _forward(host, images[name],
-                                                      heads))
+            try:
+                parts = clocks[name].clocked(
+                    lambda host=host, name=name: _forward(
+                        host, images[name], heads))
+            except Exception as error:
+                raise RuntimeError(f'the {name} model does not run at '
+                                   f'{shape[0]}x{shape[1]}: '
+                                   f'{describe(error)}') from error
             for part, taken in parts.items() if turn else ():
                 found[name][part].append(taken)
     medians = {

@@ -46,7 +46,7 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def read_checkpoint(path: str | Path) -> Weights:
-    """Read a state dict, bare or nested, with its keys as they are.
+    """Read a state dict, bare or nested; ``module.`` is taken off its keys.
 
     Args:
         path: What torch.save wrote, or a ``.safetensors`` file. Only tensors
@@ -65,7 +65,10 @@ def read_checkpoint(path: str | Path) -> Weights:
             content = _load_safetensors(path)
         else:
             content = _load_torch(path, file)
-    return _find_state_dict(content, path)
+    weights = _find_state_dict(content, path)
+    if any(key.startswith('module.') for key in weights.state_dict):
+        weights.state_dict = _renamed(weights.state_dict, 'module.', path)
+    return weights
 
 
 def fetch_checkpoint(url: str) -> Weights:
@@ -155,7 +158,7 @@ def _is_state_dict(content: object) -> bool:
 
 def _strip(weights: Weights, path: Path) -> Weights:
     """Take off ``module.``, and ``backbone.`` where any key has it."""
-    state_dict = _renamed(weights.state_dict, 'module.', path)
+    state_dict = weights.state_dict
     if any(key.startswith('backbone.') for key in state_dict):
         weights.outside = [
             key for key in state_dict if not key.startswith('backbone.')
