@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,8 @@ from fpt_plugin.engine.hooks import TrainGraftOnly, grafted_modules
 from fpt_plugin.utils.graft import graft
 from fpt_plugin.utils.graft_command import main, parser
 from fpt_plugin.utils.graft_weights import build_model, randomise
+
+TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def rates(cfg: Config) -> dict[str, float]:
@@ -332,3 +338,30 @@ def test_a_graft_trains_from_the_plain_checkpoint(name, only, tree, tmp_path):
         gradients = {k for k, p in runner.model.named_parameters()
                      if p.requires_grad}
         assert gradients and all(map(is_new, gradients))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_graft_alone(tree, tmp_path):
+    """The models are wrapped before the hook stops gradients."""
+    plain_cfg = trained_for(one_stage(), tree, iterations=3)
+    plain_cfg.default_hooks = dict(checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, interval=3))
+    plain = build_model(plain_cfg)
+    randomise(plain)
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'old.pth')
+    main(parser().parse_args([
+        write(plain_cfg, tmp_path / 'plain.py'), '--out',
+        str(tmp_path / 'new.py'), '--checkpoint', str(tmp_path / 'old.pth'),
+        '--train-neck-only', '--no-costs', '--no-proof']))
+    result = subprocess.run(
+        ['bash', str(TOOLS / 'dist_train.sh'), str(tmp_path / 'new.py'), '2',
+         '--work-dir', str(tmp_path / 'run')],
+        capture_output=True, text=True, timeout=600,
+        env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1',
+             'PYTHONPATH': str(TOOLS.parent),
+             'PORT': str(20000 + os.getpid() % 10000)})
+    assert result.returncode == 0, result.stderr
+    new = torch.load(tmp_path / 'run' / 'iter_3.pth')['state_dict']
+    for key, value in plain.state_dict().items():
+        assert torch.equal(new[key.replace('neck.', 'neck.pyramid.')], value)
+    assert new['neck.fusions.0.out_conv.weight'].any()
