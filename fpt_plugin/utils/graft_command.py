@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from rich.console import Console
 
 from .complexity import positive_int
@@ -17,8 +18,14 @@ from .graft_hosts import Unbuildable
 from .graft_neck import NECKS
 from .graft_proof import Proof, prove
 from .graft_sweep import LIBRARIES, Record, summary, sweep
-from .graft_text import base_name, check_new, config_text, write_config
-from .graft_weights import build_model
+from .graft_text import (
+    base_name,
+    check_new,
+    check_text,
+    config_text,
+    write_config,
+)
+from .graft_weights import build_model, load_weights
 from .host_models import load_config
 from .weight_files import (
     Weights,
@@ -187,24 +194,16 @@ def _graft(args: argparse.Namespace) -> Plan:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = Path(args.out).parent if args.out else Path()
     text = config_text(base, made.cfg, base_name(args.config, folder))
+    if args.out is not None:
+        check_text(text, made.cfg, folder)
     weights = None
     if args.checkpoint and not (args.no_proof and not args.backbone):
         weights = _read(args.checkpoint)
-    if args.backbone and weights is not None:
-        weights = _convert(weights, made, args.checkpoint, console)
     proof = None
-    if args.backbone:
-        console.print('not compared: the layers of a LambdaResNet are new')
-    elif not args.no_proof:
-        try:
-            proof = prove(plain, made.cfg,
-                          None if weights is None else weights.state_dict,
-                          args.checkpoint or '')
-        except Unbuildable as error:
-            raise Unbuildable(f'{error}; --no-proof --no-costs write the '
-                              'config without running it') from error
-        console.print(proof.table())
-        _require_identical(proof)
+    if args.backbone and weights is not None:
+        weights = _convert(weights, plain, made, args.checkpoint, console)
+    if not args.no_proof:
+        proof = _proof(args, plain, made, weights, console)
     _write(args, text, made, weights, converted, console)
     spent = None
     if not args.no_costs:
@@ -213,6 +212,30 @@ def _graft(args: argparse.Namespace) -> Plan:
     if args.json is not None:
         write_json(args.json, _figures(args, made, proof, spent))
     return made
+
+
+def _proof(args: argparse.Namespace, plain: Config, made: Plan,
+           weights: Weights | None, console: Console) -> Proof | None:
+    options = _options(args, None)
+    if args.backbone:
+        console.print('The layers of a LambdaResNet are new: the model is not '
+                      'what it was.')
+        if not options.grafts_neck:
+            return None
+        console.print('FPT is compared with the same backbone without it.')
+        plain = plan(plain, replace(options, neck=None, levels=None,
+                                    key_strides=None, neck_options={},
+                                    lr_mult=None)).cfg
+    state_dict = None if weights is None else weights.state_dict
+    try:
+        proof = prove(plain, made.cfg,
+                      None if args.backbone else state_dict, args.checkpoint)
+    except Unbuildable as error:
+        raise Unbuildable(f'{error}; --no-proof --no-costs write the config '
+                          'without running it') from error
+    console.print(proof.table())
+    _require_identical(proof)
+    return proof
 
 
 def _require_identical(proof: Proof) -> None:
@@ -245,9 +268,10 @@ def _read(checkpoint: str) -> Weights:
     return read_checkpoint(checkpoint)
 
 
-def _convert(weights: Weights, made: Plan, source: str,
+def _convert(weights: Weights, plain: Config, made: Plan, source: str,
              console: Console) -> Weights:
-    """The checkpoint for the LambdaResNet, which must load."""
+    """The checkpoint for the LambdaResNet."""
+    load_weights(build_model(plain), weights.state_dict, source)
     backbone = None
     for host in made.hosts:
         node = made.cfg.model
@@ -257,11 +281,6 @@ def _convert(weights: Weights, made: Plan, source: str,
     state_dict, conversions = convert_backbones(weights.state_dict, backbone)
     model = build_model(made.cfg)
     result = model.load_state_dict(state_dict, strict=False)
-    foreign = [key for key in result.unexpected_keys
-               if not key.endswith('num_batches_tracked')]
-    if foreign:
-        raise ValueError(f'{source} is a checkpoint of another model: it has '
-                         f'{", ".join(foreign[:3])}')
     for prefix, conversion in conversions.items():
         old = [*conversion.sources.values(), *conversion.skipped]
         lines = [f'{prefix[:-1]}: kept {len(conversion.sources)} of {len(old)} '

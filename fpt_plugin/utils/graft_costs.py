@@ -22,7 +22,7 @@ from .counting import describe
 from .graft_weights import build_model
 from .host_models import data_samples, image_shape, unwrapped
 
-MODELS = ('plain', 'grafted')
+BOTH = ('plain', 'grafted')
 TOTAL = 'total'
 
 
@@ -49,7 +49,7 @@ class Costs:
     @property
     def time_ratio(self) -> float:
         """Forward time of the graft over that of the plain model."""
-        plain, grafted = (self.seconds[name][TOTAL] for name in MODELS)
+        plain, grafted = (self.seconds[name][TOTAL] for name in BOTH)
         return grafted / plain
 
     def to_dict(self) -> dict:
@@ -67,7 +67,7 @@ class Costs:
         height, width = self.shape
         caption = [CONVENTION, f'Time: {self.timed}, medians of turns.']
         if self.peak_bytes:
-            plain, grafted = (self.peak_bytes[name] for name in MODELS)
+            plain, grafted = (self.peak_bytes[name] for name in BOTH)
             caption.append(
                 f'Extra memory of a forward pass at its peak: {_mib(plain)} MiB '
                 f'and {_mib(grafted)} MiB ({grafted / max(plain, 1):.2f}x).')
@@ -97,7 +97,7 @@ class Costs:
             found = [p for p in c.parts if p.name == name]
             parts.append(c.total if name == TOTAL else
                          found[0] if found else None)
-        times = [self.seconds[model].get(name) for model in MODELS]
+        times = [self.seconds[model].get(name) for model in BOTH]
         plain, grafted = times
         ratio = f'{grafted / plain:.2f}x' if plain and grafted else ''
         return [
@@ -136,7 +136,7 @@ def costs(plain: Config,
         RuntimeError: A model does not build or run.
         ValueError: The config does not say the size of its crops.
     """
-    configs = dict(zip(MODELS, (plain, grafted)))
+    configs = dict(zip(BOTH, (plain, grafted)))
     models = {name: build_model(cfg) for name, cfg in configs.items()}
     shape = image_shape(unwrapped(models['plain']), plain, shape)
     counts = {name: complexity(model, shape) for name, model in models.items()}
@@ -152,7 +152,7 @@ def costs(plain: Config,
             heads=timed != NECK_ONLY,
             contents={name: _content(cfg) for name, cfg in configs.items()})
         peaks = {name: peak_in_fresh_process(case, name, backward=False)
-                 for name in MODELS}
+                 for name in BOTH}
     return Costs(shape, counts, seconds, peaks, timed)
 
 
@@ -267,7 +267,7 @@ class GraftCase(Case):
 
     def contestants(self) -> tuple[str, ...]:
         """The plain model first."""
-        return MODELS
+        return BOTH
 
     def prepare(self, contestant: str) -> Any:
         """The model and an image."""

@@ -22,6 +22,8 @@ _OWN = {
     if parameter.kind is not parameter.VAR_KEYWORD
 } - {'in_channels', 'out_channels', 'num_outs'}
 
+_DECIDED = ('in_channels', 'out_channels', 'num_outs', 'pyramid', 'num_levels')
+
 
 def neck_config(host: Host,
                 maps: Maps,
@@ -59,6 +61,10 @@ def neck_config(host: Host,
                 'one: take SelfTransformerNeck')
         neck = neck or 'SelfTransformerNeck'
     own = dict(options or {})
+    decided = sorted({'type', *_DECIDED} & set(own))
+    if decided:
+        raise ValueError(f'neck_options must be other arguments of FPT than '
+                         f'{decided}, which the graft decides')
     if key_strides is not None:
         own['key_strides'] = key_strides
     new = _combined(host, maps, neck or 'FPT', count, own)

@@ -204,7 +204,7 @@ def _outputs(host: nn.Module,
     """
     found: dict[str, list] = {}
     errors = []
-    with _recording(host, found):
+    with _Recording(host, found):
         for mode in ('predict', 'tensor'):
             found.clear()
             torch.manual_seed(0)
@@ -226,7 +226,7 @@ def _outputs(host: nn.Module,
     return found, errors
 
 
-class _recording:
+class _Recording:
     """Keep what the parts of a host return while it runs.
 
     ``forward`` itself is wrapped: heads of the hosts are called by it too.

@@ -64,8 +64,7 @@ def _same(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
-def config_text(old: Config, new: Config, base: str | None,
-                heading: str = '') -> str:
+def config_text(old: Config, new: Config, base: str | None) -> str:
     """The text of a config that gives ``new``.
 
     Args:
@@ -73,9 +72,8 @@ def config_text(old: Config, new: Config, base: str | None,
         new: The content.
         base: The base's name as the file must spell it; None writes all of
             ``new`` out.
-        heading: A comment for the first lines.
     """
-    lines = [f'# {line}'.rstrip() for line in heading.splitlines()]
+    lines = []
     content = _plain(new)
     if base is not None:
         lines.append(f'_base_ = {base!r}')
@@ -177,19 +175,28 @@ def write_config(text: str, new: Config, out: str | Path) -> None:
         OSError: It cannot be written.
         ValueError: Read again it gives another config; nothing is written.
     """
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_text(text, new, Path(out).parent)
+    with replacing(out) as temporary:
+        temporary.write_text(text)
+
+
+def check_text(text: str, new: Config, folder: str | Path) -> None:
+    """Require a config's text, in a folder, to give another config.
+
+    Raises:
+        OSError: Nothing can be written there.
+        ValueError: They differ, and where.
+    """
     # In the folder itself, because the base is named as seen from there.
+    Path(folder).mkdir(parents=True, exist_ok=True)
     trial = tempfile.NamedTemporaryFile(
-        mode='w', dir=out.parent, prefix='.graft_', suffix='.py', delete=False)
+        mode='w', dir=folder, prefix='.graft_', suffix='.py', delete=False)
     try:
         with trial:
             trial.write(text)
         check_gives(Config.fromfile(trial.name), new)
     finally:
         Path(trial.name).unlink()
-    with replacing(out) as temporary:
-        temporary.write_text(text)
 
 
 def check_gives(read: Config, new: Config) -> None:

@@ -219,6 +219,7 @@ def test_levels_of_maps_of_one_size():
     (dict(levels='2'), TypeError, ['levels', "'2'"]),
     (dict(key_strides=[2, 1]), ValueError, ['key_strides', '(2, 1)']),
     (dict(neck_options=dict(embed=3)), TypeError, ['embed']),
+    (dict(neck_options=dict(pyramid=None)), ValueError, ['pyramid']),
     (dict(backbone='lambda-resnet51'), ValueError, ['lambda-resnet50',
                                                     'lambda-resnet51']),
     (dict(backbone='lambda-resnet50', lambda_plugins=True), ValueError,

@@ -206,6 +206,18 @@ def test_a_checkpoint_without_a_resnet(trained, tmp_path):
         trained[0], '--backbone', 'lambda-resnet50', '--checkpoint',
         str(tmp_path / 'other.pth'), '--write-checkpoint', '--out',
         str(tmp_path / 'new.py'), '--no-costs'])
-    with pytest.raises(ValueError, match='no ResNet'):
+    with pytest.raises(ValueError, match='of another model'):
         main(args)
     assert os.listdir(tmp_path) == ['other.pth']
+    with pytest.raises(ValueError, match='no ResNet'):
+        convert_backbones({'bbox_head.x': torch.zeros(1)}, dict())
+
+
+def test_fpt_on_top_is_compared(trained, tmp_path, capsys):
+    main(parser().parse_args([
+        trained[0], '--backbone', 'lambda-resnet50', '--neck', 'FPT', '--out',
+        str(tmp_path / 'new.py'), '--no-costs']))
+    assert 'predictions' in capsys.readouterr().out
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.model.backbone.type == 'LambdaResNet'
+    assert cfg.model.neck.type == 'FPT' and 'load_from' not in cfg
