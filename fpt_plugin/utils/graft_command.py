@@ -239,6 +239,10 @@ def _proof(args: argparse.Namespace, plain: Config, made: Plan,
 
 
 def _require_identical(proof: Proof) -> None:
+    if proof.identical and proof.effective is False:
+        raise ValueError('no head reads the maps that the graft transforms, so '
+                         'nothing was written: take other --levels, or a neck '
+                         'whose maps heads read')
     if proof.identical:
         return
     different = [c.what for c in proof.comparisons if not c.equal]

@@ -99,6 +99,7 @@ def _levels(host: Host, maps: Maps, levels: int | None) -> int:
         count = maps.told_levels
     else:
         count = maps.usual_levels
+    one = ', or levels=1' if host.has_neck else ''
     where = f'the {part} of {host.name} ({type_name(host.cfg[part])})'
     channels = [shape[1] for shape in outputs[:count]]
     if len(set(channels)) > 1:
@@ -106,14 +107,14 @@ def _levels(host: Host, maps: Maps, levels: int | None) -> int:
             f'{where} returns maps of {channels} channels, and a transformer '
             'compares maps of equal channels; needed is a neck that brings '
             'them to one number, such as FPN or ChannelMapper, with a head '
-            'that takes it, or levels=1')
+            f'that takes it{one}')
     sizes = [shape[2:] for shape in outputs[:count]]
     for fine, coarse in zip(sizes, sizes[1:]):
         if coarse[0] > fine[0] or coarse[1] > fine[1]:
             raise Refusal(
                 f'{where} returns maps from coarse to fine, of sizes {sizes}; '
                 'FPT wants them from fine to coarse, so needed is a neck that '
-                'orders them so, with heads that know it, or levels=1')
+                f'orders them so, with heads that know it{one}')
     return count
 
 

@@ -18,6 +18,7 @@ from .graft_weights import (
     build_model,
     calibrate,
     load_weights,
+    nudge,
     randomise,
     share_weights,
 )
@@ -57,11 +58,14 @@ class Proof:
         shape: Height and width of the images.
         comparisons: Output by output.
         notes: What could not be compared, and why.
+        effective: Whether the outputs of heads change as soon as the graft
+            does; None where no head ran.
     """
 
     shape: tuple[int, int]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
+    effective: bool | None = None
 
     @property
     def identical(self) -> bool:
@@ -152,6 +156,7 @@ def compare(before: nn.Module,
     share_weights(before, after)
     twins = dict(_hosts(after))
     comparisons, shape = [], sizes[0]
+    runs = {}
     for name, host in hosts.items():
         prefix = f'{name}.' if name else ''
         shape, outputs, errors = _first_whole(host, sizes)
@@ -162,7 +167,25 @@ def compare(before: nn.Module,
                                f'runs: {failed[0]}')
         notes += [f'not compared: {prefix}{error}' for error in errors]
         comparisons += _compare(outputs, new, prefix)
-    return Proof(shape, tuple(comparisons), tuple(dict.fromkeys(notes)))
+        runs[name] = (images, new)
+    return Proof(shape, tuple(comparisons), tuple(dict.fromkeys(notes)),
+                 _takes_effect(after, twins, runs))
+
+
+def _takes_effect(after: nn.Module, twins: Mapping[str, nn.Module],
+                  runs: Mapping[str, tuple[Tensor, dict]]) -> bool | None:
+    """Move what starts at zero, and see whether heads notice.
+
+    They do not where none reads the maps that are transformed.
+    """
+    nudge(after)
+    changes = []
+    for name, (images, old) in runs.items():
+        new, failed = _outputs(twins[name], images)
+        heads = [c for c in _compare(old, new, '') if c.what != 'neck']
+        if not failed and heads:
+            changes.append(any(not c.equal for c in heads))
+    return any(changes) if changes else None
 
 
 def _hosts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -154,8 +154,11 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
         different = [c.what for c in proof.comparisons if not c.equal]
         return record(DIFFERENT if different else FAILED,
                       ', '.join(different) or 'nothing could differ')
-    return record(IDENTICAL,
-                  'neck and heads' if proof.heads_compared else 'neck alone')
+    if proof.effective is False:
+        return record(REFUSED, 'no head reads the maps that are transformed')
+    compared = 'neck and heads' if proof.heads_compared else 'neck alone'
+    return record(IDENTICAL, compared + (
+        ', which read the graft' if proof.effective else ''))
 
 
 def _generic(error: Exception, folder: Path) -> str:

@@ -159,6 +159,16 @@ def share_weights(plain: nn.Module, grafted: nn.Module) -> None:
                          f'the graft: {some}')
 
 
+@torch.no_grad()
+def nudge(grafted: nn.Module, size: float = 0.1, seed: int = 0) -> None:
+    """Move what a graft starts at zero, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in grafted_modules(grafted)[0]:
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.uniform_(-size, size, generator=generator)
+
+
 def load_weights(plain: nn.Module, state_dict: Mapping[str, Tensor],
                  source: str) -> list[str]:
     """Load a checkpoint into the model that it was made of.

@@ -51,6 +51,20 @@ def test_a_head_that_is_another_one(pair):
     assert found['neck'].equal and not found['bbox_head'].equal
 
 
+def test_a_graft_that_no_head_reads(pair):
+    """It is identical for good, and learns nothing."""
+    assert compare(*pair).effective is True
+    cfg = retinanet(FPN)
+    cfg.model.bbox_head.anchor_generator.strides = [32, 64]
+    new = graft(cfg, levels=2)
+    models = build_model(cfg), build_model(new)
+    for model in models:
+        extract = model.extract_feat
+        model.extract_feat = lambda x, extract=extract: extract(x)[-2:]
+    proof = compare(*models)
+    assert proof.identical and proof.effective is False
+
+
 def test_concatenation_does_not_start_as_the_pyramid():
     cfg = retinanet(FPN)
     new = graft(cfg, neck_options=dict(fusion='concat'))
@@ -193,4 +207,5 @@ def test_a_head_that_does_not_run_is_said():
     cfg.model.bbox_head.type = 'HeadInTrainingAlone'
     proof = prove(cfg, graft(cfg))
     assert proof.identical and not proof.heads_compared
+    assert proof.effective is None
     assert 'no outputs in testing' in ' '.join(proof.notes)

@@ -45,7 +45,7 @@ def test_shipped_configs(library, name):
     record = try_config(config_folder(library), name, {})
     assert record.status == SHIPPED[library, name], record.reason
     if record.status == IDENTICAL:
-        assert record.reason == 'neck and heads'
+        assert record.reason == 'neck and heads, which read the graft'
 
 
 @pytest.fixture
