@@ -159,10 +159,15 @@ def _graft_necks(new: Config, found: list[Host],
         hosts.append(host)
         was = type_name(host.cfg['neck']) if host.has_neck else 'no neck'
         notes.append(f'{host.name}.neck: {was} -> {_described(neck)}')
+    _require_one(hosts, errors)
+    return hosts, notes
+
+
+def _require_one(hosts: list[Host], errors: list[Exception]) -> None:
+    """Raise what was wrong with all of them."""
     if not hosts:
         raise errors[0] if len(errors) == 1 else type(errors[0])(
             '; '.join(map(str, errors)))
-    return hosts, notes
 
 
 def _described(neck: Mapping | list) -> str:
@@ -180,7 +185,7 @@ def _graft_backbones(new: Config, found: list[Host],
         try:
             backbone = replace_backbone(host, options.backbone) \
                 if options.backbone else add_lambda_plugins(host)
-        except Refusal as error:
+        except (Refusal, Unbuildable) as error:
             errors.append(error)
             notes.append(f'left alone: {error}')
             continue
@@ -191,8 +196,7 @@ def _graft_backbones(new: Config, found: list[Host],
         hosts.append(host)
         notes.append(f'{host.name}.backbone: {type_name(host.cfg["backbone"])} '
                      f'-> {options.backbone or "with lambda layers"}')
-    if not hosts:
-        raise Refusal('; '.join(map(str, errors)))
+    _require_one(hosts, errors)
     return hosts, notes
 
 

@@ -6,14 +6,13 @@ import inspect
 import re
 from collections.abc import Mapping
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..backbones import LambdaResNet
 from ..necks.hosted import lookup
 from .counting import describe
-from .graft_hosts import Host, Refusal, type_name
+from .graft_hosts import Host, Refusal, Unbuildable, probe, type_name
 from .weight_files import Weights
 from .weight_maps import Conversion
 from .weight_nets import RESNET_DEPTHS
@@ -90,6 +89,7 @@ def add_lambda_plugins(host: Host) -> dict:
 
     Raises:
         Refusal: It has no place for them.
+        Unbuildable: It does not build or run.
     """
     old = host.cfg['backbone']
     kind = type_name(old)
@@ -113,13 +113,18 @@ def add_lambda_plugins(host: Host) -> dict:
             *(old.get('plugins') or ()),
             dict(cfg=dict(_PLUGIN), stages=stages, position='after_conv2')
         ])
+    # Alone: what the neck makes of it does not matter here.
+    plain, grafted = (
+        Host(host.path, dict(host.cfg, backbone=backbone, neck=None),
+             host.scope) for backbone in (old, new))
+    before = probe(plain)
     try:
-        with MODELS.switch_scope_and_registry(host.scope) as registry, \
-                torch.device('meta'):
-            registry.build(dict(new, plugins=[dict(p) for p in new['plugins']]))
-    except (AssertionError, TypeError, ValueError) as error:
+        after = probe(grafted)
+    except Unbuildable as error:
         raise Refusal(f'{kind} in {host.name} does not take lambda layers as '
-                      f'plugins: {describe(error)}') from error
+                      f'plugins: {describe(error.__cause__)}') from error
+    if after.outputs != before.outputs:
+        raise Refusal(f'{kind} in {host.name} makes other maps with plugins')
     return new
 
 

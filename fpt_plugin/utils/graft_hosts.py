@@ -183,7 +183,16 @@ def _told(host: Host, neck: nn.Module | None) -> Maps | None:
 
 def _build(host: Host, part: str) -> nn.Module:
     with MODELS.switch_scope_and_registry(host.scope) as registry:
-        return registry.build(host.cfg[part])
+        return registry.build(copied(host.cfg[part]))
+
+
+def copied(cfg: object) -> object:
+    """A copy of nested configs: constructors take keys out of some."""
+    if isinstance(cfg, Mapping):
+        return type(cfg)({key: copied(value) for key, value in cfg.items()})
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(map(copied, cfg))
+    return cfg
 
 
 def _check_training(host: Host, backbone: nn.Module, side: int, device: str,

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from ..layers.checks import check_positive_int
 from ..necks import FPT
 from ..necks.hosted import lookup
-from .graft_hosts import Host, Maps, Refusal, type_name
+from .graft_hosts import Host, Maps, Refusal, copied, type_name
 
 NECKS = ('FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
          'RenderingTransformerNeck')
@@ -157,18 +157,9 @@ def _check_builds(host: Host, neck: dict | list) -> None:
     with MODELS.switch_scope_and_registry(host.scope) as registry:
         try:
             with torch.device('meta'):
-                registry.build(_copied(neck))
+                registry.build(copied(neck))
         except (NotImplementedError, RuntimeError):  # it computes with data
-            registry.build(_copied(neck))
-
-
-def _copied(cfg: object) -> object:
-    """A copy of nested configs; building takes keys out of some."""
-    if isinstance(cfg, Mapping):
-        return type(cfg)({key: _copied(value) for key, value in cfg.items()})
-    if isinstance(cfg, (list, tuple)):
-        return type(cfg)(map(_copied, cfg))
-    return cfg
+            registry.build(copied(neck))
 
 
 def takes_neck(host: Host) -> bool:

@@ -84,7 +84,22 @@ def test_plugins_that_are_there_stay():
     assert prove(cfg, new).identical
 
 
+def test_what_constructors_take_out_of_configs_stays():
+    """mmdet's blocks take fallback_on_stride out of dcn."""
+    cfg = detector(
+        dict(BOTTLENECKS, stage_with_dcn=(False, False, False, True),
+             dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False)),
+        WIDE)
+    before = copy.deepcopy(cfg.to_dict())
+    new = graft(cfg, 'FPT', lambda_plugins=True)
+    assert cfg.to_dict() == before
+    assert new.model.backbone.dcn == cfg.model.backbone.dcn
+    assert prove(cfg, new).identical
+
+
 @pytest.mark.parametrize('backbone, words', [
+    (dict(type='Res2Net', depth=50, base_channels=8, stem_channels=8,
+          base_width=26, scales=4), ['Res2Net', 'plugins', 'in_channels']),
     (dict(type='ResNet', depth=18), ['bottleneck', '18']),
     (dict(type='HourglassNet'), ['plugins', 'HourglassNet']),
     (dict(BOTTLENECKS, num_stages=2), ['2 stages']),

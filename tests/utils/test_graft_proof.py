@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graft_cases import FPN, NECKS, config, retinanet
+from graft_cases import FPN, NECKS, config, retinanet, wrapped
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -138,6 +138,20 @@ def test_a_checkpoint_of_the_plain_model_is_taken():
     assert proof.identical
     assert torch.equal(after.neck.pyramid.fpn_convs[0].conv.weight,
                        trained.neck.fpn_convs[0].conv.weight)
+
+
+def test_a_detector_s_checkpoint_for_its_wrapper():
+    """As the wrapper itself reads it: for student and teacher."""
+    cfg = retinanet(FPN)
+    trained = build_model(cfg)
+    randomise(trained, seed=5)
+    plain, new = wrapped(cfg), graft(wrapped(cfg))
+    after = build_model(new)
+    proof = compare(build_model(plain), after, trained.state_dict())
+    assert proof.identical and proof.effective
+    for part in (after.student, after.teacher):
+        assert torch.equal(part.neck.pyramid.fpn_convs[0].conv.weight,
+                           trained.neck.fpn_convs[0].conv.weight)
 
 
 def test_keys_beside_the_model_are_named():
