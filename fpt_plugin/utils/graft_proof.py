@@ -206,13 +206,14 @@ def _first_whole(
     host: nn.Module, sizes: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], dict[str, list], list[str]]:
     """The first size at which all of a plain model runs, else its neck."""
-    best = None
+    best, before = None, None
     for shape in sizes:
         outputs, errors = _outputs(host, _images(host, shape))
         if 'neck' in outputs and (best is None or not errors):
             best = (shape, outputs, errors)
-        if not errors:
+        if not errors or errors == before:  # which no size will mend
             break
+        before = errors
     if best is None:
         raise Unbuildable(f'the plain model does not run: {errors[0]}')
     return best
