@@ -129,8 +129,8 @@ def probe(host: Host) -> Maps:
     for device in devices:
         try:
             with torch.device(device):
-                backbone = _build(host, 'backbone')
-                neck = _build(host, 'neck') if host.has_neck else None
+                backbone = build_part(host, 'backbone')
+                neck = build_part(host, 'neck') if host.has_neck else None
             for module in (backbone, neck):
                 if module is not None:
                     module.eval()  # which may return None
@@ -138,7 +138,7 @@ def probe(host: Host) -> Maps:
         except Exception as error:
             errors.append(error)
             continue
-        for side in _SIDES[device]:
+        for side in (*_SIDES[device], *_own_sides(host)):
             try:
                 inputs, outputs = _run(host, backbone, neck, side, device)
             except Exception as error:
@@ -156,6 +156,15 @@ def probe(host: Host) -> Maps:
     raise Unbuildable(
         f'backbone and neck of {host.name} do not run by themselves, so what '
         f'the neck returns is unknown: {describe(errors[-1])}') from errors[-1]
+
+
+def _own_sides(host: Host) -> list[int]:
+    """Sides of the images that a host is made for; some run on no others."""
+    preprocessor = host.cfg.get('data_preprocessor') or {}
+    sizes = (host.cfg['backbone'].get('img_size'), preprocessor.get('size'))
+    sides = [size[0] if isinstance(size, (list, tuple)) and size else size
+             for size in sizes]
+    return [side for side in sides if isinstance(side, int) and side > 0]
 
 
 def _told_levels(neck: nn.Module | None) -> int | None:
@@ -181,7 +190,8 @@ def _told(host: Host, neck: nn.Module | None) -> Maps | None:
     return Maps(shapes(inputs), shapes([channels] * count), levels)
 
 
-def _build(host: Host, part: str) -> nn.Module:
+def build_part(host: Host, part: str) -> nn.Module:
+    """Build the backbone or the neck of a host."""
     with MODELS.switch_scope_and_registry(host.scope) as registry:
         return registry.build(copied(host.cfg[part]))
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from .counting import describe
-from .graft_hosts import Unbuildable
+from .graft_hosts import Host, Unbuildable, build_part
 from .graft_weights import (
     build_model,
     calibrate,
@@ -130,6 +130,39 @@ def prove(plain: Config,
     return compare(before, after, state_dict, source, sizes)
 
 
+class _Parts(nn.Module):
+    """Backbone and neck of a host, whose heads do not build."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.backbone = build_part(host, 'backbone')
+        self.neck = build_part(host, 'neck') if host.has_neck else None
+
+    def extract_feat(self, images: Tensor) -> object:
+        maps = self.backbone(images)
+        return maps if self.neck is None else self.neck(maps)
+
+    def forward(self, *args, **kwargs) -> None:
+        raise NotImplementedError('the heads do not build')
+
+
+def prove_parts(before: Host,
+                after: Host,
+                sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
+    """As :func:`prove`, of backbone and neck alone, where heads do not build.
+
+    Raises:
+        RuntimeError: They do not build or run either.
+        ValueError: The weights do not all load into the graft.
+    """
+    try:
+        return compare(_Parts(before), _Parts(after), sizes=sizes)
+    except (RuntimeError, ValueError):
+        raise
+    except Exception as error:  # code of the hosts and of anyone
+        raise Unbuildable(describe(error)) from error
+
+
 def compare(before: nn.Module,
             after: nn.Module,
             state_dict: Mapping[str, Tensor] | None = None,
@@ -162,7 +195,7 @@ def compare(before: nn.Module,
         shape, outputs, errors = _first_whole(host, sizes)
         images = _images(host, shape)
         new, failed = _outputs(twins[name], images)
-        if failed and not errors:
+        if failed and (not errors or 'neck' not in new):
             raise RuntimeError('the grafted model fails where the plain one '
                                f'runs: {failed[0]}')
         notes += [f'not compared: {prefix}{error}' for error in errors]
@@ -207,6 +240,9 @@ def _first_whole(
 ) -> tuple[tuple[int, int], dict[str, list], list[str]]:
     """The first size at which all of a plain model runs, else its neck."""
     best, before = None, None
+    own = getattr(getattr(host, 'data_preprocessor', None), 'size', None)
+    if isinstance(own, (list, tuple)) and len(own) == 2:
+        sizes = (*sizes, tuple(own))  # some backbones take no other
     for shape in sizes:
         outputs, errors = _outputs(host, _images(host, shape))
         if 'neck' in outputs and (best is None or not errors):

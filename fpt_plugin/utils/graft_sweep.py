@@ -28,9 +28,9 @@ from rich.progress import (
 from rich.table import Table
 
 from .counting import describe
-from .graft import Options, plan
+from .graft import Options, Plan, plan
 from .graft_hosts import Refusal, Unbuildable, find_hosts, type_name
-from .graft_proof import prove
+from .graft_proof import prove, prove_parts
 from .graft_text import check_gives, config_text
 from .graft_weights import zeros_for_random
 from .host_models import load_config
@@ -126,7 +126,11 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
     try:
         cfg = load_config(folder / name)
     except ValueError as error:
-        return record(REFUSED, _generic(error, folder))
+        return record(REFUSED, str(error).partition(', got')[0])
+    except FileNotFoundError as error:
+        missing = str(error.filename or error)
+        return record(UNBUILDABLE, 'a file is missing: '
+                      f'{missing.replace(f"{folder}/", "")}')
     # What configs of anyone do when they are read: a package is missing.
     except Exception as error:
         return record(UNBUILDABLE, describe(error))
@@ -136,6 +140,7 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
         before = known[model]
         return Record(name, before.status, neck, before.reason, model, 0.)
     _lighten(cfg.model)
+    made = None
     try:
         with zeros_for_random():
             made = plan(cfg, options)
@@ -147,7 +152,7 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
     except Refusal as error:
         return record(REFUSED, str(error))
     except Unbuildable as error:
-        return record(UNBUILDABLE, str(error))
+        return record(UNBUILDABLE, str(error) + _parts_of(cfg, made))
     except Exception as error:  # whatever it is, it is a failure of the graft
         return record(FAILED, describe(error))
     if not proof.identical:
@@ -156,13 +161,31 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
                       ', '.join(different) or 'nothing could differ')
     if proof.effective is False:
         return record(REFUSED, 'no head reads the maps that are transformed')
-    compared = 'neck and heads' if proof.heads_compared else 'neck alone'
-    return record(IDENTICAL, compared + (
+    if not proof.heads_compared:
+        return record(IDENTICAL, f'neck alone; {"; ".join(proof.notes)}')
+    return record(IDENTICAL, 'neck and heads' + (
         ', which read the graft' if proof.effective else ''))
 
 
-def _generic(error: Exception, folder: Path) -> str:
-    return str(error).partition(str(folder))[0].rstrip()
+def _parts_of(cfg: Config, made: Plan | None) -> str:
+    """What can be said of backbone and neck where the heads do not build."""
+    if made is None:
+        return ''
+    new = {host.path: host for host in find_hosts(made.cfg.model,
+                                                  cfg.default_scope)}
+    grafted = {host.path for host in made.hosts}
+    found = []
+    for host in find_hosts(cfg.model, cfg.default_scope):
+        if host.path not in grafted:
+            continue
+        try:
+            with zeros_for_random():
+                proof = prove_parts(host, new[host.path], _SIZES)
+        except (RuntimeError, ValueError) as error:
+            return f'; nor does its neck run alone: {describe(error)}'
+        found.append(proof.identical)
+    return ('; backbone and neck alone are identical'
+            if found and all(found) else '; its neck alone is DIFFERENT')
 
 
 def _neck_of(cfg: Config) -> str:

@@ -209,6 +209,31 @@ def test_levels_of_maps_of_one_size():
     assert maps.usual_levels == 2
 
 
+def test_a_backbone_that_runs_at_one_size():
+    """Such as BEiT, whose images have the size of its position bias."""
+
+    @MODELS.register_module(force=True)
+    class OneSize(torch.nn.Module):
+
+        def __init__(self, img_size):
+            super().__init__()
+            self.img_size = img_size
+            self.conv = torch.nn.Conv2d(3, 16, 8, 8)
+
+        def forward(self, x):
+            if x.shape[2:] != self.img_size:
+                raise RuntimeError('images of another size')
+            return (self.conv(x), )
+
+    model = retinanet(None).model.to_dict()
+    model['backbone'] = dict(type='OneSize', img_size=(72, 72))
+    model['bbox_head']['anchor_generator']['strides'] = [8]
+    cfg = config(model)
+    new = graft(cfg)
+    assert neck_of(new)['type'] == 'SelfTransformerNeck'
+    assert prove(cfg, new, sizes=((64, 64), (72, 72))).identical
+
+
 # ------------------------------------------------------------------ bad input
 
 

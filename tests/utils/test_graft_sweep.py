@@ -91,6 +91,8 @@ def test_every_config_is_counted(folder, tmp_path):
     with pytest.raises(FileExistsError, match='--resume'):
         sweep('mmdet', out, console=console)
 
+    assert records[4].reason.endswith('backbone and neck alone are identical')
+
     printed = Console(width=160, record=True, quiet=False, file=open(
         tmp_path / 'table.txt', 'w'))
     printed.print(summary('mmdet', records))
@@ -129,6 +131,8 @@ def test_differences_and_failures_are_found(folder, monkeypatch):
         ResidualFusion, 'forward', lambda self, x, branches: x + 1e-6)
     record = try_config(folder, 'b.py', {})
     assert record.status == DIFFERENT and 'neck' in record.reason
+    record = try_config(folder, 'd.py', {})
+    assert record.status == UNBUILDABLE and 'DIFFERENT' in record.reason
 
     def broken(self, x, branches):
         raise RuntimeError('broken by a test')
@@ -136,6 +140,8 @@ def test_differences_and_failures_are_found(folder, monkeypatch):
     monkeypatch.setattr(ResidualFusion, 'forward', broken)
     record = try_config(folder, 'b.py', {})
     assert record.status == FAILED and 'broken by a test' in record.reason
+    record = try_config(folder, 'd.py', {})
+    assert 'nor does its neck run alone' in record.reason
 
 
 def test_the_command(folder, tmp_path, capsys):
