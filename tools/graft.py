@@ -8,7 +8,8 @@ from fpt_plugin.utils.graft_command import main, parser
 if __name__ == '__main__':
     try:
         main(parser().parse_args())
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, KeyError, OSError, RuntimeError, SyntaxError, TypeError,
+            ValueError) as error:
         sys.exit(f'graft failed: {error}')
     except KeyboardInterrupt:
         sys.exit('graft interrupted; a sweep goes on with --resume')
