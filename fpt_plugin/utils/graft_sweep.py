@@ -7,6 +7,7 @@ is built once, and counted for each of its configs.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -266,6 +267,7 @@ def sweep(library: str,
             if record is None:
                 record = try_config(folder, name, known, options)
                 lines.write(record)
+                gc.collect()  # models hold on to themselves
             if record.model:
                 known.setdefault(record.model, record)
             records.append(record)
