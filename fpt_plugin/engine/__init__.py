@@ -1,5 +1,6 @@
 """What training adds to the hosts' runner."""
 
 from .label_check import SegLabelCheckHook
+from .train_graft_only import TrainGraftOnlyHook
 
-__all__ = ['SegLabelCheckHook']
+__all__ = ['SegLabelCheckHook', 'TrainGraftOnlyHook']

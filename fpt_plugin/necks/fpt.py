@@ -190,16 +190,17 @@ class FPT(BaseModule):
             return build_hosted(pyramid)
         if isinstance(self.in_channels, tuple):
             self.in_channels = list(self.in_channels)  # FPN asserts a list
-        args = dict(
-            in_channels=self.in_channels, out_channels=self.out_channels)
-        if self.num_outs is not None:
-            args['num_outs'] = self.num_outs
-        args.update(outer)
+        args = dict(outer)
         args.update(pyramid)
-        self.in_channels = args['in_channels']
-        self.out_channels = args['out_channels']
+        if self.num_outs is not None:
+            args.setdefault('num_outs', self.num_outs)
+        # Some necks know other names for their channels.
+        offered = dict(
+            in_channels=self.in_channels, out_channels=self.out_channels)
+        self.in_channels = args.get('in_channels', self.in_channels)
+        self.out_channels = args.get('out_channels', self.out_channels)
         self.num_outs = args.get('num_outs')
-        return build_hosted(args)
+        return build_hosted(args, offered)
 
     def _resolve_num_levels(self, num_levels: int | None) -> int:
         if num_levels is None:

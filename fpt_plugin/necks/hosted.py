@@ -19,11 +19,16 @@ from ..layers.checks import check_map
 HOST_SCOPES = ('mmdet', 'mmseg')
 
 
-def build_hosted(cfg: dict | list) -> nn.Module:
+def build_hosted(cfg: dict | list, offered: dict | None = None) -> nn.Module:
     """Build a neck, or a list of necks as a Sequential, in the active scope.
 
     Where no scope is active, or the active one does not know the name, mmdet
     and then mmseg are tried.
+
+    Args:
+        cfg: Config of the neck, or a list of such.
+        offered: Arguments that a single neck gets where it takes them and
+            ``cfg`` does not set them.
 
     Raises:
         TypeError: ``cfg`` is not a dict or a list of dicts with a type, or
@@ -42,6 +47,9 @@ def build_hosted(cfg: dict | list) -> nn.Module:
         cls = lookup(registry, cfg['type'])
         if cls is None:
             raise KeyError(_unknown_type(cfg['type'], registry.scope))
+        refused = unknown_arguments(cls, offered or {})
+        cfg.update((k, v) for k, v in (offered or {}).items()
+                   if k not in cfg and k not in refused)
         args = {k: v for k, v in cfg.items() if k != 'type'}
         _check_arguments(cls, args)
         try:

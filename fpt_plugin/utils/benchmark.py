@@ -128,7 +128,7 @@ def measure(cases: Sequence[Case],
         for name in running if memory else ():
             found.setdefault(name, {})
             for kind in case.passes:
-                found[name][f'{kind}_bytes'] = _peak_in_fresh_process(
+                found[name][f'{kind}_bytes'] = peak_in_fresh_process(
                     case, name, kind == 'both')
                 progress.advance(task)
         records.append(record)
@@ -150,14 +150,18 @@ def _times(case: Case, names: list[str], repeats: int,
     errors = case.errors(states)
     return {
         name: {
-            **{kind: _summary(seconds[name][kind]) for kind in case.passes},
+            **{
+                kind: median_and_spread(seconds[name][kind])
+                for kind in case.passes
+            },
             **({'error': errors[name]} if name in errors else {})
         }
         for name in names
     }
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def median_and_spread(seconds: list[float]) -> dict[str, float]:
+    """Median and interquartile range."""
     low, median, high = np.percentile(seconds, (25, 50, 75))
     return dict(median=float(median), spread=float(high - low))
 
@@ -186,7 +190,8 @@ def _pass(case: Case, name: str, state: Any, backward: bool) -> None:
         torch.autograd.backward(outs, [torch.ones_like(x) for x in outs])
 
 
-def _peak_in_fresh_process(case: Case, name: str, backward: bool) -> int:
+def peak_in_fresh_process(case: Case, name: str, backward: bool) -> int:
+    """Bytes by which a pass exceeds what is there before it."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, case, name, backward,

@@ -99,7 +99,7 @@ def complexity(config: str | Path | Config | nn.Module,
     def run(twin: nn.Module, make: Callable[..., Tensor]) -> list[str]:
         return run_model(twin, make(images))
 
-    return _result(Measurement(model, _model_labels, run), (images, ), notes)
+    return _result(Measurement(model, model_labels, run), (images, ), notes)
 
 
 def neck_complexity(neck: nn.Module,
@@ -140,15 +140,15 @@ def neck_complexity(neck: nn.Module,
         attempt(twin, tuple(make(shape).requires_grad_() for shape in inputs))
         return attempt.errors
 
-    return _result(Measurement(neck, _neck_labels, run), inputs, [])
+    return _result(Measurement(neck, neck_labels, run), inputs, [])
 
 
-def _model_labels(model: nn.Module) -> dict[nn.Module, Label]:
+def model_labels(model: nn.Module) -> dict[nn.Module, Label]:
     """Each child of a model is a part; so is each head of a RoI head."""
     labels: dict[nn.Module, Label] = {}
     for name, child in model.named_children():
         if name == 'neck':
-            labels.update(_neck_labels(child))
+            labels.update(neck_labels(child))
             continue
         labels[child] = Label(name)
         if name == 'roi_head':
@@ -160,7 +160,7 @@ def _model_labels(model: nn.Module) -> dict[nn.Module, Label]:
     return labels
 
 
-def _neck_labels(neck: nn.Module) -> dict[nn.Module, Label]:
+def neck_labels(neck: nn.Module) -> dict[nn.Module, Label]:
     """The pyramid and, wherever it is in the neck, FPT with its branches."""
     labels = {neck: Label('pyramid')}
     for fpt in neck.modules():
@@ -211,13 +211,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--shape',
         nargs=2,
-        type=_positive_int,
+        type=positive_int,
         metavar=('H', 'W'),
         help='height and width of the images (default: 800 1344 for a '
         'detector, the size of the crops for a segmentor)')
     parser.add_argument(
         '--batch',
-        type=_positive_int,
+        type=positive_int,
         default=1,
         help='number of images (default: 1)')
     parser.add_argument(
@@ -233,7 +233,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
+    """The type of a flag that is a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(
             f'expected a whole number of at least 1, got {text!r}')

@@ -123,7 +123,7 @@ class Meter:
     @contextmanager
     def _intercepting(self) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(_meta_autocast())
+            stack.enter_context(meta_autocast())
             stack.enter_context(_plain_multihead_attention())
             stack.enter_context(_replaced(self._substitutes()))
             yield
@@ -250,7 +250,7 @@ def _replaced(pairs: list[tuple[Callable, Callable]]) -> Iterator[None]:
 
 
 @contextmanager
-def _meta_autocast() -> Iterator[None]:
+def meta_autocast() -> Iterator[None]:
     """Let ``torch.autocast(x.device.type)`` take tensors without data."""
     original = torch.autocast.__init__
 

@@ -27,17 +27,14 @@ DETECTION_SHAPE = (800, 1344)
 _WRAPPED = ('module', 'student', 'detector')
 
 
-def load_model(config: str | Path | Config,
-               cfg_options: dict | None = None) -> tuple[nn.Module, Config]:
-    """Build the model of a config; nothing is downloaded.
+def load_config(config: str | Path | Config,
+                cfg_options: dict | None = None) -> Config:
+    """Read a config of a host that has a model.
 
     Args:
         config: A file, ``mmdet::`` or ``mmseg::`` and a file of that library's
             configs, or a config.
         cfg_options: Settings that override the config's.
-
-    Returns:
-        The model and the config.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -54,6 +51,19 @@ def load_model(config: str | Path | Config,
     for name in ('model', 'default_scope'):
         if config.get(name) is None:
             raise ValueError(f'the config must set {name}, got none in {given}')
+    return config
+
+
+def load_model(config: str | Path | Config,
+               cfg_options: dict | None = None) -> tuple[nn.Module, Config]:
+    """Build the model of a config; nothing is downloaded.
+
+    Takes and raises what :func:`load_config` does.
+
+    Returns:
+        The model and the config.
+    """
+    config = load_config(config, cfg_options)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         return MODELS.build(config.model), config
 
@@ -163,7 +173,7 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
     Returns:
         What failed, one line each.
     """
-    samples = _data_samples(images)
+    samples = data_samples(images)
     attempt = Attempts()
     # What the extractors cut out depends on the data, and pooling is not
     # counted: only the number and size of the RoI features matter.
@@ -209,7 +219,7 @@ def _forward_arguments(roi_head: nn.Module,
     return inspect.signature(method).parameters if method else {}
 
 
-def _data_samples(images: Tensor) -> list[BaseDataElement]:
+def data_samples(images: Tensor) -> list[BaseDataElement]:
     """What the hosts' data samples tell the models, of images of full size.
 
     Some models ask for annotations in training: one object an image.

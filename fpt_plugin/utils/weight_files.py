@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -62,7 +64,8 @@ def read_state_dict(path: str | Path) -> Weights:
     """
     path = Path(path)
     weights = find_state_dict(read_checkpoint(path), path)
-    weights.state_dict = _renamed(weights.state_dict, 'module.', path)
+    if any(key.startswith('module.') for key in weights.state_dict):
+        weights.state_dict = _renamed(weights.state_dict, 'module.', path)
     return weights
 
 
@@ -81,6 +84,28 @@ def read_checkpoint(path: str | Path) -> object:
         if path.suffix == '.safetensors':
             return _load_safetensors(path)
         return _load_torch(path, file)
+
+
+def fetch_state_dict(url: str) -> Weights:
+    """Download a checkpoint into torch's cache, or find it there, and read it.
+
+    Where its name ends in the digits of its SHA-256, as OpenMMLab's do, they
+    are checked.
+
+    Raises:
+        OSError: It cannot be downloaded.
+        RuntimeError: Its digest is another one.
+        ValueError: As :func:`read_state_dict`.
+    """
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / Path(urlparse(url).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r'-([0-9a-f]{8,})\.', path.name)
+        with replacing(path) as temporary:
+            torch.hub.download_url_to_file(
+                url, str(temporary), digest and digest[1])
+    return read_state_dict(path)
 
 
 def _load_torch(path: Path, file) -> object:
@@ -130,7 +155,7 @@ def find_state_dict(content: object, path: str | Path) -> Weights:
         ValueError: There is no state dict, neither by itself nor nested.
     """
     if _is_state_dict(content):
-        return Weights(dict(content))
+        return Weights(_copied(content))
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds one {type(content).__name__} and no '
                          'state dict')
@@ -140,7 +165,15 @@ def find_state_dict(content: object, path: str | Path) -> Weights:
         raise ValueError(
             f'{path} holds no state dict, neither by itself nor under '
             f"{', '.join(NESTS)}; it has {keys}")
-    return Weights(dict(content[found[0]]), found[0], unread=found[1:])
+    return Weights(_copied(content[found[0]]), found[0], unread=found[1:])
+
+
+def _copied(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With the versions of its modules, by which old keys are understood."""
+    state_dict = OrderedDict(content)
+    if hasattr(content, '_metadata'):
+        state_dict._metadata = content._metadata
+    return state_dict
 
 
 def _is_state_dict(content: object) -> bool:

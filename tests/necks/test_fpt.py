@@ -596,6 +596,26 @@ def test_bad_arguments(kwargs, error, words):
         assert word in str(caught.value)
 
 
+def test_a_pyramid_with_other_names_for_its_channels():
+    """mmseg's Feature2Pyramid knows neither in_channels nor out_channels."""
+    plain = perturb(
+        MODELS.build(
+            dict(type='mmseg.Feature2Pyramid', embed_dim=16,
+                 norm_cfg=dict(type='BN')))).eval()
+    inputs = [torch.randn(2, 16, 8, 12) for _ in range(4)]
+    neck = make(
+        in_channels=[16] * 4,
+        num_outs=None,
+        num_levels=4,
+        pyramid=dict(
+            type='mmseg.Feature2Pyramid', embed_dim=16,
+            norm_cfg=dict(type='BN'))).eval()
+    result = neck.load_state_dict(plain.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    for got, want in zip(neck(inputs), plain(inputs)):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize('neck, branch', [
     ('SelfTransformerNeck', 'grounding_transformer'),
     ('GroundingTransformerNeck', 'rendering_transformer'),

@@ -17,7 +17,13 @@ from torch import nn
 from weight_states import RESNET_50, command, meta_state, resnet_state
 
 from fpt_plugin.utils import weight_files as module
-from fpt_plugin.utils.weight_files import check_out, read_weights, write_weights
+from fpt_plugin.utils.weight_files import (
+    check_out,
+    fetch_state_dict,
+    read_state_dict,
+    read_weights,
+    write_weights,
+)
 from fpt_plugin.utils.weights import main, parser
 
 STATE = {'a.weight': torch.arange(3.), 'a.bias': torch.tensor(2)}
@@ -89,6 +95,36 @@ def test_of_a_detector_only_the_backbone_is_read(save):
 def test_keys_with_and_without_a_prefix(save):
     with pytest.raises(ValueError, match='a.weight with and without module.'):
         read_weights(save({**STATE, 'module.a.weight': torch.rand(1)}))
+
+
+def test_a_whole_detector_is_read(save):
+    """With the versions of its modules, by which old keys are understood."""
+    net = nn.Sequential(OrderedDict(backbone=nn.Linear(1, 1),
+                                    head=nn.BatchNorm1d(1)))
+    weights = read_state_dict(save(dict(state_dict=net.state_dict())))
+    assert_is(weights, net.state_dict())
+    assert weights.state_dict._metadata['head']['version'] == 2
+    assert_is(
+        read_state_dict(save({f'module.{k}': v for k, v in STATE.items()})))
+
+
+def test_a_checkpoint_of_the_web_is_fetched_once(save, tmp_path, monkeypatch):
+    source, fetched = save(STATE), []
+
+    def download(url, path, digest):
+        fetched.append((url, digest))
+        Path(path).write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    for _ in range(2):
+        assert_is(fetch_state_dict('https://a.example/b/c.pth?x=1'))
+    fetch_state_dict('https://a.example/b/fpn_1x_2020-c0ffee12.pth')
+    assert fetched == [
+        ('https://a.example/b/c.pth?x=1', None),
+        ('https://a.example/b/fpn_1x_2020-c0ffee12.pth', 'c0ffee12')]
+    assert names(tmp_path / 'hub' / 'checkpoints') == [
+        'c.pth', 'fpn_1x_2020-c0ffee12.pth']
 
 
 def test_old_formats(save):
