@@ -22,8 +22,8 @@ ONEDL = [
 # cityscapesscripts: mmdet's metric of Cityscapes, both hosts' converters; pyarrow:
 # the polygons of the quickstart's second microscope image.
 DEV = [
-    'pytest>=8', 'pytest-cov', 'hypothesis', 'ruff', 'safetensors',
-    'cityscapesscripts', 'pyarrow'
+    'pytest>=8', 'pytest-cov', 'pytest-xdist[psutil]', 'hypothesis', 'ruff',
+    'safetensors', 'cityscapesscripts', 'pyarrow'
 ]
 
 

@@ -1,9 +1,18 @@
 """Settings of every test."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mmengine.registry import DefaultScope
+
+# Processes side by side share the cores, and so do those that tests start.
+workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+if workers > 1:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    os.environ['OMP_NUM_THREADS'] = str(threads)
 
 # A busy machine is slow now and then: no time limits. The examples are the
 # same in every run.
