@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+
+from fpt_plugin import FPT
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ALL = sorted(
@@ -49,3 +52,33 @@ def host_of(name: str) -> str:
     """
     base = re.match(r"_base_ = \[?\s*'(.*?)'", (CONFIGS / name).read_text())[1]
     return base if '::' in base else host_of(f'{folder(name)}/{base}')
+
+
+def host_has(name: str) -> bool:
+    """Whether the host's config has the head and the backbone of a shipped one.
+
+    Hosts' ResNets are all one, and are brought to the depth that is wanted.
+    """
+    if 'depth' in load(name).model.backbone:
+        return True
+    ours, host = (
+        [cfg.model[part].type for part in ('backbone', 'decode_head', 'roi_head')
+         if part in cfg.model] for cfg in (load(name), load_host(name)))
+    return ours == host
+
+
+def without_fpt(name: str) -> Config:
+    """A shipped config of FPT with the pyramid that FPT wraps, and no more."""
+    cfg = load(name)
+    neck = dict(cfg.model.neck)
+    pyramid = neck.get('pyramid', dict(type='FPN'))
+    if isinstance(pyramid, dict):
+        own = set(inspect.signature(FPT).parameters) - {
+            'in_channels', 'out_channels', 'num_outs'
+        }
+        pyramid = {
+            **{k: v for k, v in neck.items() if k not in own},
+            **pyramid
+        }
+    cfg.model.neck = pyramid
+    return cfg

@@ -9,7 +9,17 @@ from math import prod
 
 import pytest
 import torch
-from config_helpers import ALL, CONFIGS, build, folder, host_of, load, load_host
+from config_helpers import (
+    ALL,
+    CONFIGS,
+    build,
+    folder,
+    host_has,
+    host_of,
+    load,
+    load_host,
+    without_fpt,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
@@ -31,6 +41,8 @@ REPRESENTATIVES = (
     'fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
     'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
     'fpt/upernet_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
+    'fpt/retinanet_pvt-t_fpt_1x_coco.py',
+    'fpt/sem-fpn_pvtv2-b0_fpt_4xb4-160k_ade20k-512x512.py',
     'lambda_resnet/faster-rcnn_lambda-r50_fpt_1x_coco.py',
     'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py',
     'lambda_resnet/fcn_lambda-r50-d8_4xb2-80k_cityscapes-512x1024.py',
@@ -65,13 +77,16 @@ def test_parses_and_builds(name):
             prod(map(int, batch.groups())) if batch else 16)
 
 
+def bbox_heads(cfg: Config) -> list:
+    heads = (cfg.model.get('roi_head') or cfg.model).bbox_head
+    return heads if isinstance(heads, list) else [heads]
+
+
 def detection_batch(cfg: Config, model: torch.nn.Module) -> dict:
     from mmdet.testing import demo_mm_inputs
-    heads = (cfg.model.get('roi_head') or cfg.model).bbox_head
-    heads = heads if isinstance(heads, list) else [heads]
     return demo_mm_inputs(
         2, [[3, *SIZE]] * 2,
-        num_classes=heads[0].num_classes,
+        num_classes=bbox_heads(cfg)[0].num_classes,
         with_mask=getattr(model, 'with_mask', False))
 
 
@@ -89,11 +104,10 @@ def segmentation_batch(cfg: Config) -> dict:
         data_samples=samples)
 
 
-def train_step(name: str) -> None:
+def train_step(cfg: Config) -> None:
     """One step of training; norms of all GPUs are of one process here."""
-    cfg = load(name)
     segments = cfg.default_scope == 'mmseg'
-    if name.startswith('quickstart') and not segments:
+    if not segments and bbox_heads(cfg)[0].num_classes == 1:
         # mmdet's random labels begin at 1, which one class does not have
         cfg.model.roi_head.bbox_head.num_classes = 2
     # Batches are padded to the size of the crops.
@@ -118,14 +132,14 @@ def train_step(name: str) -> None:
 
 @pytest.mark.parametrize('name', REPRESENTATIVES)
 def test_trains_a_step(name):
-    train_step(name)
+    train_step(load(name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name', [name for name in ALL if name not in REPRESENTATIVES])
 def test_all_train_a_step(name):
-    train_step(name)
+    train_step(load(name))
 
 
 @pytest.mark.parametrize('config, short, pyramid, gt, whole', [
@@ -255,11 +269,12 @@ def test_the_plugin_keeps_a_trained_resnet(tmp_path):
 # ------------------------------------------------------------------ READMEs
 
 
-def costs_of_readmes() -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Configs, what the READMEs say they cost, and their hosts'.
+def costs_of_readmes() -> list[tuple[str, tuple, tuple, tuple | None]]:
+    """Configs, what the READMEs say they cost, and the models beside them.
 
     Parameters, GMACs and those of the part, which only some rows have of the
-    host's, as only some have a host's at all. Braces of names are spelt out.
+    other model's, as only some have one at all; and the size of the image, where
+    it is not the usual one. Braces of names are spelt out.
     """
     found = []
     for name in PARTS:
@@ -268,13 +283,15 @@ def costs_of_readmes() -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
             if not match:
                 continue
             own = re.search(r'\| (\d+\.\d) \| (\d+) \| (\d+) \|', line)
-            host = re.search(r'\| (\d+\.\d), (\d+)(?:, (\d+))? \|', line)
+            other = re.search(r'\| (\d+\.\d), (\d+)(?:, (\d+))? \|', line)
+            size = re.search(r'\| (\d+)x(\d+) \|', line)
             head, *options = re.split(r'\{(.*)\}', match[1])
             for option in options[0].split(',') if options else ['']:
                 config = head + option + (options[1] if options else '')
                 found.append((f'{name}/{config}.py', own.groups(),
-                              tuple(filter(None, host.groups()))
-                              if host else ()))
+                              tuple(filter(None, other.groups()))
+                              if other else (),
+                              tuple(map(int, size.groups())) if size else None))
     return found
 
 
@@ -285,10 +302,12 @@ def test_readmes_name_every_config():
 
 
 @cache
-def counted(config: str, part: str, depth: int | None = None) -> tuple[str, ...]:
+def counted(config: str, part: str, size: tuple[int, int] | None,
+            depth: int | None = None, fpt: bool = True) -> tuple[str, ...]:
     from fpt_plugin.utils.complexity import complexity
     result = complexity(
-        config, cfg_options=depth and {'model.backbone.depth': depth})
+        config if fpt else without_fpt(config), size,
+        cfg_options=depth and {'model.backbone.depth': depth})
     assert result.complete
     macs = sum(p.macs for p in result.parts if p.name == part)
     return (f'{result.total.parameters / 1e6:.1f}',
@@ -296,13 +315,17 @@ def counted(config: str, part: str, depth: int | None = None) -> tuple[str, ...]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, own, host', costs_of_readmes())
-def test_costs_of_the_readmes(name, own, host):
-    """Beside a host's config whose ResNet is as deep."""
+@pytest.mark.parametrize('name, own, other, size', costs_of_readmes())
+def test_costs_of_the_readmes(name, own, other, size):
+    """Beside a host's config, whose ResNet is as deep; else without FPT."""
     part = PARTS[folder(name)]
-    assert own == counted(str(CONFIGS / name), part)
-    depth = load(name).model.backbone.depth
-    if host:
-        assert host == counted(
-            host_of(name), part,
-            depth if isinstance(depth, int) else 50)[:len(host)]
+    assert own == counted(str(CONFIGS / name), part, size)
+    if not other:
+        return
+    if host_has(name):
+        depth = load(name).model.backbone.get('depth')
+        depth = depth if depth is None or isinstance(depth, int) else 50
+        expected = counted(host_of(name), part, size, depth)
+    else:
+        expected = counted(name, part, size, fpt=False)
+    assert other == expected[:len(other)]

@@ -1,0 +1,4 @@
+_base_ = 'mmdet::pvt/retinanet_pvtv2-b0_fpn_1x_coco.py'
+custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
+
+model = dict(neck=dict(type='FPT'))
