@@ -15,7 +15,8 @@ __all__ = ['__version__']
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import compat
     from .backbones import LambdaResNet
-    from .engine import SegLabelCheckHook
+    from .detectors import PyramidMemoryDETR
+    from .engine import PyramidLevelCheckHook, SegLabelCheckHook
     from .layers import (
         GroundingTransformer,
         LambdaLayer,
@@ -38,7 +39,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP', 'SelfTransformer',
         'GroundingTransformer', 'LocalGroundingTransformer',
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
-        'SegLabelCheckHook'
+        'PyramidMemoryDETR', 'SegLabelCheckHook', 'PyramidLevelCheckHook'
     ]
 else:
 

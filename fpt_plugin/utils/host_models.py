@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
+from ..detectors.levels import check_levels
 from ..layers.checks import check_positive_int
 from .counting import describe
 
@@ -41,7 +42,8 @@ def load_model(config: str | Path | Config,
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The config has no ``model`` or no ``default_scope``.
+        ValueError: The config has no ``model`` or no ``default_scope``, or the
+            levels of its neck and its transformer differ in number.
     """
     given = config if isinstance(config, (str, Path)) else 'the given config'
     if '::' in str(given):
@@ -55,7 +57,9 @@ def load_model(config: str | Path | Config,
         if config.get(name) is None:
             raise ValueError(f'the config must set {name}, got none in {given}')
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        return MODELS.build(config.model), config
+        model = MODELS.build(config.model)
+    check_levels(model)
+    return model, config
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
