@@ -1,3 +1,7 @@
-_base_ = 'deformable-detr_r50_fpt_16xb2-50e_coco.py'
+_base_ = 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
+custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-model = dict(with_box_refine=True, as_two_stage=True)
+# As in deformable-detr_r50_fpt_16xb2-50e_coco.py.
+model = dict(
+    neck=dict(
+        type='FPT', pyramid=dict(type='ChannelMapper'), num_levels=3))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from copy import deepcopy
 from functools import cache
 
 from mmengine.logging import print_log
@@ -128,15 +127,17 @@ def _without_encoder(host: type) -> type:
 def _narrow_encoder(decoder: dict) -> dict:
     """The smallest encoder that the host builds, soon to be replaced.
 
-    It reads its width, DDQ-DETR also its heads, off the first layer; they are
-    those of the decoder.
+    The host reads its width off the first layer, DDQ-DETR the number of heads
+    besides; they are those of the decoder.
     """
-    layer = deepcopy(decoder.get('layer_cfg') or {})
+    attention = (decoder.get('layer_cfg') or {}).get('self_attn_cfg') or {}
+    width = attention.get('embed_dims', 256)
     return dict(
         num_layers=1,
         layer_cfg=dict(
-            self_attn_cfg=layer.get('cross_attn_cfg', {}),
-            ffn_cfg=layer.get('ffn_cfg', {})))
+            self_attn_cfg=dict(
+                embed_dims=width, num_heads=attention.get('num_heads', 8)),
+            ffn_cfg=dict(embed_dims=width, feedforward_channels=1)))
 
 
 class PyramidMemory(nn.Module):
@@ -153,8 +154,8 @@ class PyramidMemory(nn.Module):
         if given:
             numbers = sum(state_dict[key].numel() for key in given)
             print_log(
-                f'{len(given)} tensors ({numbers / 1e6:.1f} million numbers) of '
-                'the checkpoint are left out, those of its encoder '
+                f'{len(given)} tensors ({numbers:,} numbers) of the '
+                'checkpoint are left out, those of its encoder '
                 f'({given[0]}, ...): the pyramid of the neck is the memory '
                 'here, and what follows it was trained with another one.',
                 logger='current',
