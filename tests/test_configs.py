@@ -65,13 +65,17 @@ def test_parses_and_builds(name):
             prod(map(int, batch.groups())) if batch else 16)
 
 
+def head_of(model: dict) -> dict:
+    """The head that tells the classes; the first one of a cascade."""
+    head = (model.get('roi_head') or model).bbox_head
+    return head[0] if isinstance(head, list) else head
+
+
 def detection_batch(cfg: Config, model: torch.nn.Module) -> dict:
     from mmdet.testing import demo_mm_inputs
-    heads = (cfg.model.get('roi_head') or cfg.model).bbox_head
-    heads = heads if isinstance(heads, list) else [heads]
     return demo_mm_inputs(
         2, [[3, *SIZE]] * 2,
-        num_classes=heads[0].num_classes,
+        num_classes=head_of(cfg.model).num_classes,
         with_mask=getattr(model, 'with_mask', False))
 
 
@@ -95,7 +99,7 @@ def train_step(name: str) -> None:
     segments = cfg.default_scope == 'mmseg'
     if name.startswith('quickstart') and not segments:
         # mmdet's random labels begin at 1, which one class does not have
-        cfg.model.roi_head.bbox_head.num_classes = 2
+        head_of(cfg.model).num_classes = 2
     # Batches are padded to the size of the crops.
     if segments:
         cfg.model.data_preprocessor.size = SIZE

@@ -60,7 +60,7 @@ def PyramidMemoryDETR(detector: str | type = FAMILY,
     Raises:
         TypeError: ``detector`` is no class of that family, or reads text; the
             class refuses its arguments.
-        KeyError: No registry knows ``detector``.
+        KeyError: No registry knows ``detector``, or mmdet is not installed.
         ValueError: There is an encoder, no neck or no decoder, or the numbers
             of levels differ.
     """
@@ -80,10 +80,11 @@ def _host_class(name: str | type) -> type:
     for scope in (None, 'mmdet'):
         with MODELS.switch_scope_and_registry(scope) as registry:
             host, family = lookup(registry, name), lookup(registry, FAMILY)
-        if host is not None:
+        if host is not None and family is not None:
             break
     else:
-        raise KeyError(f'detector must be in a registry, got {name!r}')
+        raise KeyError('detector must be in a registry, and mmdet installed, '
+                       f'got {name!r}')
     if not (inspect.isclass(host) and issubclass(host, family)):
         raise TypeError(f'detector must be {FAMILY} or a class made of it, got '
                         f'{name!r}')

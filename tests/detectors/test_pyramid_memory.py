@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -131,6 +133,14 @@ def test_other_detectors_of_the_family(base, detector):
     assert all(len(s.pred_instances.scores) for s in samples)
 
 
+def test_any_neck_will_do():
+    """What FPT as the encoder has to be compared with."""
+    model = make(PLAIN, type='PyramidMemoryDETR', encoder=None).eval()
+    assert type(model.neck).__name__ == 'ChannelMapper'
+    with torch.no_grad():
+        assert len(model(**batch(model, False), mode='predict')) == 2
+
+
 # ------------------------------------------------------------- checkpoints
 
 
@@ -207,6 +217,17 @@ def test_a_decoder_of_other_levels():
     model = MODELS.build(cfg.model)
     with torch.no_grad():
         assert len(model.eval()(**batch(model, False), mode='predict')) == 2
+
+
+def test_without_mmdet():
+    """The package imports without it, and says what is missing."""
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', """
+import sys
+sys.modules['mmdet'] = None
+import fpt_plugin
+fpt_plugin.PyramidMemoryDETR(neck={}, decoder={})
+"""], capture_output=True, text=True)
+    assert 'mmdet installed, got' in result.stderr.splitlines()[-1]
 
 
 def test_maps_that_do_not_fit():
