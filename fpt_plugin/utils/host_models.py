@@ -178,6 +178,8 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
         _run_segmentor(model, images, samples, attempt)
     elif has_plain_roi_head(model):
         _run_two_stage(model, images, attempt)
+    elif hasattr(model, 'forward_transformer'):
+        _run_transformer(model, images, samples, attempt)
     else:
         attempt(model, images, samples, mode='tensor')
     return attempt.errors
@@ -284,6 +286,19 @@ def _run_two_stage(model: nn.Module, images: Tensor, attempt: Attempts) -> None:
             stages = stages if model.training else stages[-1:]
         for stage in stages:
             attempt(forward, stage, features, rois)
+
+
+def _run_transformer(model: nn.Module, images: Tensor,
+                     samples: list[BaseDataElement], attempt: Attempts) -> None:
+    """A DETR; in training mmdet gives the head what its losses alone take."""
+    features = attempt(model.extract_feat, images)
+    if features is None:
+        return
+    given = attempt(model.forward_transformer, features, samples)
+    if given is not None:
+        wanted = inspect.signature(model.bbox_head.forward).parameters
+        attempt(model.bbox_head.forward,
+                **{k: v for k, v in given.items() if k in wanted})
 
 
 def _roi_features(extractor: nn.Module,
