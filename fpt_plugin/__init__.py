@@ -15,7 +15,12 @@ __all__ = ['__version__']
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import compat
     from .backbones import LambdaResNet
-    from .engine import SegLabelCheckHook, TrainGraftOnlyHook
+    from .detectors import PyramidMemoryDETR
+    from .engine import (
+        PyramidLevelCheckHook,
+        SegLabelCheckHook,
+        TrainGraftOnlyHook,
+    )
     from .layers import (
         GroundingTransformer,
         LambdaLayer,
@@ -38,7 +43,8 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP', 'SelfTransformer',
         'GroundingTransformer', 'LocalGroundingTransformer',
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
-        'SegLabelCheckHook', 'TrainGraftOnlyHook'
+        'PyramidMemoryDETR', 'SegLabelCheckHook', 'PyramidLevelCheckHook',
+        'TrainGraftOnlyHook'
     ]
 else:
 

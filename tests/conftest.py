@@ -1,10 +1,12 @@
 """Settings of every test."""
 
+import logging
 import os
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 # Processes side by side share the cores, and so do those that tests start.
@@ -36,3 +38,23 @@ def _fresh():
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(active)
+
+
+@pytest.fixture
+def messages():
+    """Warnings that reach mmengine's logger."""
+
+    class Keep(logging.Handler):
+
+        def __init__(self):
+            super().__init__(logging.WARNING)
+            self.texts = []
+
+        def emit(self, record):
+            self.texts.append(record.getMessage())
+
+    logger = MMLogger.get_current_instance()
+    keep = Keep()
+    logger.addHandler(keep)
+    yield keep.texts
+    logger.removeHandler(keep)

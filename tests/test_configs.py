@@ -109,7 +109,8 @@ def train_step(cfg: Config) -> None:
     segments = cfg.default_scope == 'mmseg'
     if not segments and bbox_heads(cfg)[0].num_classes == 1:
         # mmdet's random labels begin at 1, which one class does not have
-        cfg.model.roi_head.bbox_head.num_classes = 2
+        for head in bbox_heads(cfg):
+            head.num_classes = 2
     # Batches are padded to the size of the crops.
     if segments:
         cfg.model.data_preprocessor.size = SIZE

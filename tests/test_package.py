@@ -61,6 +61,7 @@ def test_import_registers_everything():
     ('layers', {'torch', 'mmengine', 'mmcv'}),
     ('necks', {'torch', 'mmengine', 'mmcv'}),
     ('backbones', {'torch', 'mmengine', 'mmcv'}),
+    ('detectors', {'torch', 'mmengine'}),
     ('engine', {'torch', 'mmengine', 'collections'}),
 ])
 def test_imports_run_one_way(folder, allowed):
@@ -70,7 +71,8 @@ def test_imports_run_one_way(folder, allowed):
         'layers': ('functional', ),
         'necks': ('functional', 'layers', 'compat'),
         'backbones': ('functional', 'layers', 'compat'),
-        'engine': ('layers', 'necks')
+        'detectors': ('functional', 'layers', 'necks', 'compat'),
+        'engine': ('layers', 'necks', 'detectors')
     }[folder]
     for file in (PACKAGE / folder).glob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):

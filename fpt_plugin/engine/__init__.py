@@ -1,6 +1,9 @@
 """What training adds to the hosts' runner."""
 
 from .label_check import SegLabelCheckHook
+from .pyramid_check import PyramidLevelCheckHook
 from .train_graft_only import TrainGraftOnlyHook
 
-__all__ = ['SegLabelCheckHook', 'TrainGraftOnlyHook']
+__all__ = [
+    'SegLabelCheckHook', 'PyramidLevelCheckHook', 'TrainGraftOnlyHook'
+]

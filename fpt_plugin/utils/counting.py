@@ -103,22 +103,33 @@ class Meter:
                     self._used.add(storage)
 
     def _watch(self, module: nn.Module, label: Hashable) -> None:
-        """Wrap ``forward`` itself: the hosts' heads are called by it too."""
-        forward = module.forward
+        """Wrap ``forward`` itself: the hosts' heads are called by it too.
 
-        @functools.wraps(forward)
+        mmdet's generators of queries have a ``__call__`` of their own instead,
+        which is looked up in the class.
+        """
+        module.forward = self._labelled(module.forward, label)
+        kind = type(module)
+        if kind.__call__ is not nn.Module.__call__:
+            module.__class__ = type(
+                kind.__name__, (kind, ),
+                dict(__call__=self._labelled(kind.__call__, label)))
+
+    def _labelled(self, function: Callable, label: Hashable) -> Callable:
+
+        @functools.wraps(function)
         def labelled(*args, **kwargs):
             self._stack.append(label)
             self.entered.add(label)
             try:
-                return forward(*args, **kwargs)
+                return function(*args, **kwargs)
             except Exception as error:
                 self.failed.setdefault(label, describe(error))
                 raise
             finally:
                 self._stack.pop()
 
-        module.forward = labelled
+        return labelled
 
     @contextmanager
     def _intercepting(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
+from ..detectors.levels import check_levels
 from ..layers.checks import check_positive_int
 from .counting import describe
 
@@ -38,7 +39,8 @@ def load_config(config: str | Path | Config,
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The config has no ``model`` or no ``default_scope``.
+        ValueError: The config has no ``model`` or no ``default_scope``, or the
+            levels of its neck and its transformer differ in number.
     """
     given = config if isinstance(config, (str, Path)) else 'the given config'
     if '::' in str(given):
@@ -65,7 +67,9 @@ def load_model(config: str | Path | Config,
     """
     config = load_config(config, cfg_options)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        return MODELS.build(config.model), config
+        model = MODELS.build(config.model)
+    check_levels(model)
+    return model, config
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -184,6 +188,8 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
         _run_segmentor(model, images, samples, attempt)
     elif has_plain_roi_head(model):
         _run_two_stage(model, images, attempt)
+    elif hasattr(model, 'forward_transformer'):
+        _run_transformer(model, images, samples, attempt)
     else:
         attempt(model, images, samples, mode='tensor')
     return attempt.errors
@@ -290,6 +296,19 @@ def _run_two_stage(model: nn.Module, images: Tensor, attempt: Attempts) -> None:
             stages = stages if model.training else stages[-1:]
         for stage in stages:
             attempt(forward, stage, features, rois)
+
+
+def _run_transformer(model: nn.Module, images: Tensor,
+                     samples: list[BaseDataElement], attempt: Attempts) -> None:
+    """A DETR; in training mmdet gives the head what its losses alone take."""
+    features = attempt(model.extract_feat, images)
+    if features is None:
+        return
+    given = attempt(model.forward_transformer, features, samples)
+    if given is not None:
+        wanted = inspect.signature(model.bbox_head.forward).parameters
+        attempt(model.bbox_head.forward,
+                **{k: v for k, v in given.items() if k in wanted})
 
 
 def _roi_features(extractor: nn.Module,

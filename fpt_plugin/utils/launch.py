@@ -21,6 +21,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from .data_checks import check_data
 
 HOSTS = ('mmdet', 'mmseg')
+# What looks at each host's data or models while they run.
+CHECKS = dict(mmdet='PyramidLevelCheckHook', mmseg='SegLabelCheckHook')
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -271,13 +273,14 @@ def stop_processes() -> None:
 def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's.
 
-    A segmentor's labels are looked at on the way.
+    A segmentor's labels are looked at on the way, and the levels of a
+    detector with deformable attention.
     """
     start_cpu_processes(cfg)
-    if cfg.default_scope == 'mmseg':
-        cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
-        if 'SegLabelCheckHook' not in str(cfg.custom_hooks):
-            cfg.custom_hooks.append(dict(type='fpt_plugin.SegLabelCheckHook'))
+    check = CHECKS[cfg.default_scope]
+    cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
+    if check not in str(cfg.custom_hooks):
+        cfg.custom_hooks.append(dict(type=f'fpt_plugin.{check}'))
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

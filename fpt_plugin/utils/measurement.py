@@ -217,8 +217,14 @@ class Measurement:
             if not parameters or name.startswith(
                     tuple(f'{outer}.' for outer in found)):
                 continue
+            label = owners[parameters[0]]
+            # Autograd records the indices of an embedding, not its weights.
+            if self._trains_alone(label) and all(
+                    isinstance(m, nn.Embedding) for m in module.modules()
+                    if m._parameters):
+                continue
             if not any(map(self.counted.meter.used, parameters)) \
-                    and owners[parameters[0]].part not in lost \
+                    and label.part not in lost \
                     and not any(map(self.saved.meter.used,
                                     twins[name].parameters())):
                 found.append(name)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
@@ -14,26 +11,6 @@ from fpt_plugin import FPT
 
 CHANNELS = [8, 16, 24, 32]
 ARGS = dict(in_channels=CHANNELS, out_channels=16, num_outs=5)
-
-
-@pytest.fixture
-def messages():
-    """Warnings that reach mmengine's logger."""
-
-    class Keep(logging.Handler):
-
-        def __init__(self):
-            super().__init__(logging.WARNING)
-            self.texts = []
-
-        def emit(self, record):
-            self.texts.append(record.getMessage())
-
-    logger = MMLogger.get_current_instance()
-    keep = Keep()
-    logger.addHandler(keep)
-    yield keep.texts
-    logger.removeHandler(keep)
 
 
 def host(neck_type: str, **kwargs) -> torch.nn.Module:

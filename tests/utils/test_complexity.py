@@ -576,6 +576,20 @@ def test_a_model_that_needs_data(monkeypatch):
     assert result.part('encoder').macs == 6 * one
 
 
+def test_queries_of_training_alone():
+    """DINO's have a generator without a forward; its losses want more."""
+    config = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+    result = complexity(
+        config, (64, 96), cfg_options={
+            'model.num_queries': 10,
+            'model.encoder.num_layers': 1
+        })
+    assert result.complete
+    assert result.part('dn_query_generator').macs == 0
+    assert 'dn_query_generator runs in training alone' in result.notes
+    assert not any('evaluation mode' in note for note in result.notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('config', [
     'mmdet::htc/htc_r50_fpn_1x_coco.py',

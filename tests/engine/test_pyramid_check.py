@@ -1,0 +1,93 @@
+"""A neck must give as many maps as its detector has levels."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from small_detrs import batch, make, small
+from torch import nn
+
+from fpt_plugin import PyramidLevelCheckHook
+from fpt_plugin.utils.host_models import load_model
+from fpt_plugin.utils.launch import build_runner
+
+SHIPPED = 'fpt/deformable-detr_r50_fpt_16xb2-50e_coco.py'
+PLAIN = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+
+
+def start(model):
+    PyramidLevelCheckHook().before_run(SimpleNamespace(model=model))
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(neck=dict(num_outs=5)), 'got num_outs=5 in the neck and '
+     'num_feature_levels=4'),
+    (dict(neck=dict(num_outs=3)), 'got num_outs=3 in the neck and '
+     'num_feature_levels=4'),
+    (dict(neck=dict(num_outs=5), num_feature_levels=5),
+     'got num_levels=4 in the attention of the encoder and '
+     'num_feature_levels=5'),
+    (dict(encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=5))),
+          neck=dict(num_outs=5), num_feature_levels=5),
+     'got num_levels=4 in the attention of the decoder and '
+     'num_feature_levels=5'),
+])
+def test_the_numbers_are_named_before_anything_runs(changes, words):
+    with torch.device('meta'):
+        model, _ = load_model_unchecked(changes)
+    wrapper = nn.Module()
+    wrapper.module = model
+    for given in (model, wrapper):
+        with pytest.raises(ValueError, match=words):
+            start(given)
+    with pytest.raises(ValueError, match=words), torch.device('meta'):
+        load_model(small(SHIPPED, **changes))
+
+
+def load_model_unchecked(changes):
+    from config_helpers import build
+    cfg = small(SHIPPED, **changes)
+    return build(cfg), cfg
+
+
+@pytest.mark.parametrize('maps', [1, 3, 5])
+def test_maps_are_counted_where_no_number_is_told(maps):
+    """The host's ChannelMapper; one map alone it would attend to in silence."""
+    model = make(PLAIN, neck=dict(num_outs=4)).eval()
+    start(model)
+    data = batch(model, False)
+    with torch.no_grad():
+        assert len(model(**data, mode='predict')) == 2  # four fit
+        forward = model.neck.forward
+        model.neck.forward = lambda x: (forward(x) * 2)[:maps]
+        with pytest.raises(ValueError, match=f'got {maps} maps of the neck and '
+                           'num_feature_levels=4'):
+            model(**data, mode='predict')
+
+
+@pytest.mark.parametrize('base', [
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+])
+def test_others_are_left_alone(base):
+    with torch.device('meta'):
+        model, _ = load_model(base, {'model.backbone.init_cfg': None})
+    before = [len(m._forward_hooks) for m in model.modules()]
+    start(model)
+    after = [len(m._forward_hooks) for m in model.modules()]
+    assert sum(after) - sum(before) == ('dino' in base)
+
+
+def test_the_tools_add_it(monkeypatch):
+    from mmengine.runner import Runner
+    monkeypatch.setattr(Runner, 'from_cfg', classmethod(lambda cls, cfg: cfg))
+    for given in (None, [dict(type='EMAHook')],
+                  [dict(type='fpt_plugin.PyramidLevelCheckHook')]):
+        cfg = ConfigDict(default_scope='mmdet', launcher='none',
+                         custom_hooks=given)
+        hooks = [hook['type'] for hook in build_runner(cfg).custom_hooks]
+        assert hooks == [hook['type'] for hook in given or ()] + (
+            [] if 'Pyramid' in str(given) else
+            ['fpt_plugin.PyramidLevelCheckHook'])
