@@ -130,7 +130,8 @@ def test_unknown_stack(checkout, script, flags):
 
 @pytest.mark.parametrize('script, command', [
     ('quickstart.sh', 'tools/quickstart.py --neck fpn --epochs 3'),
-    ('run_tests.sh', '-m pytest --neck fpn --epochs 3'),
+    ('run_tests.sh', '-m pytest -n logical --maxprocesses 4 --dist loadfile '
+     '--neck fpn --epochs 3'),
 ])
 def test_other_flags_are_passed_on(checkout, script, command):
     call(checkout, script, '--neck', 'fpn', '--stack', 'stock', '--epochs', '3')
