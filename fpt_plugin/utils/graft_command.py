@@ -155,6 +155,14 @@ def main(args: argparse.Namespace) -> Plan | list[Record]:
     return _sweep(args) if args.sweep else _graft(args)
 
 
+def _console() -> Console:
+    """A log file has no width of its own; the costs need some."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
 def _options(args: argparse.Namespace, load_from: str | None) -> Options:
     strides = args.key_strides
     return Options(
@@ -170,7 +178,7 @@ def _options(args: argparse.Namespace, load_from: str | None) -> Options:
 
 
 def _sweep(args: argparse.Namespace) -> list[Record]:
-    console = Console()
+    console = _console()
     records = sweep(args.sweep, args.out, args.limit, args.resume, args.force,
                     args.only, _options(args, None), console)
     console.print(summary(args.sweep, records))
@@ -178,7 +186,7 @@ def _sweep(args: argparse.Namespace) -> list[Record]:
 
 
 def _graft(args: argparse.Namespace) -> Plan:
-    console = Console()
+    console = _console()
     if args.out is not None:
         check_new(args.out, args.config, args.force)
     if args.json is not None and Path(args.json).exists() and not args.force:
