@@ -28,6 +28,9 @@ from .host_models import data_samples
 SIZES = ((96, 128), (256, 256), (512, 512))
 PREDICTIONS = 'predictions'
 
+# What mmcv says of an operator that no other size of image will bring.
+_MISSING = 'implementation for device'
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -239,7 +242,7 @@ def _first_whole(
     host: nn.Module, sizes: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], dict[str, list], list[str]]:
     """The first size at which all of a plain model runs, else its neck."""
-    best, before = None, None
+    best = None
     own = getattr(getattr(host, 'data_preprocessor', None), 'size', None)
     if isinstance(own, (list, tuple)) and len(own) == 2:
         sizes = (*sizes, tuple(own))  # some backbones take no other
@@ -247,9 +250,8 @@ def _first_whole(
         outputs, errors = _outputs(host, _images(host, shape))
         if 'neck' in outputs and (best is None or not errors):
             best = (shape, outputs, errors)
-        if not errors or errors == before:  # which no size will mend
+        if not errors or any(_MISSING in error for error in errors):
             break
-        before = errors
     if best is None:
         raise Unbuildable(f'the plain model does not run: {errors[0]}')
     return best
