@@ -111,6 +111,8 @@ def train_step(cfg: Config) -> None:
         # mmdet's random labels begin at 1, which one class does not have
         for head in bbox_heads(cfg):
             head.num_classes = 2
+    if cfg.model.get('as_two_stage'):
+        cfg.model.num_queries = 20  # no more than small maps have pixels
     # Batches are padded to the size of the crops.
     if segments:
         cfg.model.data_preprocessor.size = SIZE
