@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from .benchmark import Case
-from .host_models import load_model
+from .host_models import load_config, load_model
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class SegmentorCase(Case):
     def prepare(self, contestant: str) -> tuple[nn.Module, Tensor]:
         """The segmentor with random weights; an image."""
         config = self.configs[self.contestants().index(contestant)]
-        cfg = Config.fromstring(f'_base_ = {config!r}', '.py') \
-            if '::' in config else Config.fromfile(config)
+        cfg = load_config(config)
         cfg.model.pop('pretrained', None)
         test = cfg.model.setdefault('test_cfg', {})
         if self.mode == 'slide' and test.get('crop_size') is None:
