@@ -1,11 +1,11 @@
 _base_ = 'faster-rcnn_mobilenet-v2_fpt_trees.py'
 
-# A small Deformable DETR that trains on a CPU, on the same tiles: FPT stands
-# where the encoder stood, and three layers of the decoder read its maps.
+# Can it learn at all? A small Deformable DETR on four tiles, one of each
+# photograph, the same four for training and evaluation. What it finds on them
+# says that loss and gradients do their work, and nothing about other images.
 model = dict(
     _delete_=True,
-    type='PyramidMemoryDETR',
-    encoder=None,
+    type='DeformableDETR',
     num_queries=100,
     num_feature_levels=4,
     with_box_refine=True,
@@ -23,23 +23,28 @@ model = dict(
         init_cfg=dict(
             type='Pretrained', checkpoint='data/pretrained/mobilenet_v2.pth')),
     neck=dict(
-        type='FPT',
-        pyramid=dict(type='ChannelMapper'),
-        num_levels=4,
+        type='ChannelMapper',
         in_channels=[32, 96, 1280],
         kernel_size=1,
         out_channels=128,
         act_cfg=None,
         norm_cfg=dict(type='GN', num_groups=32),
         num_outs=4),
+    encoder=dict(
+        num_layers=3,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=128, dropout=0., batch_first=True),
+            ffn_cfg=dict(
+                embed_dims=128, feedforward_channels=512, ffn_drop=0.))),
     decoder=dict(
         num_layers=3,
         return_intermediate=True,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=128, num_heads=8, batch_first=True),
-            cross_attn_cfg=dict(
-                embed_dims=128, dropout=0., batch_first=True),
-            ffn_cfg=dict(embed_dims=128, feedforward_channels=512)),
+            self_attn_cfg=dict(
+                embed_dims=128, num_heads=8, dropout=0., batch_first=True),
+            cross_attn_cfg=dict(embed_dims=128, dropout=0., batch_first=True),
+            ffn_cfg=dict(
+                embed_dims=128, feedforward_channels=512, ffn_drop=0.)),
         post_norm_cfg=None),
     positional_encoding=dict(num_feats=64, normalize=True, offset=-0.5),
     bbox_head=dict(
@@ -65,25 +70,49 @@ model = dict(
             ])),
     test_cfg=dict(max_per_img=100))
 
+# One tile of each photograph, seen as it is.
+tiles = [0, 1, 3, 10]
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale_factor=1.0),  # the heads ask for the factor
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor', 'instances'))
+]
+train_dataloader = dict(
+    batch_size=4, dataset=dict(indices=tiles, pipeline=pipeline))
+val_dataloader = dict(
+    dataset=dict(
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        indices=tiles,
+        pipeline=pipeline))
+test_dataloader = val_dataloader
+# without a file it takes the boxes of the tiles that it is given
+val_evaluator = dict(ann_file=None)
+test_evaluator = val_evaluator
+
 # Deformable DETR's own: offsets and reference points move slowly.
 slow = dict(lr_mult=0.1)
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-4, weight_decay=1e-4),
+    optimizer=dict(lr=5e-4, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1),
     paramwise_cfg=dict(
         custom_keys=dict(
             backbone=slow, sampling_offsets=slow, reference_points=slow)))
-# Detectors of this family need many epochs.
-max_epochs = 50
-train_cfg = dict(max_epochs=max_epochs, val_interval=10)
+# An epoch is one step here.
+max_epochs = 300
+train_cfg = dict(max_epochs=max_epochs, val_interval=50)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=20),
     dict(
         type='CosineAnnealingLR',
         eta_min=0,
         begin=0,
         T_max=max_epochs,
         end=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True)
+        by_epoch=True)
 ]
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=50))
