@@ -103,7 +103,7 @@ optim_wrapper = dict(
         custom_keys=dict(
             backbone=slow, sampling_offsets=slow, reference_points=slow)))
 # An epoch is one step here.
-max_epochs = 300
+max_epochs = 200
 train_cfg = dict(max_epochs=max_epochs, val_interval=50)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=20),
