@@ -50,6 +50,8 @@ REPRESENTATIVES = (
     'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py',
     'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py',
 )
+# What others are compared with.
+PLAIN = 'quickstart/deformable-detr_mobilenet-v2_four-tiles.py'
 # With a backbone that nobody has trained.
 HYBRIDS = [name for name in ALL if '_lambda-r' in name]
 PLUGIN = 'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py'
@@ -66,8 +68,9 @@ def test_parses_and_builds(name):
     cfg = load(name)
     assert 'fpt_plugin' in cfg.custom_imports.imports
     model = build(cfg)
-    assert any(
+    ours = any(
         isinstance(module, MODULES[folder(name)]) for module in model.modules())
+    assert ours == (name != PLAIN)
     # GPUs times images a GPU; mmdet's configs leave out what is usual there.
     batch = re.search(r'_(\d+)xb(\d+)-', name)
     if batch:
@@ -347,3 +350,19 @@ def test_costs_of_the_readmes(name, own, other, size):
     else:
         expected = counted(name, part, size, fpt=False)
     assert other.items() <= expected.items()
+
+
+def test_the_projects_readme_says_the_same():
+    """Its rows link to configs, whose own rows the test above counts."""
+    rows = {name: (own, other) for name, own, other, _ in costs_of_readmes()}
+    linked = re.findall(
+        r'\| ([\d.]+), (\d+), ([\d.]+) '
+        r'\| \[([\d.]+), (\d+), ([\d.]+)\]\(configs/(.*?)\) '
+        r'\| (\d+); ([\d.]+) \|',
+        (CONFIGS.parent / 'README.md').read_text())
+    assert len(linked) == 18
+    for *numbers, name, part, neck_gib in linked:
+        own, other = rows[name]
+        keys = ('parameters', 'macs', 'gib')
+        assert numbers == [*map(other.get, keys), *map(own.get, keys)]
+        assert (part, neck_gib) == (own['part'], own['neck_gib'])

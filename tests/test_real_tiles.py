@@ -13,13 +13,14 @@ import pytest
 from config_helpers import CONFIGS, load
 from mmengine.config import Config
 from mmengine.runner import Runner
-from runs import alone
+from runs import alone, train, validations
 from test_configs import bbox_heads
 
+from fpt_plugin.utils.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.utils.nuclei import prepare_nuclei
 from fpt_plugin.utils.trees import prepare_trees
 
-SIDE = 256
+SIDE = 256  # of the tiles, pixels
 STEPS = 20
 TREES = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
 NUCLEI = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
@@ -51,7 +52,8 @@ def tiles(tmp_path_factory) -> dict[str, Path]:
     cache = packages if packages.is_dir() else root / 'packages'
     return {
         TREES: prepare_trees(root / 'trees', cache),
-        NUCLEI: prepare_nuclei(root / 'nuclei', cache)
+        NUCLEI: prepare_nuclei(root / 'nuclei', cache),
+        'weights': prepare_mobilenet_v2(root / 'mobilenet_v2.pth', cache)
     }
 
 
@@ -84,8 +86,13 @@ def losses(cfg: Config, data: str, root: Path, work_dir: Path) -> list[float]:
         assert augment.type == 'BatchFixedSizePad'  # crops are smaller here
     with alone():
         Runner.from_cfg(cfg).train()
+    return logged_losses(work_dir)
+
+
+def logged_losses(work_dir: Path) -> list[float]:
     log, = work_dir.glob('*/vis_data/scalars.json')
-    return [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+    lines = map(json.loads, log.read_text().splitlines())
+    return [line['loss'] for line in lines if 'loss' in line]
 
 
 def assert_learns(found: list[float]) -> None:
@@ -112,3 +119,25 @@ def test_segmentors(name, tiles, tmp_path):
     if cfg.model.get('auxiliary_head'):
         cfg.model.auxiliary_head.num_classes = 4
     assert_learns(losses(cfg, NUCLEI, tiles[NUCLEI], tmp_path))
+
+
+@pytest.mark.parametrize('neck', ['fpt', 'fpt-encoder'])
+def test_detrs_find_the_trees(neck, tiles, tmp_path):
+    """Of a tile that they are trained on, with FPT before or for the encoder."""
+    steps = 100
+    config = f'quickstart/deformable-detr_mobilenet-v2_{neck}_four-tiles.py'
+    work_dir = train(
+        str(CONFIGS / config), tmp_path, 'randomness.seed=0',
+        f'train_cfg.max_epochs={steps}', f'train_cfg.val_interval={steps}',
+        f'param_scheduler.1.T_max={steps}', f'param_scheduler.1.end={steps}',
+        f'default_hooks.checkpoint.interval={steps + 1}',
+        'default_hooks.checkpoint.save_last=False',
+        f'model.backbone.init_cfg.checkpoint={tiles["weights"]}',
+        *(option for split in ('train', 'val') for option in (
+            f'{split}_dataloader.dataset.indices=[2]',
+            f'{split}_dataloader.dataset.data_root={tiles[TREES]}/')))
+    found = logged_losses(work_dir)
+    assert len(found) == steps
+    assert sum(found[-5:]) < sum(found[:5]) / 3
+    last, = validations(work_dir)
+    assert last['coco/bbox_mAP_50'] > 0.6

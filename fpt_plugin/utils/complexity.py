@@ -15,7 +15,8 @@ The convention:
   forward pass in training mode, in float32, indices and masks included: a
   storage counts whole and once, for the part that saves it first; parameters
   and buffers do not count. Losses and the optimiser are not in it, nor is what
-  is freed before the backward pass.
+  is freed before the backward pass. Operations of mmcv keep what they keep
+  without a GPU: deformable attention its samples, on a GPU its inputs alone.
 - **Parameters** count once, for the innermost part that has them.
 
 Nothing is computed: the passes run on tensors without data where the model
