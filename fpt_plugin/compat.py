@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType, SimpleNamespace
@@ -161,6 +161,7 @@ def keep_host_scope() -> None:
     if getattr(original, 'keeps_host_scope', False):
         return
 
+    @wraps(original)
     def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         path, scope = original(cfg_path, filename)
         return path, None if scope == 'fpt_plugin' else scope
