@@ -6,8 +6,9 @@ does nothing where the installed versions do not need it.
 
 from __future__ import annotations
 
+import os
 import sys
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType, SimpleNamespace
@@ -17,6 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
 from mmengine.utils import digit_version
 
 from .hosts import HOSTS
@@ -30,6 +32,7 @@ except ImportError:  # numpy < 2
 def apply() -> None:
     """Apply every mend; more than once is harmless."""
     allow_safe_resume()
+    keep_the_stand_ins()
     find_config_packages()
     keep_host_scope()
     let_cityscapes_evaluate()
@@ -47,10 +50,10 @@ def allow_safe_resume() -> None:
     HistoryBuffer's methods alone, and ``numpy.ndarray`` can be named but not
     called (called with bytes of a file it makes an array of raw pointers).
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
+    if not _loads_safely():
         return
     allowed = [
-        HistoryBuffer, np.dtype, (_history_buffer_method, 'builtins.getattr'),
+        (_history_buffer_method, 'builtins.getattr'),
         (_ArrayName, 'numpy.ndarray'),
         # torch looks the type up before it calls __setstate__; a name with a
         # line feed cannot be spelt in a pickle, so it cannot be called.
@@ -60,8 +63,12 @@ def allow_safe_resume() -> None:
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
         allowed.append((_empty_array, f'{module}._reconstruct'))
         allowed.append((multiarray.scalar, f'{module}.scalar'))
-    for code in ('float64', 'float32', 'int64', 'int32', 'bool'):
-        allowed.append(type(np.dtype(code)))
+    kinds = ('float64', 'float32', 'int64', 'int32', 'uint32', 'bool')
+    for kind in (HistoryBuffer, np.dtype, slice,
+                 *(type(np.dtype(code)) for code in kinds)):
+        # By name, too: who allows the same types for a while takes those off
+        # the list again that are on it without one.
+        allowed.append((kind, f'{kind.__module__}.{kind.__qualname__}'))
     torch.serialization.add_safe_globals(allowed)
 
 
@@ -95,6 +102,38 @@ def _history_buffer_method(owner: type, name: str) -> FunctionType:
     return method
 
 
+def keep_the_stand_ins() -> None:
+    """Let the fork's loader read by our list instead of its own.
+
+    Its list has the real ``builtins.getattr`` and ``numpy.ndarray``; beside our
+    stand-ins it would be a matter of chance which of them a file gets.
+    """
+    if _loads_safely() and hasattr(checkpoint, 'get_torch_safe_globals'):
+        checkpoint.get_torch_safe_globals = _nothing_more
+
+
+def _nothing_more() -> list:
+    """No further safe globals."""
+    return []
+
+
+def refuse_pickles() -> None:
+    """Let this process load nothing but weights; the tools call it.
+
+    mmengine leaves it to torch how a file is read, and torch reads what comes
+    from a URL unsafely; the fork reads a file again unsafely that the safe way
+    refuses. Where the user has set one of torch's two environment variables
+    for it, that counts. Older torch reads unsafely: its safe way has no list
+    of what mmengine's checkpoints hold.
+    """
+    if _loads_safely() and not os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+
+def _loads_safely() -> bool:
+    return digit_version(torch.__version__) >= digit_version('2.6.0')
+
+
 def find_config_packages() -> None:
     """Let ``_base_ = 'fpt_plugin::...'`` and ``'mmseg::...'`` find configs.
 
@@ -122,6 +161,7 @@ def keep_host_scope() -> None:
     if getattr(original, 'keeps_host_scope', False):
         return
 
+    @wraps(original)
     def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         path, scope = original(cfg_path, filename)
         return path, None if scope == 'fpt_plugin' else scope

@@ -26,18 +26,26 @@ settings.register_profile(
 settings.load_profile('project')
 
 
+READING = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
     """Each test starts without an active scope and with one seed.
 
-    Scopes are global and stay: overwrite_default_scope(None) keeps them.
+    Scopes are global and stay: overwrite_default_scope(None) keeps them. So is
+    how torch reads files, which the tools set.
     """
     active = dict(DefaultScope._instance_dict)
+    reading = os.environ.get(READING)
     DefaultScope._instance_dict.clear()
     torch.manual_seed(0)
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(active)
+    os.environ.pop(READING, None)
+    if reading is not None:
+        os.environ[READING] = reading
 
 
 @pytest.fixture

@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
+from packaging.requirements import Requirement
 
 import fpt_plugin
 from fpt_plugin import compat
@@ -23,55 +26,114 @@ CONFIG = 'fpt/faster-rcnn_r50_fpt_1x_coco.py'
 
 
 def run(*command, **kwargs) -> subprocess.CompletedProcess:
+    """Run in an environment that does not lead back to this checkout."""
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     result = subprocess.run([str(part) for part in command],
                             capture_output=True,
                             text=True,
+                            env=env,
                             **kwargs)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
 
+# What a checkout has beside what git keeps.
+LEFT = ('.*', 'data', 'work_dirs', 'build', 'dist', '__pycache__', '*.egg-info')
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory) -> Path:
-    """A copy: building leaves folders in the source that outlive files."""
-    source = tmp_path_factory.mktemp('source')
-    ignore = shutil.ignore_patterns('__pycache__', '.mim')
-    for folder in ('fpt_plugin', 'configs', 'tools', 'resources'):
-        shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
-    (source / 'tests').mkdir()
-    (source / 'tests' / '__init__.py').touch()
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE',
-                 'CHANGELOG.md', 'MANIFEST.in', 'model-index.yml'):
-        shutil.copy(ROOT / name, source)
+    """A copy: building leaves folders in the source that outlive files.
+
+    Its other folders look like packages, as those of a careless user would.
+    """
+    source = tmp_path_factory.mktemp('source') / 'checkout'
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT))
+    for folder in ('tests', 'tools', 'benchmarks', 'resources'):
+        (source / folder / '__init__.py').touch()
     return source
 
 
-@pytest.fixture(scope='module')
-def wheel(source, tmp_path_factory) -> Path:
-    """Built from the source distribution, as an index would serve it."""
-    folder = tmp_path_factory.mktemp('wheel')
-    run(sys.executable, 'setup.py', '--quiet', 'sdist', '--dist-dir', folder,
-        cwd=source)
-    archive, = folder.glob('*.tar.gz')
+def build_wheel(source: Path, folder: Path) -> Path:
     run(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
-        '--no-build-isolation', '--wheel-dir', folder, archive)
+        '--no-index', '--no-build-isolation', '--wheel-dir', folder, source)
     wheel, = folder.glob('*.whl')
     return wheel
 
 
 @pytest.fixture(scope='module')
-def environment(wheel, tmp_path_factory) -> Path:
-    """Another environment that has the wheel; the hosts are this one's."""
-    folder = tmp_path_factory.mktemp('environment')
+def sdist(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('sdist')
+    run(sys.executable, 'setup.py', '--quiet', 'sdist', '--dist-dir', folder,
+        cwd=source)
+    archive, = folder.glob('*.tar.gz')
+    return archive
+
+
+@pytest.fixture(scope='module')
+def wheel(sdist, tmp_path_factory) -> Path:
+    """Built from the source distribution, as an index would serve it."""
+    return build_wheel(sdist, tmp_path_factory.mktemp('wheel'))
+
+
+def install(wheel: Path, folder: Path, beside: str | Path) -> Path:
+    """Put the wheel into a new environment; its python.
+
+    Args:
+        wheel: The wheel.
+        folder: Gets the environment, of which the wheel is all.
+        beside: Packages that can be imported there, too. A path in a .pth file
+            is not searched for .pth files itself, so that the editable install
+            of this checkout is not seen.
+    """
     run(sys.executable, '-m', 'venv', '--without-pip', folder)
     python = folder / 'bin' / 'python'
-    # A path in a .pth file is not searched for .pth files itself, so that the
-    # editable install of this checkout is not seen.
-    site, = folder.glob('lib/python*/site-packages')
-    (site / 'hosts.pth').write_text(sysconfig.get_paths()['purelib'])
+    (site_of(python) / 'beside.pth').write_text(str(beside))
     run(sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet',
         '--no-deps', '--no-index', wheel)
     return python
+
+
+def site_of(python: Path) -> Path:
+    site, = python.parents[1].glob('lib/python*/site-packages')
+    return site
+
+
+@pytest.fixture(scope='module')
+def environment(wheel, tmp_path_factory) -> Path:
+    """Another environment that has the wheel; the hosts are this one's."""
+    return install(wheel, tmp_path_factory.mktemp('environment'),
+                   sysconfig.get_paths()['purelib'])
+
+
+def distributions_of(name: str) -> dict[str, Distribution]:
+    """A distribution and all that it requires, by their names."""
+    found, names = {}, [name]
+    while names:
+        name = names.pop()
+        if name in found:
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # for another platform
+            continue
+        for text in found[name].requires or ():
+            requirement = Requirement(text)
+            if not requirement.marker or requirement.marker.evaluate({'extra': ''}):
+                names.append(requirement.name)
+    return found
+
+
+@pytest.fixture(scope='module')
+def lean(wheel, tmp_path_factory) -> Path:
+    """An environment of the wheel and torch, without any host."""
+    beside = tmp_path_factory.mktemp('torch')
+    for found in distributions_of('torch').values():
+        tops = {file.parts[0] for file in found.files} - {'..', '__pycache__'}
+        for top in tops:
+            if not (beside / top).exists():
+                (beside / top).symlink_to(found.locate_file(top))
+    return install(wheel, tmp_path_factory.mktemp('lean'), beside)
 
 
 def test_wheel_holds_the_package_and_its_data(source, wheel):
@@ -95,6 +157,77 @@ def test_wheel_holds_the_package_and_its_data(source, wheel):
     assert Path('fpt_plugin/py.typed') in names
     assert {name.relative_to('fpt_plugin/.mim') for name in data
             } == files('configs') | files('tools') | {Path('model-index.yml')}
+
+
+def contents(wheel):
+    archive = zipfile.ZipFile(wheel)
+    return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_wheel_of_the_checkout_is_that_of_the_sdist(source, wheel,
+                                                      tmp_path):
+    copy = tmp_path / 'checkout'
+    shutil.copytree(source, copy)
+    mine, other = contents(build_wheel(copy, tmp_path / 'wheel')), contents(wheel)
+    assert mine.keys() == other.keys()
+    assert [name for name in mine if mine[name] != other[name]] == []
+
+
+def test_the_sdist_holds_what_a_wheel_needs_and_no_tests(sdist):
+    with tarfile.open(sdist) as archive:
+        names = [Path(name).parts[1:] for name in archive.getnames()]
+    tops = {parts[0] for parts in names if parts}
+    assert tops == {
+        'fpt_plugin', 'fpt_plugin.egg-info', 'configs', 'tools', 'resources',
+        'CHANGELOG.md', 'LICENSE', 'MANIFEST.in', 'PKG-INFO', 'README.md',
+        'model-index.yml', 'pyproject.toml', 'setup.cfg', 'setup.py'
+    }
+
+
+def test_nothing_but_the_package_is_installed(environment):
+    site = site_of(environment)
+    info = f'fpt_plugin-{fpt_plugin.__version__}.dist-info'
+    assert {path.name for path in site.iterdir()
+            } == {'fpt_plugin', info, 'beside.pth'}
+    # nor anywhere else: scripts, data files, headers
+    lines = (site / info / 'RECORD').read_text().splitlines()
+    assert {line.partition('/')[0] for line in lines} == {'fpt_plugin', info}
+    assert (site / info / 'top_level.txt').read_text().split() == ['fpt_plugin']
+    licences = [line for line in lines if '/LICENSE' in line]
+    assert len(licences) == 1
+
+
+def test_functional_works_where_torch_alone_is(lean, tmp_path):
+    result = run(lean, '-c', """
+import importlib.util, sys
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'rich', 'pip'):
+    assert importlib.util.find_spec(name) is None, name
+import torch
+from fpt_plugin import functional
+x = torch.rand(1, 2, 3, 4)
+print(functional.__file__)
+print(functional.mixture_attention(x, x, x[:, 0], torch.ones(1, 2)).shape)
+import fpt_plugin
+try:
+    fpt_plugin.FPT
+except AttributeError as error:
+    print(error)
+""", cwd=tmp_path)
+    file, shape, said = result.stdout.splitlines()
+    assert Path(file).is_relative_to(site_of(lean))
+    assert shape == 'torch.Size([1, 3, 4])'
+    assert 'need mmengine and mmcv' in said
+
+
+@pytest.mark.parametrize('tool', [
+    pytest.param(path.name, marks=() if path.name in (
+        'convert_weights.py', 'doctor.py') else pytest.mark.slow)
+    for path in sorted((ROOT / 'tools').glob('*.py'))])
+def test_installed_tools_run(environment, tool, tmp_path):
+    """Those that ``mim`` calls, and the package they use is the wheel's."""
+    result = run(environment, site_of(environment) / 'fpt_plugin/.mim/tools' / tool,
+                 '--help', cwd=tmp_path)
+    assert result.stdout.startswith(f'usage: {tool}')
 
 
 def test_editable_install_links_the_checkout(source, tmp_path):
@@ -182,12 +315,11 @@ test_evaluator = val_evaluator
 model = dict(backbone=dict(init_cfg=None))
 train_cfg = dict(max_epochs=1)
 """)
-    site, = environment.parents[1].glob('lib/python*/site-packages')
-    tool = site / 'fpt_plugin' / '.mim' / 'tools' / 'train.py'
+    tool = site_of(environment) / 'fpt_plugin' / '.mim' / 'tools' / 'train.py'
     result = run(environment, tool, config, '--work-dir', tmp_path / 'run',
                  '--cfg-options', 'train_dataloader.dataset.pipeline.2.scale='
                  '(160,128)', 'val_dataloader.dataset.pipeline.1.scale='
-                 '(160,128)', cwd=tmp_path, env=dict(os.environ))
+                 '(160,128)', cwd=tmp_path)
     assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
     # a single epoch finds nothing: COCO's metric says so
     assert 'Epoch(val) [1]' in result.stdout + result.stderr

@@ -16,39 +16,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..engine.train_graft_only import grafted_modules
 from ..layers import LambdaLayer
 from ..necks import FPT
+from .host_models import without_weights
 from .weights import summarised
 
 _FILLS = ('uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_',
           'xavier_normal_', 'kaiming_uniform_', 'kaiming_normal_',
           'orthogonal_')
-# What constructors of the hosts would fetch by themselves.
-_FETCHED = ('pretrained', 'teacher_ckpt')
 
 
 def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config, which fetches no weights."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return MODELS.build(_without_weights(cfg.model))
-
-
-def _without_weights(node: object) -> object:
-    """A copy of nested configs without names of weights."""
-    if isinstance(node, Mapping):
-        return type(node)({
-            key: None if key in _FETCHED and isinstance(value, str) else
-            _without_weights(value)
-            for key, value in node.items()
-            if not (key == 'init_cfg' and _is_pretrained(value))
-        })
-    if isinstance(node, (list, tuple)):
-        return type(node)(map(_without_weights, node))
-    return node
-
-
-def _is_pretrained(init_cfg: object) -> bool:
-    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    return any(isinstance(cfg, Mapping) and cfg.get('type') == 'Pretrained'
-               for cfg in cfgs)
+        return MODELS.build(without_weights(cfg.model))
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from .counting import describe
 
 DETECTION_SHAPE = (800, 1344)
 
+# What constructors of the hosts would fetch by themselves.
+_FETCHED = ('pretrained', 'teacher_ckpt')
 # Where wrappers keep the model that they wrap.
 _WRAPPED = ('module', 'student', 'detector')
 
@@ -67,9 +69,29 @@ def load_model(config: str | Path | Config,
     """
     config = load_config(config, cfg_options)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        model = MODELS.build(config.model)
+        model = MODELS.build(without_weights(config.model))
     check_levels(model)
     return model, config
+
+
+def without_weights(node: object) -> object:
+    """A copy of nested configs without names of weights."""
+    if isinstance(node, Mapping):
+        return type(node)({
+            key: None if key in _FETCHED and isinstance(value, str) else
+            without_weights(value)
+            for key, value in node.items()
+            if not (key == 'init_cfg' and _is_pretrained(value))
+        })
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(without_weights, node))
+    return node
+
+
+def _is_pretrained(init_cfg: object) -> bool:
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return any(isinstance(cfg, Mapping) and cfg.get('type') == 'Pretrained'
+               for cfg in cfgs)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from mmengine.device import get_device
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..compat import refuse_pickles
 from .data_checks import check_data
 
 HOSTS = ('mmdet', 'mmseg')
@@ -274,8 +275,9 @@ def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's.
 
     A segmentor's labels are looked at on the way, and the levels of a
-    detector with deformable attention.
+    detector with deformable attention. Checkpoints are read as weights alone.
     """
+    refuse_pickles()
     start_cpu_processes(cfg)
     check = CHECKS[cfg.default_scope]
     cfg.custom_hooks = list(cfg.get('custom_hooks') or [])

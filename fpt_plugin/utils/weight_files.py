@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from .files import replacing
+from .files import replacing, sha256_of
 
 NESTS = ('state_dict', 'model', 'state_dict_ema')
 
@@ -90,7 +90,7 @@ def fetch_state_dict(url: str) -> Weights:
     """Download a checkpoint into torch's cache, or find it there, and read it.
 
     Where its name ends in the digits of its SHA-256, as OpenMMLab's do, they
-    are checked.
+    are checked; also of a file that is there, as others may have left it.
 
     Raises:
         OSError: It cannot be downloaded.
@@ -99,12 +99,17 @@ def fetch_state_dict(url: str) -> Weights:
     """
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / Path(urlparse(url).path).name
+    match = re.search(r'-([0-9a-f]{8,})\.', path.name)
+    digest = match[1] if match else ''
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        digest = re.search(r'-([0-9a-f]{8,})\.', path.name)
         with replacing(path) as temporary:
             torch.hub.download_url_to_file(
-                url, str(temporary), digest and digest[1])
+                url, str(temporary), digest or None)
+    elif digest and path.is_file() and not sha256_of(path).startswith(digest):
+        raise RuntimeError(f'{path} is not the file of its name, whose SHA-256 '
+                           f'begins with {digest}: remove it, then it is '
+                           'downloaded again')
     return read_state_dict(path)
 
 

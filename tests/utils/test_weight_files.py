@@ -17,6 +17,7 @@ from torch import nn
 from weight_states import RESNET_50, command, meta_state, resnet_state
 
 from fpt_plugin.utils import weight_files as module
+from fpt_plugin.utils.files import sha256_of
 from fpt_plugin.utils.weight_files import (
     check_out,
     fetch_state_dict,
@@ -108,14 +109,20 @@ def test_a_whole_detector_is_read(save):
         read_state_dict(save({f'module.{k}': v for k, v in STATE.items()})))
 
 
-def test_a_checkpoint_of_the_web_is_fetched_once(save, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder of what is downloaded."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    return tmp_path / 'hub' / 'checkpoints'
+
+
+def test_a_checkpoint_of_the_web_is_fetched_once(save, hub, monkeypatch):
     source, fetched = save(STATE), []
 
     def download(url, path, digest):
         fetched.append((url, digest))
         Path(path).write_bytes(source.read_bytes())
 
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     for _ in range(2):
         assert_is(fetch_state_dict('https://a.example/b/c.pth?x=1'))
@@ -123,8 +130,40 @@ def test_a_checkpoint_of_the_web_is_fetched_once(save, tmp_path, monkeypatch):
     assert fetched == [
         ('https://a.example/b/c.pth?x=1', None),
         ('https://a.example/b/fpn_1x_2020-c0ffee12.pth', 'c0ffee12')]
-    assert names(tmp_path / 'hub' / 'checkpoints') == [
-        'c.pth', 'fpn_1x_2020-c0ffee12.pth']
+    assert names(hub) == ['c.pth', 'fpn_1x_2020-c0ffee12.pth']
+
+
+def published(save, tmp_path, digest=None):
+    """A checkpoint with the digits of its digest in its name; its URL."""
+    source = save(STATE)
+    digest = digest or sha256_of(source)[:8]
+    path = tmp_path / f'fpn_1x_2020-{digest}.pth'
+    source.rename(path)
+    return path.as_uri()
+
+
+def test_downloads_of_the_right_digest_are_read(save, hub, tmp_path):
+    url = published(save, tmp_path)
+    for _ in range(2):
+        assert_is(fetch_state_dict(url))
+
+
+def test_downloads_of_another_digest_are_refused(save, hub, tmp_path):
+    with pytest.raises(RuntimeError, match='hash.*c0ffee12'):
+        fetch_state_dict(published(save, tmp_path, 'c0ffee12'))
+    assert names(hub) == []
+
+
+def test_what_others_left_in_the_cache_is_checked(save, hub, tmp_path):
+    url = published(save, tmp_path)
+    hub.mkdir(parents=True)
+    left = hub / url.rpartition('/')[2]
+    left.write_bytes(b'half of a file')
+    with pytest.raises(RuntimeError, match='is not the file of its name'):
+        fetch_state_dict(url)
+    assert left.read_bytes() == b'half of a file'
+    left.unlink()
+    assert_is(fetch_state_dict(url))
 
 
 def test_old_formats(save):
