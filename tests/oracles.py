@@ -7,6 +7,7 @@ import copy
 import math
 
 import torch
+from torch import nn
 
 
 def relative_error(got, want, floor=0.0):
@@ -69,6 +70,24 @@ def randomise(layer, seed=0):
                 torch.randn(parameter.shape, generator=generator) /
                 fan_in**0.5)
     return layer
+
+
+def settle_norms(module, *inputs):
+    """Batch norms get the averages of what they see, and stay there.
+
+    Drawn weights would otherwise grow maps from block to block, until every
+    softmax is one-hot and its gradients are zero.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    if norms:
+        for norm in norms:
+            norm.train()
+            norm.momentum = None
+        with torch.no_grad():
+            module(*inputs)
+        for norm in norms:
+            norm.eval()
+    return module
 
 
 def assert_layer_agrees(layer, maps, formula, **forward_options):

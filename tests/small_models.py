@@ -77,12 +77,12 @@ class Trained:
     images: list[str]
 
 
-def train(name: str, folder: Path) -> Trained:
-    """Train a shipped config at a small size for one step.
+def write_config(name: str, folder: Path) -> Path:
+    """Write a shipped config at a small size, for one step, and its data.
 
     Args:
         name: A key of DETECTORS or SEGMENTORS.
-        folder: Gets data, the config and the run.
+        folder: Gets data and the config.
     """
     write = _write_detection if name in DETECTORS else _write_segmentation
     lines = write(folder / 'data')
@@ -91,6 +91,17 @@ def train(name: str, folder: Path) -> Trained:
     config.write_text('\n'.join(
         [f'_base_ = {str(CONFIGS / name)!r}', f'model = {model!r}'] +
         [f'{key} = {value!r}' for key, value in {**lines, **NO_VALIDATION}.items()]))
+    return config
+
+
+def train(name: str, folder: Path) -> Trained:
+    """Train a shipped config at a small size for one step.
+
+    Args:
+        name: A key of DETECTORS or SEGMENTORS.
+        folder: Gets data, the config and the run.
+    """
+    config = write_config(name, folder)
     cfg = Config.fromfile(config)
     cfg.work_dir = str(folder / 'run')
     cfg.log_level = 'ERROR'

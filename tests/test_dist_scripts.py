@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import small_models
+import torch
+from config_helpers import build
 from data_helpers import write_coco_squares
+from mmengine.config import Config
 from mmengine.fileio import load
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +25,7 @@ def call(script: str, *arguments: str, **environment: str):
     return subprocess.run(['bash', str(TOOLS / script), *arguments],
                           capture_output=True,
                           text=True,
-                          timeout=600,
+                          timeout=1800,
                           env={
                               **os.environ,
                               **environment
@@ -121,16 +127,37 @@ train_cfg = dict(max_epochs=1, val_interval=1)
     return config
 
 
-def train_in_two_processes(config: Path) -> dict[str, str]:
-    """Returns the environment that the processes found each other in."""
-    environment = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1',
-                       PORT=str(20000 + os.getpid() % 10000))
+def train_in_two_processes(config: Path, *options: str) -> dict[str, str]:
+    """Train two steps; returns the environment of the processes.
+
+    Both see a finite loss, and both end with the same parameters.
+    """
+    with config.open('a') as file:
+        file.write("\ncustom_imports = dict(imports=['fpt_plugin', 'rank_hook'], "
+                   'allow_failed_imports=False)\n'
+                   "custom_hooks = [dict(type='RankHook')]\n")
+    environment = dict(
+        PYTHON=sys.executable,
+        OMP_NUM_THREADS='1',
+        PORT=str(20000 + os.getpid() % 10000),
+        PYTHONPATH=os.pathsep.join(
+            filter(None, [str(ROOT), str(ROOT / 'tests'),
+                          os.environ.get('PYTHONPATH')])))
     run = call('dist_train.sh', str(config), '2', '--work-dir',
-               str(config.parent / 'run'), **environment)
+               str(config.parent / 'run'),
+               *(['--cfg-options', *options] if options else []),
+               **environment)
     assert run.returncode == 0, run.stderr
-    # four images, two processes, one image each at a time
-    assert '[2/2]' in run.stdout + run.stderr
-    assert (config.parent / 'run' / 'epoch_1.pth').is_file()
+    first, second = (torch.load(config.parent / f'run/rank_{rank}.pt')
+                     for rank in range(2))
+    for process in (first, second):
+        assert len(process['losses']) == 2
+        assert all(map(math.isfinite, process['losses']))
+    # each of its own images
+    assert first['losses'] != second['losses']
+    assert first['parameters'].keys() == second['parameters'].keys()
+    for name, parameter in first['parameters'].items():
+        assert torch.equal(parameter, second['parameters'][name]), name
     return environment
 
 
@@ -159,3 +186,63 @@ def test_two_processes_train_lambda_layers(tmp_path, backbone):
     train_in_two_processes(write_config(
         tmp_path, f'backbone=dict(_delete_=True, {backbone}), '
         'neck=dict(in_channels=[256, 512, 1024, 2048])'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, steps, norms', [
+    ('fpt/retinanet_r50_fpt_1x_coco.py', 'max_epochs', ()),
+    ('fpt/fcn_r101-d8_ufp-lgt-rt_4xb2-80k_cityscapes-769x769.py', 'max_iters',
+     ('backbone', 'neck', 'decode_head', 'auxiliary_head')),
+])
+def test_two_processes_train_shipped_configs(name, steps, norms, tmp_path):
+    """On a CPU, where SyncBN needs another type in several processes."""
+    config = small_models.write_config(name, tmp_path)
+    assert all(
+        Config.fromfile(config).model[part].norm_cfg.type == 'SyncBN'
+        for part in norms)
+    train_in_two_processes(
+        config, f'train_cfg.{steps}=2',
+        *(f'model.{part}.norm_cfg.type=BN' for part in norms))
+
+
+# On a CPU: its device, and full states that are not offloaded from it, which
+# torch 2.13 crashes at. With CUDA state_dict_cfg='full' and no device_id.
+SHARDED = """
+runner_type = 'FlexibleRunner'
+strategy = dict(
+    type='FSDPStrategy',
+    state_dict_cfg=dict(
+        state_dict_type='FULL_STATE_DICT',
+        state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+        optim_state_dict_config=dict(
+            type='FullOptimStateDictConfig', rank0_only=True)),
+    model_wrapper=dict(
+        type='MMFullyShardedDataParallel',
+        device_id='cpu',
+        auto_wrap_policy=dict(type='wrap_layers')))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_sharded(tmp_path):
+    """The checkpoint is that of the plain model, whole."""
+    config = small_models.write_config('fpt/retinanet_r50_fpt_1x_coco.py', tmp_path)
+    with config.open('a') as file:
+        file.write(SHARDED)
+    work_dir = tmp_path / 'run'
+    run = call('dist_train.sh', str(config), '2', '--work-dir', str(work_dir),
+               '--cfg-options', 'train_cfg.max_epochs=2',
+               'default_hooks.logger.interval=1', PYTHON=sys.executable,
+               OMP_NUM_THREADS='1', PORT=str(20000 + os.getpid() % 10000))
+    assert run.returncode == 0, run.stderr
+    logs = [json.loads(line) for log in work_dir.glob('*/vis_data/scalars.json')
+            for line in log.read_text().splitlines()]
+    assert len(logs) == 2
+    assert all(math.isfinite(log['loss']) for log in logs)
+    saved = torch.load(work_dir / 'epoch_2.pth', weights_only=False)['state_dict']
+    plain = build(Config.fromfile(config)).state_dict()
+    assert saved.keys() == plain.keys()
+    assert all(saved[name].shape == plain[name].shape for name in plain)
+    # zero at the start, and trained since
+    assert all(saved[f'neck.fusions.{i}.out_conv.weight'].any()
+               for i in range(3))

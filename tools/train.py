@@ -1,7 +1,15 @@
 """Train a detector or a segmentor from a config."""
 
+import sys
+
 import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.launch import train, train_parser
+from fpt_plugin.utils.launch import prepare_training, run_training, train_parser
 
 if __name__ == '__main__':
-    train(train_parser().parse_args())
+    args = train_parser().parse_args()
+    # errors of the run itself keep their traces
+    try:
+        cfg = prepare_training(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f'train failed: {error}')
+    run_training(cfg)

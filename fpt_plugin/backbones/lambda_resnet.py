@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..compat import check_hosts
 from ..layers import LambdaLayer
 from ..layers.checks import check_positive_int
+from ..layers.narrow_maps import widen_inputs
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck
 
@@ -132,6 +133,7 @@ class LambdaResNet(BaseModule):
         for stage in range(num_stages):
             self.add_module(f'layer{stage + 1}',
                             self._make_stage(stage, lambda_layer or {}, se))
+        widen_inputs(self)
         self._initialise()
         self._freeze()
 

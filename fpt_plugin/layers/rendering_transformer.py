@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .checks import check_map, check_positive_int, check_same_batch
+from .narrow_maps import widen
 
 
 @MODELS.register_module()
@@ -131,7 +132,8 @@ class _AnyStrideConv2d(nn.Conv2d):
     """A convolution that is told its stride with its input."""
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, stride, self.padding)
+        return F.conv2d(
+            widen(x, stride), self.weight, self.bias, stride, self.padding)
 
 
 def _average(x: Tensor) -> Tensor:

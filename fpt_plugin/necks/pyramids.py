@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.checks import check_positive_int
+from ..layers.narrow_maps import widen_inputs
 from .branches import channels_last
 
 
@@ -121,6 +122,7 @@ class BottomUpPyramid(BaseModule):
             self.extra_convs.extend(
                 conv(first if i == 0 else out_channels, kernel_size=3, stride=2)
                 for i in range(self.num_outs - num_laterals))
+            widen_inputs(self.extra_convs)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Project the backbone's maps.

@@ -20,6 +20,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..compat import refuse_pickles
 from .data_checks import check_data
+from .device_checks import check_amp, check_sync_bn
 
 HOSTS = ('mmdet', 'mmseg')
 # What looks at each host's data or models while they run.
@@ -293,9 +294,27 @@ def train(args: argparse.Namespace) -> Runner:
 
     Raises:
         FileNotFoundError: Data that the config names are not there.
+        ValueError: A flag does not fit the config or the device.
+    """
+    return run_training(prepare_training(args))
+
+
+def prepare_training(args: argparse.Namespace) -> Config:
+    """The config of a training, looked at before anything is built.
+
+    Raises:
+        FileNotFoundError: The config or data that it names are not there.
+        ValueError: A flag does not fit the config or the device.
     """
     cfg = train_config(args)
+    check_amp(cfg, args.amp)
+    check_sync_bn(cfg)
     check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
+    return cfg
+
+
+def run_training(cfg: Config) -> Runner:
+    """Build the runner of a config and train."""
     runner = build_runner(cfg)
     runner.train()
     stop_processes()
@@ -310,14 +329,30 @@ def test(args: argparse.Namespace) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: Data that the config names are not there.
+        ValueError: A flag does not fit the config.
+    """
+    return run_test(prepare_test(args), args.out)
+
+
+def prepare_test(args: argparse.Namespace) -> Config:
+    """The config of a test, looked at before anything is built.
+
+    Raises:
+        FileNotFoundError: The config or data that it names are not there.
+        ValueError: A flag does not fit the config.
     """
     cfg = test_config(args)
+    check_sync_bn(cfg)
     check_data(cfg, 'test')
+    return cfg
+
+
+def run_test(cfg: Config, out: str | None) -> dict[str, float]:
+    """Build the runner of a config and test; ``out`` is a detector's pickle."""
     runner = build_runner(cfg)
-    if args.out is not None and cfg.default_scope == 'mmdet':
+    if out is not None and cfg.default_scope == 'mmdet':
         runner.test_evaluator.metrics.append(
-            METRICS.build(
-                dict(type='mmdet.DumpDetResults', out_file_path=args.out)))
+            METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out)))
     metrics = runner.test()
     stop_processes()
     return metrics
