@@ -81,6 +81,7 @@ def losses(cfg: Config, data: str, root: Path, work_dir: Path) -> list[float]:
     cfg.optim_wrapper.pop('loss_scale', None)
     cfg.optim_wrapper.pop('dtype', None)
     cfg.default_hooks.logger.update(interval=1)
+    cfg.log_processor.update(window_size=1, by_epoch=False)
     cfg.default_hooks.checkpoint.update(save_last=False, interval=10**6)
     for augment in cfg.model.data_preprocessor.pop('batch_augments', None) or ():
         assert augment.type == 'BatchFixedSizePad'  # crops are smaller here

@@ -116,3 +116,4 @@ param_scheduler = [
         by_epoch=True)
 ]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=50))
+log_processor = dict(window_size=1)  # each step's own loss
