@@ -2,8 +2,11 @@
 
 from .label_check import SegLabelCheckHook
 from .pyramid_check import PyramidLevelCheckHook
+from .reseed import ReseedHook
 from .train_graft_only import TrainGraftOnlyHook
+from .whole_checkpoint import WholeCheckpointHook
 
 __all__ = [
-    'SegLabelCheckHook', 'PyramidLevelCheckHook', 'TrainGraftOnlyHook'
+    'SegLabelCheckHook', 'PyramidLevelCheckHook', 'TrainGraftOnlyHook',
+    'ReseedHook', 'WholeCheckpointHook'
 ]

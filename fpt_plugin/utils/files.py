@@ -84,6 +84,25 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content``, whole or not at all, and onto the disk.
+
+    After a loss of power, too, there is the old file or the new one: a name
+    that reaches the disk before the bytes would stand for an empty file.
+    """
+    path = Path(path)
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if os.name == 'posix':  # elsewhere folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
 def write_json(path: str | Path, content: object) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
