@@ -474,7 +474,7 @@ def test_checkpoints_are_kept_whole(host):
     launch.keep_checkpoints_whole(cfg)
     assert cfg.default_hooks.checkpoint == dict(
         type='fpt_plugin.WholeCheckpointHook', interval=3, save_best='auto')
-    del cfg.default_hooks
+    cfg.pop('default_hooks')
     launch.keep_checkpoints_whole(cfg)
     assert cfg.default_hooks == dict(
         checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))
