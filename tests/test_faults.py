@@ -124,7 +124,7 @@ def test_four_deaths(tools, whole):
     assert_equal('killed/epoch_1.pth', whole / 'epoch_1.pth')
     # In the middle of an epoch.
     code, log = train(tools, 'killed', '--resume', *ONE,
-                      kill=(SECOND, signal.SIGTERM))
+                      kill=(SECOND, signal.SIGTERM, 0))
     assert code == -signal.SIGTERM and 'resumed epoch: 1' in log
     assert saved('killed') == ['epoch_1.pth']
     # No space for the second checkpoint.
@@ -154,7 +154,7 @@ def test_four_deaths(tools, whole):
 @pytest.mark.parametrize('flags', [(), ONE])
 def test_killed_in_the_middle_of_an_epoch(how, flags, tools, whole):
     work = f'epoch-{how}-{len(flags)}'
-    code, _ = train(tools, work, *flags, kill=(SECOND, how))
+    code, _ = train(tools, work, *flags, kill=(SECOND, how, 0))
     assert code == -how
     code, log = train(tools, work, '--resume', *flags)
     assert code == 0 and 'resumed epoch: 1' in log
@@ -162,18 +162,24 @@ def test_killed_in_the_middle_of_an_epoch(how, flags, tools, whole):
 
 
 @pytest.mark.slow
-def test_killed_whenever(tools, whole):
-    """Again and again, until it comes to its end."""
-    generator, kills, code = random.Random(0), 0, 1
+@pytest.mark.parametrize('trial', range(4))
+def test_killed_whenever(trial, tools, whole):
+    """Again and again, mostly while a checkpoint is not whole yet."""
+    generator, kills, code, work = random.Random(trial), 0, 1, f'whenever-{trial}'
     while code:
-        limit = dict(kill=(generator.uniform(0.5, 6), signal.SIGKILL)) \
-            if kills < 12 else {}
-        code, log = train(tools, 'whenever', '--resume', *ONE, before=SLOW, **limit)
-        assert code in (0, -signal.SIGKILL), log
+        last = kills == 4
+        code, log = train(
+            tools, work, '--resume', *ONE, before=SLOW, kill=None if last else
+            ('before_train:', signal.SIGKILL, generator.uniform(0, 5)))
+        assert code in (0, -signal.SIGKILL) and not (last and code), log
         kills += code != 0
-        for name in saved('whenever'):
-            torch.load(f'whenever/{name}', weights_only=True)
-    assert_equal(f'whenever/epoch_{EPOCHS}.pth', whole / f'epoch_{EPOCHS}.pth')
+        names = saved(work)
+        for name in names:
+            torch.load(f'{work}/{name}', weights_only=True)
+        print(f'trial {trial}: {code} leaves {names}',
+              [p.name for p in Path(work).glob('.*.partial')])
+    assert kills
+    assert_equal(f'{work}/epoch_{EPOCHS}.pth', whole / f'epoch_{EPOCHS}.pth')
 
 
 # ------------------------------------------------------ broken checkpoints
@@ -234,7 +240,7 @@ def empty(path):
 
 
 def garble(path):
-    path.write_bytes(path.read_bytes()[:60] + bytes(200))
+    path.write_bytes(path.read_bytes()[:20] + bytes(200))
 
 
 BROKEN = dict(missing=Path.unlink, empty=empty, garbled=garble)
@@ -324,7 +330,7 @@ def annotate(data, image_id, *boxes):
     coco = json.loads(path.read_text())
     for box in boxes:
         coco['annotations'].append(dict(
-            box, id=len(coco['annotations']) + 1, image_id=image_id,
+            box, id=1000 + len(coco['annotations']), image_id=image_id,
             category_id=1, iscrowd=0))
     path.write_text(json.dumps(coco))
 

@@ -55,8 +55,7 @@ class Tools:
             tool: Its name.
             args: What stands behind it.
             before: Statements for the process to begin with.
-            kill: When and how: a text of the output or a number of seconds,
-                and a signal.
+            kill: A text of the output, a signal, and the seconds between.
 
         Returns:
             Its exit code, negative for a signal, and what it printed.
@@ -70,15 +69,13 @@ class Tools:
         print(json.dumps(job), file=self.parent.stdin, flush=True)
         pid = int(self.parent.stdout.readline())
         if kill is not None:
-            when, how = kill
+            text, how, seconds = kill
             began = time.monotonic()
-            while (time.monotonic() - began < when if isinstance(
-                    when, float) else when not in log.read_text()):
-                # Z: it ended too early to be killed.
-                if ') Z' in Path(f'/proc/{pid}/stat').read_text() \
-                        or time.monotonic() - began > 120:
+            while text not in log.read_text() and not _ended(pid):
+                if time.monotonic() - began > 300:
                     break
                 time.sleep(0.002)
+            time.sleep(seconds)
             os.kill(pid, how)
         print(file=self.parent.stdin, flush=True)
         status = int(self.parent.stdout.readline())
@@ -89,3 +86,8 @@ class Tools:
         self.parent.stdin.close()
         self.parent.wait(timeout=60)
         self.parent.stdout.close()
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process is a zombie: it is kept until it was asked for."""
+    return ') Z' in Path(f'/proc/{pid}/stat').read_text()
