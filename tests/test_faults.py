@@ -145,7 +145,7 @@ def test_four_deaths(tools, whole):
     # The second one was whole, though it was not named yet.
     assert code == 0 and 'resumed epoch: 2' in log
     assert not re.search(r'Epoch\(train\) *\[[12]\]', log)
-    assert last in saved('killed')
+    assert saved('killed') == [last]
     assert_equal(f'killed/{last}', whole / last)
 
 
@@ -170,7 +170,8 @@ def test_killed_whenever(trial, tools, whole):
         last = kills == 4
         code, log = train(
             tools, work, '--resume', *ONE, before=SLOW, kill=None if last else
-            ('before_train:', signal.SIGKILL, generator.uniform(0, 5)))
+            ('Checkpoints will be saved', signal.SIGKILL,
+             generator.uniform(0, 4)))
         assert code in (0, -signal.SIGKILL) and not (last and code), log
         kills += code != 0
         names = saved(work)
@@ -178,7 +179,7 @@ def test_killed_whenever(trial, tools, whole):
             torch.load(f'{work}/{name}', weights_only=True)
         print(f'trial {trial}: {code} leaves {names}',
               [p.name for p in Path(work).glob('.*.partial')])
-    assert kills
+    assert kills and saved(work) == [f'epoch_{EPOCHS}.pth']
     assert_equal(f'{work}/epoch_{EPOCHS}.pth', whole / f'epoch_{EPOCHS}.pth')
 
 

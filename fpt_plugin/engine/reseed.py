@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, set_random_seed
@@ -82,5 +82,5 @@ def reseed(*numbers: int) -> None:
 
     So seed 1 in epoch 2 is another one than seed 2 in epoch 1.
     """
-    set_random_seed(
-        int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    set_random_seed(int.from_bytes(digest[:4], 'big'))  # numpy takes 32 bits

@@ -66,14 +66,15 @@ class WholeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         """As mmengine's, but writes first and deletes last."""
-        outdated = None
+        outdated = []
         # After a validation the checkpoint of the same step is written again.
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated = self.keep_ckpt_ids.popleft()
+            there = [*self.keep_ckpt_ids, step]
+            outdated = there[:-self.max_keep_ckpts]
             self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids',
-                                           list(self.keep_ckpt_ids))
+            # Until they are deleted the checkpoint names them: a training that
+            # goes on from it deletes what it finds.
+            runner.message_hub.update_info('keep_ckpt_ids', there)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -87,14 +88,16 @@ class WholeCheckpointHook(CheckpointHook):
             by_epoch=self.by_epoch,
             backend_args=self.backend_args,
             **self.args)
-        if not is_main_process():
-            return
-        WholeFileBackend().put(
-            str(self.last_ckpt).encode(),
-            osp.join(runner.work_dir, 'last_checkpoint'))
-        if outdated is not None:
-            self._delete(self.file_backend.join_path(
-                self.out_dir, self.filename_tmpl.format(outdated)))
+        if is_main_process():
+            WholeFileBackend().put(
+                str(self.last_ckpt).encode(),
+                osp.join(runner.work_dir, 'last_checkpoint'))
+            for old in outdated:
+                self._delete(self.file_backend.join_path(
+                    self.out_dir, self.filename_tmpl.format(old)))
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids',
+                                           list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         """As mmengine's, but what was best is deleted last."""

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Names of the temporary folders of this process. A process may have the number
+# of one that was killed, in a container nearly always.
+_OURS: set[str] = set()
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -38,6 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             prefix=f'.{path.name}.{os.getpid()}.',
             suffix='.partial',
             dir=path.parent))
+    _OURS.add(folder.name)
     try:
         temporary = folder / path.name
         yield temporary
@@ -56,6 +61,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _OURS.discard(folder.name)
 
 
 def _clear_after_the_dead(path: Path) -> None:
@@ -67,7 +73,8 @@ def _clear_after_the_dead(path: Path) -> None:
     pattern = re.compile(rf'\.{re.escape(path.name)}\.(\d+)\.\w{{8}}\.partial')
     for folder in list(path.parent.iterdir()):
         match = pattern.fullmatch(folder.name)
-        if match is None or _alive(int(match[1])):
+        if match is None or folder.name in _OURS or (
+                int(match[1]) != os.getpid() and _alive(int(match[1]))):
             continue
         if (folder / 'old').exists() and not path.exists():
             os.replace(folder / 'old', path)

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from .data_checks import check_data
 from .named_samples import name_broken_samples
-from .resume import check_checkpoint, newest_checkpoint
+from .resume import check_checkpoint, check_pretrained, newest_checkpoint
 
 HOSTS = ('mmdet', 'mmseg')
 # What looks at each host's data or models while they run.
@@ -336,6 +336,7 @@ def train(args: argparse.Namespace) -> Runner:
     """
     cfg = train_config(args)
     check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
+    check_pretrained(cfg.model)
     if cfg.get('load_from') and args.resume != 'auto':
         check_checkpoint(cfg.load_from)
     keep_checkpoints_whole(cfg)

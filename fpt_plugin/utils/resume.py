@@ -68,6 +68,29 @@ def check_checkpoint(path: str | Path) -> None:
                          'that of what was saved')
 
 
+def check_pretrained(model: object) -> None:
+    """Check the files that the modules of a config begin with.
+
+    Args:
+        model: Settings of a model, or of a part of it. What
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)`` names is looked
+            at if it is a file; others are left to mmengine.
+
+    Raises:
+        ValueError: As :func:`check_checkpoint`.
+    """
+    if isinstance(model, Mapping):
+        path = model.get('checkpoint')
+        if model.get('type') == 'Pretrained' and isinstance(path, str) \
+                and Path(path).is_file():
+            check_checkpoint(path)
+        model = model.values()
+    elif not isinstance(model, (list, tuple)):
+        return
+    for part in model:
+        check_pretrained(part)
+
+
 def _peek(path: Path) -> dict:
     """What a file holds; tensors are read when they are looked at."""
     return torch.load(path, map_location='cpu', weights_only=True, mmap=True)

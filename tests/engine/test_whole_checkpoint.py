@@ -116,6 +116,20 @@ def test_a_full_disk_leaves_the_ones_before(failing, tmp_path, monkeypatch):
     assert 'state_dict' in torch.load(best)
 
 
+@pytest.mark.parametrize('kind', ['CheckpointHook', WHOLE])
+def test_what_a_kill_left_is_deleted_later(kind, tmp_path, monkeypatch):
+    """It died after the second one was written, before the first was deleted."""
+    settings = dict(max_keep_ckpts=1)
+    monkeypatch.setattr(whole_checkpoint.WholeCheckpointHook, '_delete',
+                        lambda *_: None)
+    train(tmp_path, checkpoint=dict(settings, type=WHOLE),
+          loop=dict(by_epoch=True, max_epochs=2))
+    assert tree(tmp_path) == ['epoch_1.pth', 'epoch_2.pth', 'last_checkpoint']
+    monkeypatch.undo()
+    train(tmp_path, checkpoint=dict(settings, type=kind), resume=True)
+    assert tree(tmp_path) == ['epoch_3.pth', 'last_checkpoint']
+
+
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     hook = whole_checkpoint.WholeCheckpointHook(interval=1, max_keep_ckpts=1)
     runner = train(tmp_path, checkpoint=dict(type=WHOLE))

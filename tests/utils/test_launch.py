@@ -1,5 +1,6 @@
 """Training and testing from configs, by the flags of the hosts' tools."""
 
+import errno
 import json
 import logging
 import os
@@ -485,6 +486,18 @@ def test_the_users_own_hook_saves(host, hook):
     cfg = cfg_to_train(host, more=[f'default_hooks = dict(checkpoint={hook})'])
     launch.keep_checkpoints_whole(cfg)
     assert cfg.default_hooks.checkpoint == hook
+
+
+def test_a_full_disk_is_named():
+    with pytest.raises(OSError, match=r"--resume: 'work'"), \
+            launch.naming_full_disk('work'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with pytest.raises(OSError, match=r"No space .*--resume: 'work/a.pth'"), \
+            launch.naming_full_disk('work'):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'work/a.pth')
+    with pytest.raises(FileNotFoundError, match="No such file: 'a.png'"), \
+            launch.naming_full_disk('work'):
+        raise FileNotFoundError(errno.ENOENT, 'No such file', 'a.png')
 
 
 # ------------------------------------------------------------- end to end

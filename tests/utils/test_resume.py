@@ -8,7 +8,11 @@ import warnings
 import pytest
 import torch
 
-from fpt_plugin.utils.resume import check_checkpoint, newest_checkpoint
+from fpt_plugin.utils.resume import (
+    check_checkpoint,
+    check_pretrained,
+    newest_checkpoint,
+)
 
 
 def save(path, step=0, clock='20260101_000000', old_format=False):
@@ -102,6 +106,18 @@ def test_no_checkpoint(tmp_path):
 def test_what_is_mmengines_to_find(tmp_path):
     check_checkpoint('https://somewhere/a.pth')
     check_checkpoint(tmp_path)  # DeepSpeed's
+
+
+def test_what_modules_begin_with(tmp_path):
+    path = save(tmp_path / 'a.pth')
+    begins = dict(type='Pretrained', checkpoint=str(path))
+    model = dict(neck=None, parts=[dict(type='A', init_cfg=begins)], checkpoint='x')
+    check_pretrained(model)
+    cut(path)
+    with pytest.raises(ValueError, match='a.pth was cut short'):
+        check_pretrained(model)
+    for name in ('torchvision://resnet50', str(tmp_path / 'missing.pth')):
+        check_pretrained(dict(init_cfg=dict(begins, checkpoint=name)))
 
 
 # ------------------------------------------------------------------ newest
