@@ -18,8 +18,10 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from .detectors import PyramidMemoryDETR
     from .engine import (
         PyramidLevelCheckHook,
+        ReseedHook,
         SegLabelCheckHook,
         TrainGraftOnlyHook,
+        WholeCheckpointHook,
     )
     from .layers import (
         GroundingTransformer,
@@ -44,7 +46,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         'GroundingTransformer', 'LocalGroundingTransformer',
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
         'PyramidMemoryDETR', 'SegLabelCheckHook', 'PyramidLevelCheckHook',
-        'TrainGraftOnlyHook'
+        'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook'
     ]
 else:
 

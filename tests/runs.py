@@ -58,9 +58,9 @@ def inside(folder):
 
 
 @alone()
-def train(config, work_dir, *options):
+def train(config, work_dir, *options, flags=()):
     """Train a config under settings; the work folder."""
-    args = [config, '--work-dir', str(work_dir)]
+    args = [config, '--work-dir', str(work_dir), *flags]
     args += ['--cfg-options', *options] if options else []
     launch.train(launch.train_parser().parse_args(args))
     return Path(work_dir)

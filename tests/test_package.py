@@ -72,7 +72,8 @@ def test_imports_run_one_way(folder, allowed):
         'necks': ('functional', 'layers', 'compat'),
         'backbones': ('functional', 'layers', 'compat'),
         'detectors': ('functional', 'layers', 'necks', 'compat'),
-        'engine': ('layers', 'necks', 'detectors')
+        # How files are written needs nothing of what is built.
+        'engine': ('layers', 'necks', 'detectors', 'utils.files')
     }[folder]
     for file in (PACKAGE / folder).glob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -81,7 +82,7 @@ def test_imports_run_one_way(folder, allowed):
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
             elif isinstance(node, ast.ImportFrom) and node.level == 2:
-                assert node.module.split('.')[0] in below, file
+                assert {node.module, node.module.split('.')[0]} & {*below}, file
                 continue
             else:
                 continue

@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Names of the temporary folders of this process. A process may have the number
+# of one that was killed, in a container nearly always.
+_OURS: set[str] = set()
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -39,6 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             prefix=f'.{path.name}.{os.getpid()}.',
             suffix='.partial',
             dir=path.parent))
+    _OURS.add(folder.name)
     try:
         temporary = folder / path.name
         yield temporary
@@ -57,6 +62,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _OURS.discard(folder.name)
 
 
 def _clear_after_the_dead(path: Path) -> None:
@@ -68,7 +74,8 @@ def _clear_after_the_dead(path: Path) -> None:
     pattern = re.compile(rf'\.{re.escape(path.name)}\.(\d+)\.\w{{8}}\.partial')
     for folder in list(path.parent.iterdir()):
         match = pattern.fullmatch(folder.name)
-        if match is None or _alive(int(match[1])):
+        if match is None or folder.name in _OURS or (
+                int(match[1]) != os.getpid() and _alive(int(match[1]))):
             continue
         if (folder / 'old').exists() and not path.exists():
             os.replace(folder / 'old', path)
@@ -83,6 +90,25 @@ def _alive(pid: int) -> bool:
     except OSError:  # another user's process
         return True
     return True
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content``, whole or not at all, and onto the disk.
+
+    After a loss of power, too, there is the old file or the new one: a name
+    that reaches the disk before the bytes would stand for an empty file.
+    """
+    path = Path(path)
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if os.name == 'posix':  # elsewhere folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_json(path: str | Path, content: object) -> None:

@@ -6,8 +6,11 @@ One command serves both hosts: the config's ``default_scope`` says whose.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,12 +18,15 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from ..compat import refuse_pickles
 from .data_checks import check_data
 from .device_checks import check_amp, check_sync_bn
+from .named_samples import name_broken_samples
+from .resume import check_checkpoint, check_pretrained, newest_checkpoint
 
 HOSTS = ('mmdet', 'mmseg')
 # What looks at each host's data or models while they run.
@@ -65,8 +71,8 @@ def train_parser() -> argparse.ArgumentParser:
         '--resume',
         nargs='?',
         const='auto',
-        help='continue from this checkpoint; without a path from the latest '
-        'in the work folder')
+        help='continue from this checkpoint; without a path from the newest '
+        'whole one in the work folder')
     return parser
 
 
@@ -136,25 +142,33 @@ def train_config(args: argparse.Namespace) -> Config:
                              'auto_scale_lr=dict(base_batch_size=...), got '
                              f'auto_scale_lr={cfg.get("auto_scale_lr")}')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        _resume(cfg, args.resume)
+    if args.resume == 'auto' or (args.resume is None and cfg.get('resume')
+                                 and cfg.get('load_from') is None):
+        _resume_newest(cfg)
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
     return cfg
 
 
-def _resume(cfg: Config, checkpoint: str) -> None:
-    """Continue from a checkpoint, or from the latest where it is ``'auto'``.
+def _resume_newest(cfg: Config) -> None:
+    """Continue from the newest whole checkpoint.
 
     A run that died before its first checkpoint begins again: it must not lose
     the weights that the config starts from, which a resumed run would.
     """
-    if checkpoint == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+    checkpoint = newest_checkpoint(cfg.work_dir, _checkpoint_hook(cfg))
+    if checkpoint is None:
         warnings.warn(
             f'--resume found no checkpoint in {cfg.work_dir}: the run begins '
             f'anew, with load_from={cfg.get("load_from")!r}',
             stacklevel=2)
         return
-    cfg.resume = True
-    cfg.load_from = None if checkpoint == 'auto' else checkpoint
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
+def _checkpoint_hook(cfg: Config) -> dict:
+    """The settings of the hook that saves checkpoints; empty without one."""
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
 
 
 def test_config(args: argparse.Namespace) -> Config:
@@ -289,12 +303,40 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+def keep_checkpoints_whole(cfg: Config) -> None:
+    """Save by WholeCheckpointHook where mmengine's hook would.
+
+    Its settings stay; a hook of another type, or none, stays too.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    # What mmengine takes where a config says nothing.
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if hook is not None and hook.get('type') in (
+            'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        hook['type'] = 'fpt_plugin.WholeCheckpointHook'
+    cfg.default_hooks = hooks
+
+
+@contextmanager
+def naming_full_disk(work_dir: str) -> Iterator[None]:
+    """Say where there is no space: errors of logs name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno, f'{error.strerror}: make room, then go on with --resume',
+            error.filename or str(work_dir)) from error
+
+
 def train(args: argparse.Namespace) -> Runner:
     """What tools/train.py does.
 
     Raises:
-        FileNotFoundError: Data that the config names are not there.
-        ValueError: A flag does not fit the config or the device.
+        OSError: Data that the config names are not there, or the disk is full.
+        ValueError: A flag does not fit the config or the device, or the
+            checkpoint to begin with is damaged.
     """
     return run_training(prepare_training(args))
 
@@ -303,20 +345,31 @@ def prepare_training(args: argparse.Namespace) -> Config:
     """The config of a training, looked at before anything is built.
 
     Raises:
-        FileNotFoundError: The config or data that it names are not there.
-        ValueError: A flag does not fit the config or the device.
+        OSError: The config or what it names is not there.
+        ValueError: A flag does not fit the config or the device, or the
+            checkpoint to begin with is damaged.
     """
     cfg = train_config(args)
     check_amp(cfg, args.amp)
     check_sync_bn(cfg)
     check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
+    check_pretrained(cfg.model)
+    if cfg.get('load_from') and args.resume != 'auto':
+        check_checkpoint(cfg.load_from)
     return cfg
 
 
 def run_training(cfg: Config) -> Runner:
-    """Build the runner of a config and train."""
-    runner = build_runner(cfg)
-    runner.train()
+    """Build the runner of a config and train.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    keep_checkpoints_whole(cfg)
+    name_broken_samples()
+    with naming_full_disk(cfg.work_dir):
+        runner = build_runner(cfg)
+        runner.train()
     stop_processes()
     return runner
 
@@ -328,8 +381,9 @@ def test(args: argparse.Namespace) -> dict[str, float]:
         The metrics by their names.
 
     Raises:
-        FileNotFoundError: Data that the config names are not there.
-        ValueError: A flag does not fit the config.
+        OSError: Data that the config names, or the checkpoint, are not there.
+        ValueError: A flag does not fit the config, or the checkpoint is
+            damaged.
     """
     return run_test(prepare_test(args), args.out)
 
@@ -338,17 +392,21 @@ def prepare_test(args: argparse.Namespace) -> Config:
     """The config of a test, looked at before anything is built.
 
     Raises:
-        FileNotFoundError: The config or data that it names are not there.
-        ValueError: A flag does not fit the config.
+        OSError: The config, data that it names, or the checkpoint are not
+            there.
+        ValueError: A flag does not fit the config, or the checkpoint is
+            damaged.
     """
     cfg = test_config(args)
     check_sync_bn(cfg)
     check_data(cfg, 'test')
+    check_checkpoint(cfg.load_from)
     return cfg
 
 
 def run_test(cfg: Config, out: str | None) -> dict[str, float]:
     """Build the runner of a config and test; ``out`` is a detector's pickle."""
+    name_broken_samples()
     runner = build_runner(cfg)
     if out is not None and cfg.default_scope == 'mmdet':
         runner.test_evaluator.metrics.append(

@@ -15,8 +15,11 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..compat import refuse_pickles
 from .files import write_json
+from .launch import keep_checkpoints_whole
+from .named_samples import name_broken_samples
 from .quickstart_detection import Detection
 from .quickstart_segmentation import Segmentation
+from .resume import newest_checkpoint
 
 TASKS = {task.name: task for task in (Detection(), Segmentation())}
 NECKS = tuple(dict.fromkeys(n for task in TASKS.values() for n in task.necks))
@@ -151,15 +154,20 @@ def _train(cfg: Config, work_dir: Path, fresh: bool) -> Runner:
         host=import_module(cfg.default_scope).__version__)
     settings = work_dir / 'settings.json'
     same = settings.is_file() and json.loads(settings.read_text()) == key
-    latest = find_latest_checkpoint(str(work_dir)) if same else None
-    if latest is not None and not fresh and Path(latest).is_file():
-        cfg.resume = True
+    # Without last_checkpoint they are of other settings.
+    saved = (work_dir / 'last_checkpoint').is_file()
+    latest = newest_checkpoint(work_dir, cfg.default_hooks.checkpoint) \
+        if same and saved and not fresh else None
+    if latest is not None:
+        cfg.resume, cfg.load_from = True, latest
         print(f'Found {latest} of the same settings and go on from there '
               '(--fresh trains again)', flush=True)
     else:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)
         write_json(settings, key)
     refuse_pickles()
+    keep_checkpoints_whole(cfg)
+    name_broken_samples()
     runner = Runner.from_cfg(cfg)
     runner.register_hook(TrainingTime(), priority='VERY_LOW')
     runner.train()

@@ -20,6 +20,10 @@ from .files import replacing, sha256_of
 NESTS = ('state_dict', 'model', 'state_dict_ema')
 
 
+class UnsafeFileError(ValueError):
+    """A file could only be read by running what is in it."""
+
+
 @dataclass
 class Weights:
     """A net's tensors.
@@ -123,7 +127,7 @@ def _load_torch(path: Path, file) -> object:
     except Exception as error:  # whatever else unpickling makes of other files
         match = re.search(r'GLOBAL ([\w.]+)', str(error))
         if match:
-            raise ValueError(
+            raise UnsafeFileError(
                 f'{path} holds {match[1]}, which is no tensor: it would have to '
                 'be run to be read, and that is not safe. Save the state dict '
                 'alone, where you trust the file.') from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpt_plugin.utils import files
-from fpt_plugin.utils.files import replacing, write_json
+from fpt_plugin.utils.files import replacing, write_bytes, write_json
 
 
 def names(folder):
@@ -303,3 +303,32 @@ def test_json_on_a_full_disk_keeps_the_old(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     assert json.loads(path.read_text()) == [1]
     assert names(tmp_path) == ['c.json']
+
+
+def test_bytes_replace_a_file(tmp_path):
+    for content in (b'old', b'new'):
+        write_bytes(tmp_path / 'a' / 'b.bin', content)
+        assert (tmp_path / 'a' / 'b.bin').read_bytes() == content
+    assert names(tmp_path / 'a') == ['b.bin']
+
+
+def test_bytes_that_do_not_reach_the_disk(tmp_path, monkeypatch):
+    write_bytes(tmp_path / 'b.bin', b'old')
+    monkeypatch.setattr(os, 'fsync', no_space)
+    with pytest.raises(OSError, match='No space'):
+        write_bytes(tmp_path / 'b.bin', b'new')
+    assert names(tmp_path) == ['b.bin']
+    assert (tmp_path / 'b.bin').read_bytes() == b'old'
+
+
+def test_a_killed_process_of_the_same_number(tmp_path):
+    """In a container every training may be process 1."""
+    left = leave_partial(tmp_path / 'file')
+    same = left.rename(tmp_path / f'.file.{os.getpid()}.abcdefgh.partial')
+    with replacing(tmp_path / 'file') as temporary:
+        assert not same.exists()
+        with replacing(tmp_path / 'file') as inner:
+            assert temporary.parent.exists()
+            inner.write_text('inner')
+        temporary.write_text('outer')
+    assert names(tmp_path) == ['file']

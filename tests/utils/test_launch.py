@@ -1,5 +1,6 @@
 """Training and testing from configs, by the flags of the hosts' tools."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from data_helpers import write_coco_squares
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from runs import kept_by_name
+from square_detector import DETECTOR
 
 from fpt_plugin.utils import launch
 from fpt_plugin.utils.launch import (
@@ -264,13 +266,25 @@ def test_auto_scale_lr_without_a_base_is_refused(host, more):
 
 
 def test_resume_from_the_latest(host, tmp_path):
+    for epoch in (1, 2, 3):
+        torch.save({}, tmp_path / f'epoch_{epoch}.pth')
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
-    cfg = cfg_to_train(
-        host, '--resume', '--work-dir', str(tmp_path),
-        more=["load_from = 'pretrained.pth'"])
+    more = ["load_from = 'pretrained.pth'"]
+    cfg = cfg_to_train(host, '--resume', '--work-dir', str(tmp_path), more=more)
     assert cfg.resume is True
-    # With load_from set, mmengine would resume from that file.
-    assert cfg.load_from is None
+    # Not from load_from, as mmengine would.
+    assert Path(cfg.load_from).resolve() == tmp_path / 'epoch_2.pth'
+
+
+def test_a_config_may_resume_by_itself(host, tmp_path):
+    torch.save({}, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text('gone.pth')
+    flags = ['--work-dir', str(tmp_path)]
+    with pytest.warns(UserWarning, match='gone.pth'):
+        cfg = cfg_to_train(host, *flags, more=['resume = True'])
+    assert Path(cfg.load_from) == tmp_path / 'epoch_1.pth'
+    named = ["resume = True", "load_from = 'mine.pth'"]
+    assert cfg_to_train(host, *flags, more=named).load_from == 'mine.pth'
 
 
 def test_resume_without_a_checkpoint_keeps_the_weights(host, tmp_path):
@@ -454,84 +468,39 @@ def test_without_one_it_is_mmengines(host, monkeypatch):
     assert build_runner(cfg) == (Runner, cfg)
 
 
+def test_checkpoints_are_kept_whole(host):
+    settings = "type='CheckpointHook', interval=3, save_best='auto'"
+    cfg = cfg_to_train(
+        host, more=[f'default_hooks = dict(checkpoint=dict({settings}))'])
+    launch.keep_checkpoints_whole(cfg)
+    assert cfg.default_hooks.checkpoint == dict(
+        type='fpt_plugin.WholeCheckpointHook', interval=3, save_best='auto')
+    cfg.pop('default_hooks')
+    launch.keep_checkpoints_whole(cfg)
+    assert cfg.default_hooks == dict(
+        checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))
+
+
+@pytest.mark.parametrize('hook', [None, dict(type='Mine')])
+def test_the_users_own_hook_saves(host, hook):
+    cfg = cfg_to_train(host, more=[f'default_hooks = dict(checkpoint={hook})'])
+    launch.keep_checkpoints_whole(cfg)
+    assert cfg.default_hooks.checkpoint == hook
+
+
+def test_a_full_disk_is_named():
+    with pytest.raises(OSError, match=r"--resume: 'work'"), \
+            launch.naming_full_disk('work'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with pytest.raises(OSError, match=r"No space .*--resume: 'work/a.pth'"), \
+            launch.naming_full_disk('work'):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'work/a.pth')
+    with pytest.raises(FileNotFoundError, match="No such file: 'a.png'"), \
+            launch.naming_full_disk('work'):
+        raise FileNotFoundError(errno.ENOENT, 'No such file', 'a.png')
+
+
 # ------------------------------------------------------------- end to end
-
-DETECTOR = """
-default_scope = 'mmdet'
-model = dict(
-    type='RetinaNet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor', mean=[90.] * 3, std=[60.] * 3),
-    backbone=dict(
-        type='ResNet', depth=18, base_channels=8, out_indices=(1, 2, 3)),
-    neck=dict(
-        type='FPT', in_channels=[16, 32, 64], out_channels=16, num_outs=3),
-    bbox_head=dict(
-        type='RetinaHead', num_classes=1, in_channels=16, feat_channels=16,
-        stacked_convs=1,
-        anchor_generator=dict(
-            type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1,
-            ratios=[1.0], strides=[8, 16, 32]),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_bbox=dict(type='L1Loss')),
-    train_cfg=dict(
-        assigner=dict(
-            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4,
-            min_pos_iou=0, ignore_iof_thr=-1),
-        sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
-    test_cfg=dict(
-        nms_pre=100, min_bbox_size=0, score_thr=0.0,
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-dataset = dict(
-    type='CocoDataset', metainfo=dict(classes=('square', )),
-    data_root='data', ann_file='annotations.json',
-    data_prefix=dict(img='images/'))
-train_dataloader = dict(
-    batch_size=2, num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(type='PackDetInputs')
-        ], **dataset))
-val_dataloader = dict(
-    batch_size=1, num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        test_mode=True,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(64, 64), keep_ratio=True),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                           'scale_factor'))
-        ], **dataset))
-test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric', ann_file='data/annotations.json', metric='bbox')
-test_evaluator = val_evaluator
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
-param_scheduler = [
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1])
-]
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=1),
-    checkpoint=dict(type='CheckpointHook', interval=1),
-    visualization=dict(type='DetVisualizationHook'))
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends)
-randomness = dict(seed=0)
-"""
-
 
 def launch_training(*flags, name):
     """Train by the tool's own functions, under a name of its own.

@@ -1,0 +1,137 @@
+"""Checkpoints that are whole, whenever the training is killed."""
+
+from __future__ import annotations
+
+import os.path as osp
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from ..utils.files import write_bytes
+
+BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
+
+
+class WholeFileBackend(LocalBackend):
+    """Local files that take their names when they are whole."""
+
+    def put(self, obj: bytes, filepath) -> None:
+        """Write a file.
+
+        Raises:
+            OSError: It could not be written, and what had its name is still
+                there.
+        """
+        try:
+            write_bytes(filepath, obj)
+        except OSError as error:
+            raise OSError(
+                error.errno, f'{error.strerror}; it was not written, earlier '
+                'checkpoints are as they were', str(filepath)) from error
+
+
+register_backend(BACKEND, WholeFileBackend, force=True)
+
+
+@HOOKS.register_module()
+class WholeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, in an order that survives a kill.
+
+    mmengine deletes the checkpoints that are too old, then writes the new one
+    under its final name: with ``max_keep_ckpts=1`` a training that is killed
+    in between, or finds the disk full, has lost everything. Here a checkpoint
+    is written beside its name and then renamed, ``last_checkpoint`` likewise,
+    and only then old ones are deleted. So for a moment there is one more than
+    ``max_keep_ckpts``. tools/train.py takes this hook wherever the config has
+    mmengine's; elsewhere it is
+    ``default_hooks=dict(checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))``.
+
+    Arguments and file names are mmengine's. Other storage than local files
+    (``backend_args``, ``out_dir='s3://...'``), the checkpoints of a
+    FlexibleRunner and what ``published_keys`` writes at the very end are
+    written as mmengine does it; the order is this hook's for all of them.
+    """
+
+    def before_train(self, runner) -> None:
+        """Choose how files are written, then as mmengine."""
+        if self.file_client_args == dict(backend='disk'):
+            self.file_client_args = None  # what local files used to be called
+        folder = str(self.out_dir or runner.work_dir)
+        if self.file_client_args is None and '://' not in folder and \
+                self.backend_args in (None, {}, dict(backend='local')):
+            self.backend_args = dict(backend=BACKEND)
+        super().before_train(runner)
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        """As mmengine's, but writes first and deletes last."""
+        outdated = []
+        # After a validation the checkpoint of the same step is written again.
+        if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
+            there = [*self.keep_ckpt_ids, step]
+            outdated = there[:-self.max_keep_ckpts]
+            self.keep_ckpt_ids.append(step)
+            # Until they are deleted the checkpoint names them: a training that
+            # goes on from it deletes what it finds.
+            runner.message_hub.update_info('keep_ckpt_ids', there)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args)
+        if is_main_process():
+            WholeFileBackend().put(
+                str(self.last_ckpt).encode(),
+                osp.join(runner.work_dir, 'last_checkpoint'))
+            for old in outdated:
+                self._delete(self.file_backend.join_path(
+                    self.out_dir, self.filename_tmpl.format(old)))
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids',
+                                           list(self.keep_ckpt_ids))
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        """As mmengine's, but what was best is deleted last."""
+        files = self.file_backend
+        self.file_backend = _DeletesLater(files)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+            outdated = self.file_backend.outdated
+        finally:
+            self.file_backend = files
+        best = [getattr(self, 'best_ckpt_path', None),
+                *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        for path in outdated:
+            if path not in best:
+                self._delete(path)
+
+    def _delete(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # DeepSpeed's
+            self.file_backend.rmtree(path)
+
+
+class _DeletesLater:
+    """A file backend that notes what is to be deleted."""
+
+    def __init__(self, files) -> None:
+        self.files = files
+        self.outdated: list[str] = []
+
+    def __getattr__(self, name: str):
+        return getattr(self.files, name)
+
+    def remove(self, path: str) -> None:
+        self.outdated.append(path)
+
+    rmtree = remove

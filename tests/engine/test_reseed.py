@@ -1,0 +1,80 @@
+"""A resumed training ends as the uninterrupted one."""
+
+import os
+
+import pytest
+import torch
+from toy_runs import train
+
+from fpt_plugin.engine.reseed import reseed
+
+HOOK = dict(type='fpt_plugin.ReseedHook')
+BY_ITERATIONS = dict(by_epoch=False, max_iters=8)
+LOOPS = {
+    'epochs': dict(loop=None),
+    'iterations': dict(
+        loop=BY_ITERATIONS, sampler='InfiniteSampler',
+        checkpoint=dict(by_epoch=False, interval=1)),
+}
+SEEDS = {'seed': dict(randomness=dict(seed=3)), 'no seed': {}}
+
+
+def weights(runner):
+    return runner.model.weight.detach().clone()
+
+
+def checkpoints(folder):
+    names = [name for name in os.listdir(folder) if name.endswith('.pth')]
+    # The last one has nothing behind it.
+    return sorted(names, key=lambda name: int(name[:-4].split('_')[1]))[:-1]
+
+
+@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('loop', LOOPS)
+def test_equal_to_the_bit(loop, seed, tmp_path):
+    settings = dict(hooks=[HOOK], **LOOPS[loop], **SEEDS[seed])
+    whole = weights(train(tmp_path / 'whole', **settings))
+    begun = checkpoints(tmp_path / 'whole')
+    assert len(begun) == (2 if loop == 'epochs' else 7)
+    for name in begun[::3] if loop == 'iterations' else begun:
+        resumed = train(
+            tmp_path / 'resumed', resume=True,
+            load_from=str(tmp_path / 'whole' / name), **settings)
+        assert torch.equal(weights(resumed), whole), name
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_without_the_hook_it_is_another_training(loop, tmp_path):
+    """The comparison above can fail."""
+    settings = dict(**LOOPS[loop], **SEEDS['seed'])
+    whole = weights(train(tmp_path / 'whole', **settings))
+    name = checkpoints(tmp_path / 'whole')[0]
+    resumed = train(
+        tmp_path / 'resumed', resume=True,
+        load_from=str(tmp_path / 'whole' / name), **settings)
+    assert not torch.equal(weights(resumed), whole)
+
+
+def test_what_a_validation_draws_does_not_count(tmp_path):
+    settings = dict(hooks=[HOOK], **SEEDS['seed'])
+    plain = train(tmp_path / 'plain', **settings)
+    validated = train(tmp_path / 'validated', scores=[1, 2, 3], **settings)
+    assert torch.equal(weights(plain), weights(validated))
+
+
+def test_the_seed_of_the_checkpoint_counts_for_the_sampler_too(tmp_path):
+    settings = dict(hooks=[HOOK], **LOOPS['epochs'])
+    train(tmp_path / 'whole', randomness=dict(seed=5), **settings)
+    runner = train(
+        tmp_path / 'resumed', resume=True, randomness=dict(seed=7),
+        load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), **settings)
+    # mmengine takes the checkpoint's seed; so does the sampler that had the run's.
+    assert runner.seed == runner.train_dataloader.sampler.seed == 5
+
+
+def test_seeds_and_epochs_do_not_add_up():
+    drawn = set()
+    for numbers in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)):
+        reseed(*numbers)
+        drawn.add(torch.rand(1).item())
+    assert len(drawn) == 6

@@ -1,0 +1,165 @@
+"""Checkpoints are written whole, in an order that loses nothing."""
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.hooks import CheckpointHook
+from toy_runs import train
+
+from fpt_plugin.engine import whole_checkpoint
+
+WHOLE = 'fpt_plugin.WholeCheckpointHook'
+SETTINGS = {
+    'plain': {},
+    'one': dict(max_keep_ckpts=1),
+    'two, best': dict(max_keep_ckpts=2, save_best='acc'),
+    'bests': dict(max_keep_ckpts=1, save_best=['acc', 'loss']),
+    'elsewhere': dict(out_dir='elsewhere', max_keep_ckpts=1),
+    'names': dict(filename_tmpl='mine-{}.pth', max_keep_ckpts=1, interval=2),
+    'iterations': dict(by_epoch=False, interval=2, max_keep_ckpts=2),
+    'published': dict(
+        save_best='acc', published_keys=['meta', 'state_dict'],
+        save_optimizer=False),
+    'local': dict(backend_args=dict(backend='local'), max_keep_ckpts=1),
+    'disk': dict(file_client_args=dict(backend='disk'), max_keep_ckpts=1),
+    'begins late': dict(save_begin=2, save_last=False),
+}
+SCORES = (1., 3., 2.)
+
+
+def tree(folder):
+    """Every checkpoint and the pointer; published ones without their digits."""
+    found = {path.name.split('-')[0] if 'mine' not in path.name else path.name
+             for path in Path(folder).rglob('*')
+             if path.suffix == '.pth' or path.name == 'last_checkpoint'
+             or 'partial' in path.name}
+    return sorted(found)
+
+
+def hub(runner):
+    info = runner.message_hub.runtime_info
+    return {key: info[key] for key in info
+            if key.startswith(('keep_ckpt', 'best', 'last_ckpt'))}
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_what_is_left_is_what_mmengine_leaves(name, tmp_path, monkeypatch):
+    trees, hubs, pointers = [], [], []
+    for kind in ('CheckpointHook', WHOLE):
+        (tmp_path / kind).mkdir()
+        monkeypatch.chdir(tmp_path / kind)
+        runner = train(
+            'run', checkpoint=dict(SETTINGS[name], type=kind), scores=SCORES)
+        trees.append(tree('.'))
+        hubs.append(hub(runner))
+        pointers.append(Path('run/last_checkpoint').read_text().replace(
+            kind, 'HOOK'))
+    assert trees[0] == trees[1] and len(trees[0]) > 1
+    assert pointers[0] == pointers[1]
+    assert str(hubs[0]).replace('CheckpointHook', 'HOOK') == \
+        str(hubs[1]).replace(WHOLE, 'HOOK')
+
+
+def full_disk(path):
+    """Writing files of this name fails after half of the bytes."""
+    plain = open
+
+    class Half:
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[:len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opening(name, mode='r', *args, **kwargs):
+        file = plain(name, mode, *args, **kwargs)
+        return Half(file) if Path(name).name == path and 'w' in mode else file
+
+    return opening
+
+
+@pytest.mark.parametrize('failing', ['epoch_2.pth', 'best_acc_epoch_2.pth',
+                                     'last_checkpoint'])
+def test_a_full_disk_leaves_the_ones_before(failing, tmp_path, monkeypatch):
+    settings = dict(max_keep_ckpts=1, save_best='acc')
+    first = train(tmp_path, checkpoint=dict(settings, type=WHOLE), scores=[1.],
+                  loop=dict(by_epoch=True, max_epochs=1))
+    pointer = (tmp_path / 'last_checkpoint').read_text()
+    assert Path(pointer).name == 'epoch_1.pth'
+    monkeypatch.setattr('builtins.open', full_disk(failing))
+    with pytest.raises(OSError, match='No space left') as error:
+        train(tmp_path, checkpoint=dict(settings, type=WHOLE), scores=[2.] * 2,
+              resume=True)
+    monkeypatch.undo()
+    assert Path(error.value.filename).name == failing
+    assert failing in str(error.value)
+    assert not list(tmp_path.glob('.*.partial'))
+    # What the run before knew, and what it wrote, is whole.
+    left = torch.load((tmp_path / 'last_checkpoint').read_text())
+    if failing != 'best_acc_epoch_2.pth':
+        assert (tmp_path / 'last_checkpoint').read_text() == pointer
+        assert torch.equal(left['state_dict']['weight'], first.model.weight)
+    best = left['message_hub']['runtime_info']['best_ckpt']
+    assert Path(best).name == 'best_acc_epoch_1.pth'
+    assert 'state_dict' in torch.load(best)
+
+
+@pytest.mark.parametrize('kind', ['CheckpointHook', WHOLE])
+def test_what_a_kill_left_is_deleted_later(kind, tmp_path, monkeypatch):
+    """It died after the second one was written, before the first was deleted."""
+    settings = dict(max_keep_ckpts=1)
+    monkeypatch.setattr(whole_checkpoint.WholeCheckpointHook, '_delete',
+                        lambda *_: None)
+    train(tmp_path, checkpoint=dict(settings, type=WHOLE),
+          loop=dict(by_epoch=True, max_epochs=2))
+    assert tree(tmp_path) == ['epoch_1.pth', 'epoch_2.pth', 'last_checkpoint']
+    monkeypatch.undo()
+    train(tmp_path, checkpoint=dict(settings, type=kind), resume=True)
+    assert tree(tmp_path) == ['epoch_3.pth', 'last_checkpoint']
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    hook = whole_checkpoint.WholeCheckpointHook(interval=1, max_keep_ckpts=1)
+    runner = train(tmp_path, checkpoint=dict(type=WHOLE))
+    hook.before_train(runner)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr(runner, 'save_checkpoint', lambda *_, **__: None)
+    monkeypatch.setattr(whole_checkpoint, 'is_main_process', lambda: False)
+    for step in (1, 2):
+        hook._save_checkpoint_with_step(runner, step, {})
+    assert list(hook.keep_ckpt_ids) == [2]
+    assert before == {path: path.stat().st_mtime_ns
+                      for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(('settings', 'ours'), [
+    ({}, True),
+    (dict(out_dir='folder'), True),
+    (dict(backend_args=dict(backend='local')), True),
+    (dict(file_client_args=dict(backend='disk')), True),
+    (dict(out_dir='s3://bucket'), False),
+    (dict(backend_args=dict(backend='petrel')), False),
+    (dict(file_client_args=dict(backend='petrel')), False),
+])
+def test_other_storage_is_mmengines(settings, ours, monkeypatch):
+    monkeypatch.setattr(CheckpointHook, 'before_train', lambda *_: None)
+    hook = whole_checkpoint.WholeCheckpointHook(**settings)
+    hook.before_train(SimpleNamespace(work_dir='run'))
+    if ours:
+        assert hook.backend_args == dict(backend=whole_checkpoint.BACKEND)
+        assert hook.file_client_args is None
+    else:
+        assert hook.backend_args == settings.get('backend_args')
+        assert hook.file_client_args == settings.get('file_client_args')
