@@ -56,7 +56,7 @@ class Scores(BaseMetric):
 
 @alone()
 def train(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
-          sampler='DefaultSampler', **settings):
+          sampler='DefaultSampler', workers=0, **settings):
     """Train by epochs or iterations; the runner.
 
     Args:
@@ -66,6 +66,7 @@ def train(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
         checkpoint: Settings of the checkpoint hook.
         scores: One a validation; none: nothing is validated.
         sampler: Type of the training's.
+        workers: Processes that load its data, anew for each epoch.
         settings: Of the runner.
     """
     Scores.scores = list(scores)
@@ -78,7 +79,7 @@ def train(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
         model=Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=Noise(), batch_size=2, num_workers=0,
+            dataset=Noise(), batch_size=2, num_workers=workers,
             sampler=dict(type=sampler, shuffle=True)),
         train_cfg=loop or dict(by_epoch=True, max_epochs=3),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),

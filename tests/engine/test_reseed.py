@@ -29,18 +29,30 @@ def checkpoints(folder):
     return sorted(names, key=lambda name: int(name[:-4].split('_')[1]))[:-1]
 
 
+def assert_resumes_alike(folder, **settings):
+    """From each epoch, or every third iteration."""
+    whole = weights(train(folder / 'whole', **settings))
+    begun = checkpoints(folder / 'whole')
+    assert len(begun) == (7 if settings['loop'] else 2)
+    for name in begun[::3] if settings['loop'] else begun:
+        resumed = train(
+            folder / 'resumed', resume=True,
+            load_from=str(folder / 'whole' / name), **settings)
+        assert torch.equal(weights(resumed), whole), name
+
+
 @pytest.mark.parametrize('seed', SEEDS)
 @pytest.mark.parametrize('loop', LOOPS)
 def test_equal_to_the_bit(loop, seed, tmp_path):
-    settings = dict(hooks=[HOOK], **LOOPS[loop], **SEEDS[seed])
-    whole = weights(train(tmp_path / 'whole', **settings))
-    begun = checkpoints(tmp_path / 'whole')
-    assert len(begun) == (2 if loop == 'epochs' else 7)
-    for name in begun[::3] if loop == 'iterations' else begun:
-        resumed = train(
-            tmp_path / 'resumed', resume=True,
-            load_from=str(tmp_path / 'whole' / name), **settings)
-        assert torch.equal(weights(resumed), whole), name
+    assert_resumes_alike(
+        tmp_path, hooks=[HOOK], **LOOPS[loop], **SEEDS[seed])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loop', LOOPS)
+def test_equal_with_workers_of_a_fixed_seed(loop, tmp_path):
+    assert_resumes_alike(
+        tmp_path, hooks=[HOOK], workers=2, **LOOPS[loop], **SEEDS['seed'])
 
 
 @pytest.mark.parametrize('loop', LOOPS)
