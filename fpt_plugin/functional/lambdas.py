@@ -100,6 +100,8 @@ def position_lambda(query: Tensor,
     path = choose_order(path, query, value, embedding)
     if path == 'eager':
         return _eager(query, value, embedding)
+    if query.shape[0] == 0:
+        path = 'attention'  # MKL transforms no empty batch
     return _PositionLambda.apply(query, value, embedding, path)
 
 

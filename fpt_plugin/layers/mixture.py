@@ -141,8 +141,10 @@ class MixtureTransformer(BaseModule):
             self._shares(key),
             similarity=self.similarity,
             scale=self.scale)
-        return out.transpose(1, 2).reshape(batch, self.embed_channels, height,
-                                           width)
+        # Not a reshape: its strides for one image are unusual, see
+        # LambdaLayer.forward.
+        return out.view(batch, height, width,
+                        self.embed_channels).permute(0, 3, 1, 2)
 
     def attend_at(self, places: Tensor, x: Tensor, source: Tensor,
                   key_stride: int | None = None) -> Tensor:

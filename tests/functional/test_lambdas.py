@@ -237,6 +237,13 @@ def test_an_exported_graph_serves_every_size():
                                position_lambda(*other))
 
 
+@every_order
+def test_no_image(path):
+    out, *grads = run(position_lambda, operands(batch=0), path=path)
+    assert out.shape == (0, 2, 4, 7, 9)
+    assert not any(grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize('index, shape, words', [
     (0, (2, 3, 7, 9), 'query must have 5 dimensions'),
     (0, (2, 2, 3, 7, 8), 'must agree in B, H and W'),

@@ -190,6 +190,26 @@ def test_no_image():
     assert out.shape == (0, 16, 5, 6)
 
 
+@pytest.mark.parametrize('residual', [False, True])
+@pytest.mark.parametrize('gradient', [
+    torch.contiguous_format, torch.channels_last])
+def test_one_image_in_channels_last_has_its_gradients(residual, gradient):
+    """Those of a norm after the layer, against a batch of two such images."""
+    layer = randomise(LambdaLayer(**ARGS, residual=residual)).eval()
+    norm = torch.nn.BatchNorm2d(16).eval()
+    image = torch.randn(1, 16, 5, 6).contiguous(
+        memory_format=torch.channels_last)
+    upstream = torch.randn(1, 16, 5, 6).contiguous(memory_format=gradient)
+    grads = []
+    for copies in (1, 2):
+        x = image.repeat(copies, 1, 1, 1).contiguous(
+            memory_format=torch.channels_last).requires_grad_()
+        norm(layer(x)).backward(
+            upstream.repeat(copies, 1, 1, 1).contiguous(memory_format=gradient))
+        grads.append(x.grad[:1])
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
 def test_captured_graphs():
     """Traced, and exported once for every size."""
     layer = randomise(LambdaLayer(**ARGS)).eval()
