@@ -37,7 +37,7 @@ SOURCES = sorted(
 
 # Modules that run what they read, write where an archive says, or reach out.
 MODULES = {
-    'pickle', 'cPickle', '_pickle', 'cloudpickle', 'dill', 'joblib', 'marshal',
+    'cPickle', '_pickle', 'cloudpickle', 'dill', 'joblib', 'marshal',
     'shelve', 'yaml', 'tarfile', 'requests', 'socket', 'urllib.request',
     'http.client', 'ftplib', 'code', 'runpy'
 }
@@ -47,23 +47,34 @@ FUNCTIONS = {
     'load_state_dict_from_url', 'from_pretrained', 'urlopen', 'unpack_archive',
     'extractall', 'read_pickle', 'getoutput', 'getstatusoutput'
 }
+# All that may be used of pickle.
+ERRORS = {'UnpicklingError', 'PickleError'}
 # And these by their whole one.
 WHOLE = {'eval', 'exec', 'compile', 'os.system', 'os.popen'}
 
 
 def unsafe(source: str) -> list[str]:
     """What in a source could run or fetch something, with its line."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    tree, found = ast.parse(source), []
+    named = {id(node.value) for node in ast.walk(tree)
+             if isinstance(node, ast.Attribute) and node.attr in ERRORS}
+    for node in ast.walk(tree):
         names = []
+        if isinstance(node, ast.Name) and node.id == 'pickle' \
+                and id(node) not in named:
+            found.append(f'{node.lineno}: more of pickle than its errors')
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
             aliased = any(alias.asname not in (None, 'np') and alias.name in
-                          ('torch', 'torch.serialization', 'numpy', 'os')
+                          ('torch', 'torch.serialization', 'numpy', 'os',
+                           'pickle')
                           for alias in node.names)
             if aliased:  # it would hide what is called
                 found.append(f'{node.lineno}: import under another name')
         elif isinstance(node, ast.ImportFrom) and not node.level:
+            if node.module == 'pickle' and not ERRORS.issuperset(
+                    alias.name for alias in node.names):
+                found.append(f'{node.lineno}: more of pickle than its errors')
             names = [node.module] + [
                 f'{node.module}.{alias.name}' for alias in node.names]
             if node.module in ('torch', 'torch.serialization', 'numpy',
@@ -116,7 +127,9 @@ def test_the_sources_are_those_of_the_package():
     'torch.load(path, "cpu", pickle)', 'torch.serialization.load(path)',
     'from torch import load', 'from torch.serialization import load',
     'import torch as t', 'import os as system',
-    'import pickle', 'import pickle as p', 'from pickle import loads',
+    'import pickle\npickle.loads(x)', 'import pickle as p',
+    'import pickle\ngetattr(pickle, name)', 'from pickle import loads',
+    'from pickle import UnpicklingError, load', 'from pickle import *',
     'def f():\n    import dill', 'import joblib', 'import yaml',
     'from yaml import safe_load', 'import tarfile', 'import urllib.request',
     'from urllib import request', 'from urllib.request import urlopen',
@@ -140,7 +153,8 @@ def test_the_check_of_sources_finds(source):
     'torch.load(path, weights_only=True)', 'np.load(path, allow_pickle=False)',
     'model.eval()', 're.compile(pattern)', 'import numpy as np',
     'subprocess.run(command, shell=False)', 'json.loads(text)',
-    'from urllib.parse import urlparse',
+    'from urllib.parse import urlparse', 'from pickle import UnpicklingError',
+    'import pickle\ntry:\n    f()\nexcept pickle.UnpicklingError:\n    pass',
 ])
 def test_the_check_of_sources_lets_pass(source):
     assert unsafe(source) == []
