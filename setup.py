@@ -20,10 +20,12 @@ ONEDL = [
     'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'
 ]
 # cityscapesscripts: mmdet's metric of Cityscapes, both hosts' converters; pyarrow:
-# the polygons of the quickstart's second microscope image.
+# the polygons of the quickstart's second microscope image; onnx...: what
+# tools/export.py writes and compares.
 DEV = [
     'pytest>=8', 'pytest-cov', 'pytest-xdist[psutil]', 'hypothesis', 'ruff',
-    'safetensors', 'cityscapesscripts', 'pyarrow'
+    'safetensors', 'cityscapesscripts', 'pyarrow', 'onnx>=1.16',
+    'onnxruntime>=1.18', 'onnxscript>=0.2'
 ]
 
 

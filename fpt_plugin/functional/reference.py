@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .windows import centres
-
 
 def mixture_scores(query: Tensor,
                    key: Tensor,
@@ -219,7 +217,8 @@ def _windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
     height, width = x.shape[-2:]
     windows = F.unfold(x, window, padding=window // 2)
     windows = windows.view(x.shape[0], x.shape[1], window**2, height, width)
-    rows, columns = (
-        torch.tensor(centres(fine, coarse), device=x.device)
-        for fine, coarse in zip(size, (height, width)))
+    # As windows.centres: the coarse cell that holds the centre of each fine one.
+    # An operator and no list, so that an exported graph serves every size.
+    rows, columns = ((2 * torch.arange(fine, device=x.device) + 1) * coarse //
+                     (2 * fine) for fine, coarse in zip(size, (height, width)))
     return windows.index_select(-2, rows).index_select(-1, columns)

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..functional.checks import is_captured
 from .checks import check_map, check_positive_int, check_same_batch
 from .narrow_maps import widen
 
@@ -121,11 +122,16 @@ class RenderingTransformer(BaseModule):
         A remainder is left where a side is not a multiple of the stride:
         25x42 under 50x84 under 99x167.
         """
-        stride = max(1, round(int(fine.shape[2]) / int(size[0])))
-        value = self.value_conv(self.value(fine), stride)
-        if value.shape[2:] != size:
+        value = self.value_conv(
+            self.value(fine), self.stride(fine.shape[2], size[0]))
+        # A captured graph may see other sizes than it was captured at.
+        if is_captured() or value.shape[2:] != size:
             value = F.interpolate(value, size=size, mode='nearest')
         return value
+
+    def stride(self, fine: int, coarse: int) -> int:
+        """Of the convolution of V, from the heights of both maps."""
+        return max(1, round(int(fine) / int(coarse)))
 
 
 class _AnyStrideConv2d(nn.Conv2d):

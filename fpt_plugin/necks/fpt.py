@@ -343,9 +343,10 @@ class FPT(BaseModule):
         maps = self._pyramid_maps(inputs)
         self._check_maps(maps)
         sources = [channels_last(x) for x in maps[:self.num_levels]]
-        return maps, sources, self._strides(maps)
+        return maps, sources, self.pooling_strides(maps)
 
-    def _strides(self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+    def pooling_strides(
+            self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
         """The default preset's; None where the layers know theirs."""
         if self.key_strides is not None:
             return None

@@ -293,18 +293,18 @@ def test_assembly_against_the_formula(fusion):
 ])
 def test_default_key_strides(size, expected):
     neck = make()
-    assert neck._strides(maps([1] * 4, size=size, batch=1)) == expected
+    assert neck.pooling_strides(maps([1] * 4, size=size, batch=1)) == expected
 
 
 def test_default_key_strides_of_other_pyramids():
     neck = make(in_channels=16, pyramid=None, num_levels=4)
     equal = [torch.randn(1, 16, 13, 9)] * 4
-    assert neck._strides(equal) == (1, 1, 1, 1)
+    assert neck.pooling_strides(equal) == (1, 1, 1, 1)
     # A dilated backbone: strides 4, 8, 8, 8.
     dilated = [torch.randn(1, 16, s, s) for s in (26, 13, 13, 13)]
-    assert neck._strides(dilated) == (2, 1, 1, 1)
+    assert neck.pooling_strides(dilated) == (2, 1, 1, 1)
     gaps = [torch.randn(1, 16, s, s) for s in (64, 16, 8, 8)]
-    assert neck._strides(gaps) == (8, 2, 1, 1)
+    assert neck.pooling_strides(gaps) == (8, 2, 1, 1)
 
 
 def test_explicit_key_strides_and_those_of_a_branch():

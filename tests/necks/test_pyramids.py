@@ -149,7 +149,7 @@ class TestFPTOverUFP(BaseNeckTester):
         """Maps of one size: no pooling of keys, no stride."""
         neck = self.build()
         assert neck.num_levels == 4
-        assert neck._strides(neck.pyramid(self.inputs())) == (1, 1, 1, 1)
+        assert neck.pooling_strides(neck.pyramid(self.inputs())) == (1, 1, 1, 1)
         assert len(neck.self_transformers) == 4
         assert len(neck.grounding_transformers) == 6
         assert len(neck.rendering_transformers) == 6

@@ -232,7 +232,7 @@ def test_fpt_is_its_formula(height, width, paper, batch):
         embed_channels=16, key_strides=1, fusion='concat') if paper else {}
     neck = fpt(**args)
     sizes = sizes_of(height, width, 3)
-    strides = (1, 1, 1) if paper else neck._strides(
+    strides = (1, 1, 1) if paper else neck.pooling_strides(
         [torch.empty(1, 16, *s) for s in sizes])
     want = fpt_formula(sizes, 16, neck.embed_channels, strides, paper)
     result = neck_complexity(neck, [(16, *s) for s in sizes], batch)
