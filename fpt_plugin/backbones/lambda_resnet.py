@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compat import check_hosts
 from ..layers import LambdaLayer
-from ..layers.checks import check_positive_int
+from ..layers.checks import check_positive_int, refusing
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck
 
@@ -114,6 +114,10 @@ class LambdaResNet(BaseModule):
         if style != 'pytorch':
             raise ValueError("style must be 'pytorch': the stride is at the 3x3 "
                              f'convolution, got {style!r}')
+        if not isinstance(frozen_stages, int) or isinstance(
+                frozen_stages, bool):
+            raise TypeError(
+                f'frozen_stages must be an int, got {frozen_stages!r}')
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be from -1 to {num_stages}, '
                              f'got {frozen_stages!r}')
@@ -127,11 +131,14 @@ class LambdaResNet(BaseModule):
         self._block_args = dict(
             average=self.architecture.average_lambda, conv_cfg=conv_cfg,
             norm_cfg=norm_cfg, act_cfg=self.act_cfg, with_cp=with_cp)
-        self._make_stem(check_positive_int('in_channels', in_channels))
-        self.feat_dim = 64
-        for stage in range(num_stages):
-            self.add_module(f'layer{stage + 1}',
-                            self._make_stage(stage, lambda_layer or {}, se))
+        check_positive_int('in_channels', in_channels)
+        with refusing('conv_cfg, norm_cfg, act_cfg or lambda_layer',
+                      (conv_cfg, norm_cfg, act_cfg, lambda_layer)):
+            self._make_stem(in_channels)
+            self.feat_dim = 64
+            for stage in range(num_stages):
+                self.add_module(f'layer{stage + 1}',
+                                self._make_stage(stage, lambda_layer or {}, se))
         self._initialise()
         self._freeze()
 
