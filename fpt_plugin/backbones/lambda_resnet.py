@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compat import check_hosts
 from ..layers import LambdaLayer
-from ..layers.checks import check_positive_int, refusing
+from ..layers.checks import check_flags, check_positive_int, refusing
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck
 
@@ -102,6 +102,9 @@ class LambdaResNet(BaseModule):
                  init_cfg: dict | list | None = None) -> None:
         check_hosts()
         super().__init__(init_cfg=init_cfg)
+        check_flags(
+            se=se, contract_dilation=contract_dilation, norm_eval=norm_eval,
+            with_cp=with_cp, zero_init_residual=zero_init_residual)
         self.depth = depth
         self.architecture = architecture(depth)
         self.num_stages = check_positive_int('num_stages', num_stages)
@@ -126,6 +129,8 @@ class LambdaResNet(BaseModule):
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
+        if act_cfg is not None and not isinstance(act_cfg, dict):
+            raise TypeError(f'act_cfg must be a dict or None, got {act_cfg!r}')
         self.act_cfg = dict(act_cfg or self.architecture.act_cfg)
         self.contract_dilation = contract_dilation
         self._block_args = dict(

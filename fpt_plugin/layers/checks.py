@@ -95,6 +95,17 @@ def check_positive_int(name: str, number: int) -> int:
     return number
 
 
+def check_flags(**flags: bool) -> None:
+    """Require True or False; a string of either would count as True.
+
+    Raises:
+        TypeError: One is something else.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f'{name} must be True or False, got {flag!r}')
+
+
 def check_scale(scale: float | None) -> float | None:
     """Require a positive finite number or None.
 

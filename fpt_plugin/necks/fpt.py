@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..compat import check_hosts
 from ..layers.checks import (
+    check_flags,
     check_levels,
     check_map,
     check_positive_int,
@@ -140,6 +141,9 @@ class FPT(BaseModule):
         if fusion not in FUSIONS:
             raise ValueError(
                 f'fusion must be one of {tuple(FUSIONS)}, got {fusion!r}')
+        check_flags(
+            checkpoint_branches=checkpoint_branches,
+            freeze_pyramid=freeze_pyramid)
         check_positive_int('out_channels', out_channels)
         if num_outs is not None:
             check_levels('num_outs', num_outs)

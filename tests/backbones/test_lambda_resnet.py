@@ -235,6 +235,8 @@ def test_swap_in_a_config_of_the_host(host, base, options):
     (dict(frozen_stages=5), ValueError, 'frozen_stages must be from -1 to 4'),
     (dict(frozen_stages='1'), TypeError, "frozen_stages must be an int, got '1'"),
     (dict(norm_cfg=dict(type='Nope')), ValueError, 'norm_cfg.*Nope'),
+    (dict(norm_eval='False'), TypeError, "norm_eval must be True.*'False'"),
+    (dict(act_cfg='ReLU'), TypeError, "act_cfg must be a dict.*'ReLU'"),
     (dict(act_cfg=dict(type='Nope')), ValueError, 'act_cfg.*Nope'),
     (dict(lambda_layer=dict(type='Nope')), ValueError, 'lambda_layer.*Nope'),
     (dict(lambda_blocks='some'), ValueError, "lambda_blocks must .* 'some'"),
