@@ -27,6 +27,8 @@ CASES = {
     'lambda_layer': (20, 200),
     'fpt': (16, 160),
     'lambda_resnet': (6, 60),
+    'arguments of fpt': (40, 400),
+    'arguments of lambda_resnet': (25, 250),
 }
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

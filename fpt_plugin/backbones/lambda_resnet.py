@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compat import check_hosts
 from ..layers import LambdaLayer
-from ..layers.checks import check_positive_int
+from ..layers.checks import check_flags, check_positive_int, refusing
 from ..layers.narrow_maps import widen_inputs
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck
@@ -103,6 +103,9 @@ class LambdaResNet(BaseModule):
                  init_cfg: dict | list | None = None) -> None:
         check_hosts()
         super().__init__(init_cfg=init_cfg)
+        check_flags(
+            se=se, contract_dilation=contract_dilation, norm_eval=norm_eval,
+            with_cp=with_cp, zero_init_residual=zero_init_residual)
         self.depth = depth
         self.architecture = architecture(depth)
         self.num_stages = check_positive_int('num_stages', num_stages)
@@ -115,6 +118,10 @@ class LambdaResNet(BaseModule):
         if style != 'pytorch':
             raise ValueError("style must be 'pytorch': the stride is at the 3x3 "
                              f'convolution, got {style!r}')
+        if not isinstance(frozen_stages, int) or isinstance(
+                frozen_stages, bool):
+            raise TypeError(
+                f'frozen_stages must be an int, got {frozen_stages!r}')
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be from -1 to {num_stages}, '
                              f'got {frozen_stages!r}')
@@ -123,16 +130,21 @@ class LambdaResNet(BaseModule):
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
+        if act_cfg is not None and not isinstance(act_cfg, dict):
+            raise TypeError(f'act_cfg must be a dict or None, got {act_cfg!r}')
         self.act_cfg = dict(act_cfg or self.architecture.act_cfg)
         self.contract_dilation = contract_dilation
         self._block_args = dict(
             average=self.architecture.average_lambda, conv_cfg=conv_cfg,
             norm_cfg=norm_cfg, act_cfg=self.act_cfg, with_cp=with_cp)
-        self._make_stem(check_positive_int('in_channels', in_channels))
-        self.feat_dim = 64
-        for stage in range(num_stages):
-            self.add_module(f'layer{stage + 1}',
-                            self._make_stage(stage, lambda_layer or {}, se))
+        check_positive_int('in_channels', in_channels)
+        with refusing('conv_cfg, norm_cfg, act_cfg or lambda_layer',
+                      (conv_cfg, norm_cfg, act_cfg, lambda_layer)):
+            self._make_stem(in_channels)
+            self.feat_dim = 64
+            for stage in range(num_stages):
+                self.add_module(f'layer{stage + 1}',
+                                self._make_stage(stage, lambda_layer or {}, se))
         widen_inputs(self)
         self._initialise()
         self._freeze()

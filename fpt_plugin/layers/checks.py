@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -59,18 +62,48 @@ def check_same_batch(fine: Tensor, coarse: Tensor) -> None:
                          f'{tuple(fine.shape)} and {tuple(coarse.shape)}')
 
 
+LARGEST = 2**31 - 1  # what torch takes as a channel count, side or stride
+# No map halves more often; a pyramid of millions would never be built.
+MOST_LEVELS = 64
+
+
+def check_levels(name: str, number: int) -> int:
+    """Require a number of levels that a pyramid may have.
+
+    Raises:
+        TypeError: ``number`` is not an int.
+        ValueError: ``number`` is less than 1 or more than 64.
+    """
+    if check_positive_int(name, number) > MOST_LEVELS:
+        raise ValueError(f'{name} must be at most {MOST_LEVELS}, got {number}')
+    return number
+
+
 def check_positive_int(name: str, number: int) -> int:
     """Require a whole number of at least 1.
 
     Raises:
         TypeError: ``number`` is not an int.
-        ValueError: ``number`` is less than 1.
+        ValueError: ``number`` is less than 1, or more than torch takes.
     """
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f'{name} must be an int, got {number!r}')
     if number < 1:
         raise ValueError(f'{name} must be at least 1, got {number}')
+    if number > LARGEST:
+        raise ValueError(f'{name} must be at most {LARGEST}, got {number}')
     return number
+
+
+def check_flags(**flags: bool) -> None:
+    """Require True or False; a string of either would count as True.
+
+    Raises:
+        TypeError: One is something else.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f'{name} must be True or False, got {flag!r}')
 
 
 def check_scale(scale: float | None) -> float | None:
@@ -87,3 +120,27 @@ def check_scale(scale: float | None) -> float | None:
     if not 0 < scale < float('inf'):
         raise ValueError(f'scale must be positive and finite, got {scale}')
     return float(scale)
+
+
+@contextmanager
+def refusing(name: str, given: object) -> Iterator[None]:
+    """Name the argument that a builder of the hosts could not work with.
+
+    mmengine, mmcv and torch refuse configs by assertions, missing keys and
+    errors of sizes too large to hold.
+
+    Args:
+        name: The argument, or several.
+        given: What was given for it.
+
+    Raises:
+        ValueError: In place of what is no ValueError or TypeError.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(
+            f'{name} cannot be built, got {given!r}: {reason}') from error

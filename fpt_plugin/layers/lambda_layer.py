@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional import content_lambda, position_lambda
-from .checks import check_map, check_positive_int
+from .checks import check_flags, check_map, check_positive_int
 
 
 @MODELS.register_module()
@@ -94,6 +94,7 @@ class LambdaLayer(BaseModule):
         self.query_depth = check_positive_int('query_depth', query_depth)
         self.intra_depth = check_positive_int('intra_depth', intra_depth)
         self.context_size = check_context_size(context_size)
+        check_flags(content_bias=content_bias, residual=residual)
         self.residual = residual
         if out_channels % num_heads:
             raise ValueError('out_channels must be a multiple of num_heads, got '

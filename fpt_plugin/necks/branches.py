@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional.checks import is_captured
+from ..layers.checks import refusing
 from .hosted import lookup
 
 
@@ -50,14 +51,15 @@ def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
 
     Raises:
         TypeError: ``cfg`` is not a dict with a type.
-        KeyError: No registry knows the type.
+        ValueError: No registry knows the type, or it cannot be built.
     """
     cls = _class_of(name, cfg)
     args = dict(in_channels=in_channels, embed_channels=embed_channels)
     if key_stride is not None and accepts(cls, 'key_stride'):
         args['key_stride'] = key_stride
     args.update(cfg)
-    layer = MODELS.build(args)
+    with refusing(name, cfg):
+        layer = MODELS.build(args)
     layer.auto_key_stride = ('key_stride' not in args
                              and accepts(layer.forward, 'key_stride'))
     return layer
@@ -70,8 +72,8 @@ def _class_of(name: str, cfg: dict) -> Callable:
     with MODELS.switch_scope_and_registry(cfg.get('_scope_')) as registry:
         found = lookup(registry, cfg['type'])
     if found is None:
-        raise KeyError(f'{name} has a type that no registry knows, got '
-                       f'{cfg["type"]!r}')
+        raise ValueError(f'{name} has a type that no registry knows, got '
+                         f'{cfg["type"]!r}')
     return found
 
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..compat import check_hosts
-from ..layers.checks import check_map, check_positive_int
+from ..layers.checks import (
+    check_flags,
+    check_levels,
+    check_map,
+    check_positive_int,
+    refusing,
+)
 from .branches import (
     branch_arguments,
     build_branch,
@@ -83,8 +89,8 @@ class FPT(BaseModule):
 
     Raises:
         TypeError: An argument has the wrong type, or the pyramid refuses it.
-        ValueError: An argument is out of range or does not fit another one.
-        KeyError: No registry knows the pyramid's type.
+        ValueError: An argument is out of range or does not fit another one, or
+            no registry knows a type.
         ImportError: The installed OpenMMLab versions do not fit.
 
     Example:
@@ -135,9 +141,12 @@ class FPT(BaseModule):
         if fusion not in FUSIONS:
             raise ValueError(
                 f'fusion must be one of {tuple(FUSIONS)}, got {fusion!r}')
+        check_flags(
+            checkpoint_branches=checkpoint_branches,
+            freeze_pyramid=freeze_pyramid)
         check_positive_int('out_channels', out_channels)
         if num_outs is not None:
-            check_positive_int('num_outs', num_outs)
+            check_levels('num_outs', num_outs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_outs = num_outs
@@ -160,10 +169,12 @@ class FPT(BaseModule):
         self.embed_channels = check_positive_int('embed_channels',
                                                  embed_channels)
         self._build_branches(branch_cfgs)
-        self._build_fusions(fusion, fusion_norm_cfg)
-        self.drop_blocks = nn.ModuleList(
-            MODELS.build(dict(drop_block)) for _ in range(self.num_levels)
-        ) if drop_block is not None else None
+        with refusing('fusion_norm_cfg', fusion_norm_cfg):
+            self._build_fusions(fusion, fusion_norm_cfg)
+        with refusing('drop_block', drop_block):
+            self.drop_blocks = nn.ModuleList(
+                MODELS.build(dict(drop_block)) for _ in range(self.num_levels)
+            ) if drop_block is not None else None
         self._freeze()
 
     # ------------------------------------------------------------ construction
@@ -200,6 +211,8 @@ class FPT(BaseModule):
         self.in_channels = args.get('in_channels', self.in_channels)
         self.out_channels = args.get('out_channels', self.out_channels)
         self.num_outs = args.get('num_outs')
+        if self.num_outs is not None:
+            check_levels('num_outs', self.num_outs)
         return build_hosted(args, offered)
 
     def _resolve_num_levels(self, num_levels: int | None) -> int:
@@ -212,7 +225,7 @@ class FPT(BaseModule):
                     f'{type(self.pyramid).__name__} does not tell how many of '
                     'its maps come from the backbone, got num_levels=None')
             num_levels = end - first
-        check_positive_int('num_levels', num_levels)
+        check_levels('num_levels', num_levels)
         if self.num_outs is not None and num_levels > self.num_outs:
             raise ValueError('num_levels must be at most num_outs, the number '
                              f'of maps of the pyramid, got num_levels='

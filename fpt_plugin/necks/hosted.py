@@ -13,7 +13,7 @@ from mmengine.model import Sequential
 from mmengine.registry import MODELS, Registry
 from torch import Tensor, nn
 
-from ..layers.checks import check_map
+from ..layers.checks import check_map, refusing
 
 # Where a name is looked up that the active scope does not know, in this order.
 HOST_SCOPES = ('mmdet', 'mmseg')
@@ -33,8 +33,8 @@ def build_hosted(cfg: dict | list, offered: dict | None = None) -> nn.Module:
     Raises:
         TypeError: ``cfg`` is not a dict or a list of dicts with a type, or
             the neck refuses its arguments.
-        ValueError: The neck refuses the values of its arguments.
-        KeyError: No registry knows the type.
+        ValueError: The neck refuses the values of its arguments, or no
+            registry knows the type.
     """
     if isinstance(cfg, (list, tuple)):
         return Sequential(*(build_hosted(item) for item in cfg))
@@ -46,20 +46,14 @@ def build_hosted(cfg: dict | list, offered: dict | None = None) -> nn.Module:
     with MODELS.switch_scope_and_registry(scope) as registry:
         cls = lookup(registry, cfg['type'])
         if cls is None:
-            raise KeyError(_unknown_type(cfg['type'], registry.scope))
+            raise ValueError(_unknown_type(cfg['type'], registry.scope))
         refused = unknown_arguments(cls, offered or {})
         cfg.update((k, v) for k, v in (offered or {}).items()
                    if k not in cfg and k not in refused)
         args = {k: v for k, v in cfg.items() if k != 'type'}
         _check_arguments(cls, args)
-        try:
+        with refusing(f'the pyramid {cls.__name__} of these arguments', args):
             return registry.build(cfg)
-        except AssertionError as error:
-            # The hosts check the values of arguments by assertions.
-            raise ValueError(
-                f'the pyramid {cls.__name__} refuses its arguments {args}: '
-                f'{error or "an assertion of its constructor failed"}'
-            ) from error
 
 
 def _scope_of(neck_type: str | type) -> str | None:

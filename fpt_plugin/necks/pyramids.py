@@ -10,7 +10,7 @@ from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.checks import check_positive_int
+from ..layers.checks import check_levels, check_positive_int
 from ..layers.narrow_maps import widen_inputs
 from .branches import channels_last
 
@@ -86,7 +86,8 @@ class BottomUpPyramid(BaseModule):
         self.start_level = start_level
         self.backbone_end_level = last + 1
         num_laterals = self.backbone_end_level - start_level
-        self.num_outs = num_laterals if num_outs is None else num_outs
+        self.num_outs = num_laterals if num_outs is None else check_levels(
+            'num_outs', num_outs)
         if self.num_outs < num_laterals:
             raise ValueError(f'num_outs must be at least {num_laterals}, the '
                              f'number of backbone maps used, got {num_outs}')

@@ -325,15 +325,18 @@ def _named_failures(features: nn.Module, divisor: int | None) -> Iterator[None]:
         raise
     except Exception as error:  # what exporters raise is no one type
         names = ', '.join(type(part).__name__ for part in features.parts)
-        first = next((line.strip() for line in str(error).splitlines()
-                      if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines()]
+        # torch lists what it found below a headline
+        found = [line.lstrip('- ') for line in lines if line.startswith('- ')]
+        found += [line for line in lines if line] + [type(error).__name__]
         cure = (
-            'Its code may compute with the size of the image: export one fixed '
-            'size (--fixed), or take another backbone or pyramid'
+            'Capture it at a larger --shape, if a map is one pixel high or wide '
+            'there; or its code may compute with the size of the image: export '
+            'one fixed size (--fixed), or take another backbone or pyramid'
             if divisor is not None else
             'Its code is not for a graph: take another backbone or pyramid')
         raise RuntimeError(
-            f'{names} cannot be exported: {first[:300]}. {cure}') from error
+            f'{names} cannot be exported: {found[0][:300]} {cure}') from error
 
 
 def _size(name: str, size: Sequence[int],

@@ -173,6 +173,13 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_map_of_one_pixel_is_no_free_size(tmp_path):
+    """torch takes sides of 1 for constants."""
+    model = tiny(num_outs=4, num_levels=2)
+    with pytest.raises(RuntimeError, match='constant .*larger --shape'):
+        export(model, tmp_path / 'a.pt2', (64, 64), divisor=16)
+
+
 def test_compiled_operators_are_named(tmp_path):
     neck = MODELS.build(
         dict(type='mmdet.FPN_CARAFE', in_channels=[8, 12], out_channels=8,
@@ -233,7 +240,7 @@ def test_command(tmp_path):
     config = CONFIGS / 'fpt/retinanet_r50_fpt_1x_coco.py'
     command = [
         sys.executable, 'tools/export.py', config, 'none', tmp_path / 'a.onnx',
-        '--shape', '64', '96', '--cfg-options', 'model.backbone.depth=18',
+        '--shape', '128', '192', '--cfg-options', 'model.backbone.depth=18',
         'model.backbone.base_channels=16', 'model.backbone.init_cfg=None',
         'model.neck.in_channels=[16,32,64,128]', 'model.neck.out_channels=32',
         'model.bbox_head.in_channels=32'
