@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional.checks import is_captured
-from ..layers.checks import refusing
+from ..layers.checks import check_positive_int, refusing
 from .hosted import lookup
 
 
@@ -111,3 +111,22 @@ def branch_arguments(
     if strides is not None and layer.auto_key_stride:
         kwargs['key_stride'] = strides[source]
     return args, kwargs
+
+
+def resolve_key_strides(
+        num_levels: int, key_strides: int | list[int] | tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """The key strides of the levels, of one for all or of one a level.
+
+    Raises:
+        TypeError: One is not an int.
+        ValueError: One is less than 1, or they are not as many as levels.
+    """
+    if key_strides is None:
+        return None
+    if not isinstance(key_strides, (list, tuple)):
+        key_strides = [key_strides] * num_levels
+    if len(key_strides) != num_levels:
+        raise ValueError('key_strides must be an int or one a transformed level '
+                         f'({num_levels}), got {tuple(key_strides)}')
+    return tuple(check_positive_int('key_strides', s) for s in key_strides)

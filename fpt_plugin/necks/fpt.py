@@ -27,6 +27,7 @@ from .branches import (
     channels_last,
     default_num_mixtures,
     pooling_strides,
+    resolve_key_strides,
 )
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
@@ -157,7 +158,7 @@ class FPT(BaseModule):
         # The pyramid's own config may have changed it.
         check_positive_int('out_channels', self.out_channels)
         self.num_levels = self._resolve_num_levels(num_levels)
-        self.key_strides = self._resolve_key_strides(key_strides)
+        self.key_strides = resolve_key_strides(self.num_levels, key_strides)
         branch_cfgs = dict(
             self_transformer=self_transformer,
             grounding_transformer=grounding_transformer,
@@ -231,19 +232,6 @@ class FPT(BaseModule):
                              f'of maps of the pyramid, got num_levels='
                              f'{num_levels} and num_outs={self.num_outs}')
         return num_levels
-
-    def _resolve_key_strides(
-            self, key_strides: int | list[int] | tuple[int, ...] | None
-    ) -> tuple[int, ...] | None:
-        if key_strides is None:
-            return None
-        if not isinstance(key_strides, (list, tuple)):
-            key_strides = [key_strides] * self.num_levels
-        if len(key_strides) != self.num_levels:
-            raise ValueError('key_strides must be an int or one a transformed '
-                             f'level ({self.num_levels}), got '
-                             f'{tuple(key_strides)}')
-        return tuple(check_positive_int('key_strides', s) for s in key_strides)
 
     def _build_branches(self, cfgs: dict[str, dict | None]) -> None:
         """One layer a (level, source level) pair, named ``level_source``."""

@@ -108,7 +108,7 @@ def export(model: nn.Module,
             they are ``shape``.
         opset: Version of ONNX's operators, at least 18.
         checks: Other heights and widths at which the file must agree with
-            torch; ``shape`` always is one.
+            torch; ``shape`` always is one. Without any, one is chosen.
         force: Whether to replace ``out``.
 
     Returns:
@@ -126,6 +126,11 @@ def export(model: nn.Module,
     out = Path(out)
     sizes = [_size('shape', shape, divisor)]
     sizes += [_size('checks', size, divisor) for size in checks]
+    if divisor is not None and not checks:
+        # torch may find out only at another size that a side became constant
+        sizes.append(tuple(
+            side + step if side + step <= LONGEST * divisor else side - step
+            for side, step in zip(sizes[0], (divisor, 2 * divisor))))
     if divisor is None and len(set(sizes)) > 1:
         raise ValueError('checks must be the shape where divisor is None, got '
                          f'{sizes[1:]} and shape={sizes[0]}')
