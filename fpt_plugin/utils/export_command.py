@@ -63,16 +63,12 @@ def main(args: argparse.Namespace) -> Export:
     model, _ = load_model(args.config, args.cfg_options)
     if args.checkpoint != 'none':
         load_weights(model, args.checkpoint)
-    divisor = None if args.fixed else args.divisor
-    height, width = args.shape
-    checks = [] if args.fixed else [(height + divisor, width + 2 * divisor)]
     result = export(
         model,
         args.out,
         args.shape,
-        divisor=divisor,
+        divisor=None if args.fixed else args.divisor,
         opset=args.opset,
-        checks=checks,
         force=args.force)
     console = Console()
     for line in lines(result):
