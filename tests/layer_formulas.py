@@ -74,19 +74,20 @@ def rendering_transformer(layer, coarse, fine, dtype=torch.float32):
     query = _conv3x3(layer.query_conv, project(layer.query, coarse) * weight)
     stride = max(1, round(fine.shape[2] / coarse.shape[2]))
     value = _conv3x3(layer.value_conv, project(layer.value, fine), stride)
-    rows, columns = (_nearest(old, new, dtype)
-                     for old, new in zip(value.shape[2:], coarse.shape[2:]))
-    value = value[:, :, rows][:, :, :, columns]
+    value = _nearest(value, coarse.shape[2:], dtype)
     return _conv3x3(layer.out_conv, query + value)
 
 
-def _nearest(old, new, dtype):
-    """Which pixel is nearest is torch's to say, which rounds in ``dtype``.
+def _nearest(x, size, dtype):
+    """Which pixel is nearest is torch's to say, of a map of this ``dtype``.
 
-    In float32 86 * (45 / 129) is less than 30.
+    In float32 86 * (45 / 129) is less than 30, and so it may be in float64:
+    the kernel that torch takes for the size decides.
     """
-    numbers = torch.arange(old, dtype=dtype).view(1, 1, -1)
-    return F.interpolate(numbers, size=new, mode='nearest').view(-1).long()
+    numbers = torch.arange(x.shape[2:].numel(), dtype=dtype)
+    pixels = F.interpolate(
+        numbers.view(1, 1, *x.shape[2:]), size=tuple(size), mode='nearest')
+    return x.flatten(2)[:, :, pixels.long().flatten()].unflatten(2, size)
 
 
 def _conv3x3(conv, x, stride=1):

@@ -16,6 +16,15 @@ BOTH = {torch.float32: 1e-5, torch.float64: 1e-13}
 all_nets = pytest.mark.parametrize('name', parallel_nets.NETS)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes: sums are rounded in another order by two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def errors_of(got, want) -> dict[str, float]:
     """Of each parameter's gradient; none of them may be missing."""
     assert got.keys() == want.keys()

@@ -16,3 +16,7 @@ model = dict(
         grounding_transformer=dict(
             type='LocalGroundingTransformer', window=5)),
     decode_head=dict(feature_strides=[8, 8, 8, 8]))
+
+# The backbone builds its last two stages all the same. They get no gradient,
+# which several processes accept only when told.
+find_unused_parameters = True
