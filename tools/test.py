@@ -3,7 +3,8 @@
 import sys
 
 import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.launch import prepare_test, run_test, test_parser
+from fpt_plugin.utils.launch import prepare_test, test_parser
+from fpt_plugin.utils.running import run_test
 
 if __name__ == '__main__':
     args = test_parser().parse_args()

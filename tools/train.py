@@ -3,7 +3,8 @@
 import sys
 
 import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.launch import prepare_training, run_training, train_parser
+from fpt_plugin.utils.launch import prepare_training, train_parser
+from fpt_plugin.utils.running import run_training
 
 if __name__ == '__main__':
     args = train_parser().parse_args()

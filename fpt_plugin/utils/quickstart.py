@@ -13,13 +13,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..compat import refuse_pickles
 from .files import write_json
-from .launch import keep_checkpoints_whole
-from .named_samples import name_broken_samples
 from .quickstart_detection import Detection
 from .quickstart_segmentation import Segmentation
 from .resume import newest_checkpoint
+from .running import build_runner
 
 TASKS = {task.name: task for task in (Detection(), Segmentation())}
 NECKS = tuple(dict.fromkeys(n for task in TASKS.values() for n in task.necks))
@@ -165,10 +163,7 @@ def _train(cfg: Config, work_dir: Path, fresh: bool) -> Runner:
     else:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)
         write_json(settings, key)
-    refuse_pickles()
-    keep_checkpoints_whole(cfg)
-    name_broken_samples()
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.register_hook(TrainingTime(), priority='VERY_LOW')
     runner.train()
     return runner

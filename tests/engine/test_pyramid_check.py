@@ -10,7 +10,7 @@ from torch import nn
 
 from fpt_plugin import PyramidLevelCheckHook
 from fpt_plugin.utils.host_models import load_model
-from fpt_plugin.utils.launch import build_runner
+from fpt_plugin.utils.running import build_runner
 
 SHIPPED = 'fpt/deformable-detr_r50_fpt_16xb2-50e_coco.py'
 PLAIN = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'

@@ -17,16 +17,16 @@ from mmengine.runner import Runner
 from runs import kept_by_name
 from square_detector import DETECTOR
 
-from fpt_plugin.utils import launch
+from fpt_plugin.utils import running
 from fpt_plugin.utils.launch import (
     HOSTS,
-    build_runner,
     test_config,
     test_parser,
     train,
     train_config,
     train_parser,
 )
+from fpt_plugin.utils.running import build_runner
 
 # Names that pytest would collect.
 parse_test, config_of_test = test_parser, test_config
@@ -463,7 +463,7 @@ def test_the_configs_runner_type_is_built(host, monkeypatch):
 
 def test_without_one_it_is_mmengines(host, monkeypatch):
     monkeypatch.setattr(
-        launch.Runner, 'from_cfg', classmethod(lambda cls, cfg: (cls, cfg)))
+        running.Runner, 'from_cfg', classmethod(lambda cls, cfg: (cls, cfg)))
     cfg = cfg_to_train(host)
     assert build_runner(cfg) == (Runner, cfg)
 
@@ -472,11 +472,11 @@ def test_checkpoints_are_kept_whole(host):
     settings = "type='CheckpointHook', interval=3, save_best='auto'"
     cfg = cfg_to_train(
         host, more=[f'default_hooks = dict(checkpoint=dict({settings}))'])
-    launch.keep_checkpoints_whole(cfg)
+    running.keep_checkpoints_whole(cfg)
     assert cfg.default_hooks.checkpoint == dict(
         type='fpt_plugin.WholeCheckpointHook', interval=3, save_best='auto')
     cfg.pop('default_hooks')
-    launch.keep_checkpoints_whole(cfg)
+    running.keep_checkpoints_whole(cfg)
     assert cfg.default_hooks == dict(
         checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))
 
@@ -484,19 +484,19 @@ def test_checkpoints_are_kept_whole(host):
 @pytest.mark.parametrize('hook', [None, dict(type='Mine')])
 def test_the_users_own_hook_saves(host, hook):
     cfg = cfg_to_train(host, more=[f'default_hooks = dict(checkpoint={hook})'])
-    launch.keep_checkpoints_whole(cfg)
+    running.keep_checkpoints_whole(cfg)
     assert cfg.default_hooks.checkpoint == hook
 
 
 def test_a_full_disk_is_named():
     with pytest.raises(OSError, match=r"--resume: 'work'"), \
-            launch.naming_full_disk('work'):
+            running.naming_full_disk('work'):
         raise OSError(errno.ENOSPC, 'No space left on device')
     with pytest.raises(OSError, match=r"No space .*--resume: 'work/a.pth'"), \
-            launch.naming_full_disk('work'):
+            running.naming_full_disk('work'):
         raise OSError(errno.ENOSPC, 'No space left on device', 'work/a.pth')
     with pytest.raises(FileNotFoundError, match="No such file: 'a.png'"), \
-            launch.naming_full_disk('work'):
+            running.naming_full_disk('work'):
         raise FileNotFoundError(errno.ENOENT, 'No such file', 'a.png')
 
 

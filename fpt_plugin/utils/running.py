@@ -1,0 +1,117 @@
+"""Runners of a config, and what they do on behalf of the user."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine import dist
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import METRICS, RUNNERS
+from mmengine.runner import Runner
+
+from ..compat import refuse_pickles
+from .named_samples import name_broken_samples
+
+# What looks at each host's data or models while they run.
+CHECKS = dict(mmdet='PyramidLevelCheckHook', mmseg='SegLabelCheckHook')
+
+
+def start_cpu_processes(cfg: Config) -> None:
+    """Connect torchrun's processes where there is no accelerator.
+
+    mmengine asks CUDA for a device whatever the backend is, and gives the
+    device to the model's wrapper too.
+    """
+    if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu' \
+            or dist.is_distributed():
+        return
+    torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
+def stop_processes() -> None:
+    """Part in order: a process that just ends may abort in gloo's threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The config's own runner type, or mmengine's.
+
+    A segmentor's labels are looked at on the way, and the levels of a
+    detector with deformable attention. Checkpoints are read as weights alone
+    and saved whole; samples that cannot be read are named.
+    """
+    refuse_pickles()
+    name_broken_samples()
+    keep_checkpoints_whole(cfg)
+    start_cpu_processes(cfg)
+    check = CHECKS[cfg.default_scope]
+    cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
+    if check not in str(cfg.custom_hooks):
+        cfg.custom_hooks.append(dict(type=f'fpt_plugin.{check}'))
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def keep_checkpoints_whole(cfg: Config) -> None:
+    """Save by WholeCheckpointHook where mmengine's hook would.
+
+    Its settings stay; a hook of another type, or none, stays too.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    # What mmengine takes where a config says nothing.
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if hook is not None and hook.get('type') in (
+            'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        hook['type'] = 'fpt_plugin.WholeCheckpointHook'
+    cfg.default_hooks = hooks
+
+
+@contextmanager
+def naming_full_disk(work_dir: str) -> Iterator[None]:
+    """Say where there is no space: errors of logs name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno, f'{error.strerror}: make room, then go on with --resume',
+            error.filename or str(work_dir)) from error
+
+
+def run_training(cfg: Config) -> Runner:
+    """Build the runner of a config and train.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    with naming_full_disk(cfg.work_dir):
+        runner = build_runner(cfg)
+        runner.train()
+    stop_processes()
+    return runner
+
+
+def run_test(cfg: Config, out: str | None) -> dict[str, float]:
+    """Build the runner of a config and test; ``out`` is a detector's pickle."""
+    runner = build_runner(cfg)
+    if out is not None and cfg.default_scope == 'mmdet':
+        runner.test_evaluator.metrics.append(
+            METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out)))
+    metrics = runner.test()
+    stop_processes()
+    return metrics
