@@ -54,11 +54,11 @@ SMALL = {
         'train_dataloader.batch_size=4',
         'model.decode_head.in_channels=[32,32,32,32]',
         'model.decode_head.channels=32',
-        'optim_wrapper.optimizer.lr=0.05',
-        'train_cfg.max_iters=24',
-        'train_cfg.val_interval=12',
-        'default_hooks.checkpoint.interval=12',
-        'param_scheduler.0.end=24',
+        'optim_wrapper.optimizer.lr=0.02',
+        'train_cfg.max_iters=48',
+        'train_cfg.val_interval=24',
+        'default_hooks.checkpoint.interval=24',
+        'param_scheduler.0.end=48',
     ],
     # Windows that overlap, as on Cityscapes, and two iterations.
     UFP: [

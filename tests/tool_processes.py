@@ -15,8 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PARENT = """
-import json, os, runpy, sys
-import fpt_plugin, mmdet.apis, pycocotools.coco, fpt_plugin.utils.launch
+import contextlib, json, os, runpy, sys
+with contextlib.redirect_stdout(sys.stderr):  # a host may print something
+    import fpt_plugin, mmdet.apis, pycocotools.coco, fpt_plugin.utils.launch
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()

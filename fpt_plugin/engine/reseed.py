@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, set_random_seed
@@ -53,8 +54,13 @@ class ReseedHook(Hook):
             if getattr(sampler, 'seed', None) == self._seed:
                 sampler.seed = runner.seed
         if isinstance(runner.train_loop, IterBasedTrainLoop):
+            if loader.generator is None:
+                # Else each iterator takes a number from those of a batch, and
+                # not every mmengine makes it at the same batch.
+                loader.generator = torch.Generator().manual_seed(runner.seed)
             runner.train_loop.dataloader_iterator = _Reseeding(
-                runner.train_loop.dataloader_iterator, runner.seed)
+                runner.train_loop.dataloader_iterator, runner.seed,
+                loader.num_workers > 0)
 
     def before_train_epoch(self, runner) -> None:
         """Seed anew; a loop by iterations calls it once, before all."""
@@ -64,17 +70,30 @@ class ReseedHook(Hook):
 class _Reseeding(Iterator):
     """Batches without an end, each drawn and trained on under its own seed.
 
-    A resumed loop draws the batches of the past, too, so it counts them alike.
+    A resumed loop passes by the batches of the past, too, so it counts them
+    alike.
     """
 
-    def __init__(self, batches: Iterator, seed: int) -> None:
-        self.batches, self.seed = batches, seed
+    def __init__(self, batches: Iterator, seed: int, by_workers: bool) -> None:
+        self.batches, self.seed, self.by_workers = batches, seed, by_workers
         self.count = 0
 
     def __next__(self):
         reseed(self.seed, self.count)
         self.count += 1
         return next(self.batches)
+
+    def skip_iter(self, count: int) -> None:
+        """Pass by batches, which the fork's loop does not load again.
+
+        Workers draw numbers of their own as they load, so theirs are loaded.
+        """
+        if self.by_workers:
+            for _ in range(count):
+                next(self)
+        else:
+            self.batches.skip_iter(count)
+            self.count += count
 
 
 def reseed(*numbers: int) -> None:
