@@ -44,7 +44,7 @@ MODELS = """
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from config_helpers import ALL, CONFIGS
-from fpt_plugin.utils.graft_weights import zeros_for_random
+from fpt_plugin.utils.graft.weights import zeros_for_random
 
 def build(cfg):
     init_default_scope(cfg.default_scope)

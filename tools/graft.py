@@ -3,7 +3,7 @@
 import sys
 
 import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.graft_command import main, parser
+from fpt_plugin.utils.graft.command import main, parser
 
 if __name__ == '__main__':
     try:

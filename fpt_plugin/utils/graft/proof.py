@@ -12,9 +12,10 @@ from mmengine.structures import BaseDataElement
 from rich.table import Table
 from torch import Tensor, nn
 
-from .counting import describe
-from .graft_hosts import Host, Unbuildable, build_part
-from .graft_weights import (
+from ..counting import describe
+from ..host_models import data_samples
+from .hosts import Host, Unbuildable, build_part
+from .weights import (
     build_model,
     calibrate,
     load_weights,
@@ -22,7 +23,6 @@ from .graft_weights import (
     randomise,
     share_weights,
 )
-from .host_models import data_samples
 
 # Height and width, tried in turn until the plain model runs to its end.
 SIZES = ((96, 128), (256, 256), (512, 512))
@@ -118,7 +118,7 @@ def prove(plain: Config,
         ValueError: The weights are of another model, or do not all load into
             the graft.
         RuntimeError: The graft does not build or run where the plain model
-            does; :class:`~.graft_hosts.Unbuildable` where that one does not.
+            does; :class:`~.hosts.Unbuildable` where that one does not.
     """
     try:
         before = build_model(plain)

@@ -9,9 +9,9 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from fpt_plugin.utils.graft import graft
-from fpt_plugin.utils.graft_hosts import Unbuildable
-from fpt_plugin.utils.graft_proof import _difference, compare, prove
-from fpt_plugin.utils.graft_weights import (
+from fpt_plugin.utils.graft.hosts import Unbuildable
+from fpt_plugin.utils.graft.proof import _difference, compare, prove
+from fpt_plugin.utils.graft.weights import (
     build_model,
     calibrate,
     load_weights,

@@ -12,11 +12,11 @@ from mmengine.config import Config
 
 from fpt_plugin import LambdaLayer, LambdaResNet
 from fpt_plugin.utils.graft import graft
-from fpt_plugin.utils.graft_backbone import convert_backbones
-from fpt_plugin.utils.graft_command import main, parser
-from fpt_plugin.utils.graft_hosts import Refusal
-from fpt_plugin.utils.graft_proof import compare, prove
-from fpt_plugin.utils.graft_weights import (
+from fpt_plugin.utils.graft.backbone import convert_backbones
+from fpt_plugin.utils.graft.command import main, parser
+from fpt_plugin.utils.graft.hosts import Refusal
+from fpt_plugin.utils.graft.proof import compare, prove
+from fpt_plugin.utils.graft.weights import (
     build_model,
     randomise,
     zeros_for_random,

@@ -8,9 +8,9 @@ import pytest
 from graft_cases import FPN, NECKS, retinanet, write
 from rich.console import Console
 
-from fpt_plugin.utils import graft_sweep
-from fpt_plugin.utils.graft_command import main, parser
-from fpt_plugin.utils.graft_sweep import (
+from fpt_plugin.utils.graft import sweep as sweep_module
+from fpt_plugin.utils.graft.command import main, parser
+from fpt_plugin.utils.graft.sweep import (
     DIFFERENT,
     FAILED,
     IDENTICAL,
@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
     lost.model.bbox_head.type = 'HeadOfNobody'
     write(lost, root / 'd.py')
     write(retinanet(None), root / 'e.py')
-    monkeypatch.setattr(graft_sweep, 'config_folder', lambda library: root)
+    monkeypatch.setattr(sweep_module, 'config_folder', lambda library: root)
     return root
 
 
@@ -108,13 +108,13 @@ def test_an_interrupted_sweep_goes_on(folder, tmp_path, monkeypatch):
     with out.open('a') as file:
         file.write('{"config": "a/two.py", "sta')  # killed here
     tried = []
-    original = graft_sweep.try_config
+    original = sweep_module.try_config
 
     def counted(folder, name, known, options):
         tried.append(name)
         return original(folder, name, known, options)
 
-    monkeypatch.setattr(graft_sweep, 'try_config', counted)
+    monkeypatch.setattr(sweep_module, 'try_config', counted)
     records = sweep('mmdet', out, resume=True, console=console)
     assert statuses(records) == ALL
     assert tried == ['a/two.py', 'b.py', 'c.py', 'd.py', 'e.py']
@@ -156,4 +156,4 @@ def test_bad_libraries():
     with pytest.raises(ValueError, match="'mmpose'"):
         config_folder('mmpose')
     assert Record('a', IDENTICAL, 'FPN', '', '', 0.).status in (
-        graft_sweep.STATUSES)
+        sweep_module.STATUSES)

@@ -13,11 +13,11 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..engine.train_graft_only import grafted_modules
-from ..layers import LambdaLayer
-from ..necks import FPT
-from .host_models import without_weights
-from .weights import summarised
+from ...engine.train_graft_only import grafted_modules
+from ...layers import LambdaLayer
+from ...necks import FPT
+from ..host_models import without_weights
+from ..weights import summarised
 
 _FILLS = ('uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_',
           'xavier_normal_', 'kaiming_uniform_', 'kaiming_normal_',

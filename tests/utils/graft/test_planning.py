@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from fpt_plugin.utils.graft import Options, graft, plan
-from fpt_plugin.utils.graft_hosts import Maps, Refusal, Unbuildable, find_hosts
-from fpt_plugin.utils.graft_proof import prove
-from fpt_plugin.utils.graft_weights import build_model
+from fpt_plugin.utils.graft.hosts import Maps, Refusal, Unbuildable, find_hosts
+from fpt_plugin.utils.graft.proof import prove
+from fpt_plugin.utils.graft.weights import build_model
 
 # The neck that comes of each, but for the arguments that were there.
 WANTED = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
-from .files import replacing
+from ..files import replacing
 
 _STYLE = dict(
     based_on_style='pep8',

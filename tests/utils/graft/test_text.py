@@ -14,17 +14,17 @@ from graft_cases import FPN, NECKS, retinanet, wrapped, write
 from mmengine.config import Config
 
 from fpt_plugin.utils.graft import graft
-from fpt_plugin.utils.graft_command import main, parser
-from fpt_plugin.utils.graft_text import (
+from fpt_plugin.utils.graft.command import main, parser
+from fpt_plugin.utils.graft.text import (
     base_name,
     check_gives,
     config_text,
     difference,
     write_config,
 )
-from fpt_plugin.utils.graft_weights import build_model, randomise
+from fpt_plugin.utils.graft.weights import build_model, randomise
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'graft.py'
+TOOL = Path(__file__).parents[3] / 'tools' / 'graft.py'
 
 
 def run(*args: str):

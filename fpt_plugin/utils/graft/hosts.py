@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .counting import describe, meta_autocast
+from ..counting import describe, meta_autocast
 
 # Sides of the square images that are tried, the first one that runs is taken.
 # Without data they cost nothing.

@@ -1,10 +1,4 @@
-"""Grafts: FPT and lambda layers put into the model of any config.
-
-:func:`graft` makes the config. What is grafted starts as nothing, so the model
-keeps its weights and, until it is trained, its outputs; graft_proof.py checks
-it, graft_text.py writes it down, graft_sweep.py tries it on every config of a
-host.
-"""
+"""What is grafted where: the config of the new model."""
 
 from __future__ import annotations
 
@@ -14,8 +8,8 @@ from dataclasses import dataclass, field
 
 from mmengine.config import Config, ConfigDict
 
-from .graft_backbone import add_lambda_plugins, replace_backbone
-from .graft_hosts import (
+from .backbone import add_lambda_plugins, replace_backbone
+from .hosts import (
     Host,
     Refusal,
     Unbuildable,
@@ -23,8 +17,8 @@ from .graft_hosts import (
     probe,
     type_name,
 )
-from .graft_neck import neck_config, takes_neck
-from .graft_training import set_training
+from .neck import neck_config, takes_neck
+from .training import set_training
 
 PACKAGE = 'fpt_plugin'
 
@@ -34,7 +28,7 @@ class Options:
     """What is grafted, and how it is to be trained.
 
     Attributes:
-        neck: One of :data:`.graft_neck.NECKS`; None: FPT, or the
+        neck: One of :data:`.neck.NECKS`; None: FPT, or the
             Self-Transformer alone where there is one map. Where a backbone is
             asked for, None leaves the neck as it is.
         levels: Maps that FPT transforms; None: those of backbone maps.
@@ -91,7 +85,7 @@ def graft(cfg: Config, neck: str | None = None, **options) -> Config:
     Args:
         cfg: A config of mmdet, mmseg or a library above them; it stays as it
             is.
-        neck: One of :data:`.graft_neck.NECKS`; see :class:`Options`.
+        neck: One of :data:`.neck.NECKS`; see :class:`Options`.
         **options: The other fields of :class:`Options`.
 
     Returns:
@@ -101,7 +95,7 @@ def graft(cfg: Config, neck: str | None = None, **options) -> Config:
     Raises:
         TypeError: ``cfg`` is no config, or an option has the wrong type.
         ValueError: The model cannot take the graft, which says why and what
-            would be needed (:class:`~.graft_hosts.Refusal`), or an option is
+            would be needed (:class:`~.hosts.Refusal`), or an option is
             out of range.
         RuntimeError: The plain model does not build.
     """

@@ -28,13 +28,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .counting import describe
-from .graft import Options, Plan, plan
-from .graft_hosts import Refusal, Unbuildable, find_hosts, type_name
-from .graft_proof import prove, prove_parts
-from .graft_text import check_gives, config_text
-from .graft_weights import zeros_for_random
-from .host_models import load_config
+from ..counting import describe
+from ..host_models import load_config
+from .hosts import Refusal, Unbuildable, find_hosts, type_name
+from .planning import Options, Plan, plan
+from .proof import prove, prove_parts
+from .text import check_gives, config_text
+from .weights import zeros_for_random
 
 LIBRARIES = ('mmdet', 'mmseg')
 
@@ -52,7 +52,7 @@ _NO_PART = ('init_cfg', 'pretrained', 'train_cfg', 'test_cfg',
             'num_stuff_classes', 'frozen_stages', 'norm_eval', 'with_cp',
             'drop_path_rate', 'requires_grad')
 
-# Height and width, as in graft_proof.py but for a smaller first one.
+# Height and width, as in proof.py but for a smaller first one.
 _SIZES = ((64, 96), (128, 128), (256, 256), (512, 512))
 
 # RoI heads and decoders of masks see no more than so many candidates.

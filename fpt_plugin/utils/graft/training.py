@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from .complexity import BRANCHES
-from .graft_neck import holds_fpt
+from ..complexity import BRANCHES
+from .neck import holds_fpt
 
 # Where the modules are that lambda grafts add, in the names of parameters: the
 # plugins of a ResNet; the layers and the stem of a LambdaResNet.

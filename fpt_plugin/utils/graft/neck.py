@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from mmengine.registry import MODELS
 
-from ..layers.checks import check_positive_int
-from ..necks import FPT
-from ..necks.hosted import lookup
-from .graft_hosts import Host, Maps, Refusal, copied, type_name
+from ...layers.checks import check_positive_int
+from ...necks import FPT
+from ...necks.hosted import lookup
+from .hosts import Host, Maps, Refusal, copied, type_name
 
 NECKS = ('FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
          'RenderingTransformerNeck')

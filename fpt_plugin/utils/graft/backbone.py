@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ..backbones import LambdaResNet
-from ..necks.hosted import lookup
-from .counting import describe
-from .graft_hosts import Host, Refusal, Unbuildable, probe, type_name
-from .weight_files import Weights
-from .weight_maps import Conversion
-from .weight_nets import RESNET_DEPTHS
-from .weights import converted, shapes_of, torchvision_resnet
+from ...backbones import LambdaResNet
+from ...necks.hosted import lookup
+from ..counting import describe
+from ..weight_files import Weights
+from ..weight_maps import Conversion
+from ..weight_nets import RESNET_DEPTHS
+from ..weights import converted, shapes_of, torchvision_resnet
+from .hosts import Host, Refusal, Unbuildable, probe, type_name
 
 _RESNETS = ('ResNet', 'ResNetV1c', 'ResNetV1d')
 DEPTHS = tuple(RESNET_DEPTHS.values())

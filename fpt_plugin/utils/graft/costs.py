@@ -15,12 +15,12 @@ from mmengine.utils import import_modules_from_strings
 from rich.table import Table
 from torch import Tensor, nn
 
-from .benchmark import Case, median_and_spread, peak_in_fresh_process
-from .complexity import complexity, model_labels
-from .complexity_report import CONVENTION, Complexity
-from .counting import describe
-from .graft_weights import build_model
-from .host_models import data_samples, image_shape, unwrapped
+from ..benchmark import Case, median_and_spread, peak_in_fresh_process
+from ..complexity import complexity, model_labels
+from ..complexity_report import CONVENTION, Complexity
+from ..counting import describe
+from ..host_models import data_samples, image_shape, unwrapped
+from .weights import build_model
 
 BOTH = ('plain', 'grafted')
 TOTAL = 'total'

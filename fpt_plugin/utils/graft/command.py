@@ -9,32 +9,32 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from rich.console import Console
 
-from .complexity import positive_int
-from .files import write_json
-from .graft import Options, Plan, plan
-from .graft_backbone import DEPTHS, convert_backbones
-from .graft_costs import Costs, costs
-from .graft_hosts import Unbuildable
-from .graft_neck import NECKS
-from .graft_proof import Proof, prove
-from .graft_sweep import LIBRARIES, Record, summary, sweep
-from .graft_text import (
-    base_name,
-    check_new,
-    check_text,
-    config_text,
-    write_config,
-)
-from .graft_weights import build_model, load_weights
-from .host_models import load_config
-from .weight_files import (
+from ..complexity import positive_int
+from ..files import write_json
+from ..host_models import load_config
+from ..weight_files import (
     Weights,
     check_out,
     fetch_state_dict,
     read_state_dict,
     write_weights,
 )
-from .weights import summarised
+from ..weights import summarised
+from .backbone import DEPTHS, convert_backbones
+from .costs import Costs, costs
+from .hosts import Unbuildable
+from .neck import NECKS
+from .planning import Options, Plan, plan
+from .proof import Proof, prove
+from .sweep import LIBRARIES, Record, summary, sweep
+from .text import (
+    base_name,
+    check_new,
+    check_text,
+    config_text,
+    write_config,
+)
+from .weights import build_model, load_weights
 
 
 def parser() -> argparse.ArgumentParser:

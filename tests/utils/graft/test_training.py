@@ -20,10 +20,10 @@ from mmengine.runner import Runner
 from fpt_plugin import FPT
 from fpt_plugin.engine.train_graft_only import TrainGraftOnlyHook, grafted_modules
 from fpt_plugin.utils.graft import graft
-from fpt_plugin.utils.graft_command import main, parser
-from fpt_plugin.utils.graft_weights import build_model, randomise
+from fpt_plugin.utils.graft.command import main, parser
+from fpt_plugin.utils.graft.weights import build_model, randomise
 
-TOOLS = Path(__file__).parents[2] / 'tools'
+TOOLS = Path(__file__).parents[3] / 'tools'
 
 
 def rates(cfg: Config) -> dict[str, float]:
