@@ -7,10 +7,12 @@ does nothing where the installed versions do not need it.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from functools import cache, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pickle import UnpicklingError
 from types import FunctionType, SimpleNamespace
 
 import numpy as np
@@ -27,6 +29,8 @@ try:
     from numpy._core import multiarray
 except ImportError:  # numpy < 2
     from numpy.core import multiarray
+
+NUMBERS = 'biufc'  # numpy's letters: bool, integers, floats, complex
 
 
 def apply() -> None:
@@ -47,43 +51,70 @@ def allow_safe_resume() -> None:
     with ``Weights only load failed ... HistoryBuffer``. What it holds is put
     on torch's list of safe globals, with stand-ins where the real thing would
     let a file do more than hold numbers: ``builtins.getattr`` answers
-    HistoryBuffer's methods alone, and ``numpy.ndarray`` can be named but not
-    called (called with bytes of a file it makes an array of raw pointers).
+    HistoryBuffer's methods alone, ``numpy.ndarray`` can be named but not
+    called (called with bytes of a file it makes an array of raw pointers), and
+    ``numpy.dtype`` answers kinds of numbers alone, whose own copies of them a
+    file cannot change into kinds of pointers. Numbers are read in the byte
+    order of the machine.
     """
-    if not _loads_safely():
+    if not loads_safely():
         return
     allowed = [
         (_history_buffer_method, 'builtins.getattr'),
         (_ArrayName, 'numpy.ndarray'),
-        # torch looks the type up before it calls __setstate__; a name with a
-        # line feed cannot be spelt in a pickle, so it cannot be called.
-        (np.ndarray, 'numpy.ndarray\nby type only')
+        (_number_dtype, 'numpy.dtype'),
+        (np.ndarray, _by_type_only('numpy.ndarray'))
     ]
     # Numpy 2 moved its core; files from either side of the move are read.
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
         allowed.append((_empty_array, f'{module}._reconstruct'))
         allowed.append((multiarray.scalar, f'{module}.scalar'))
-    kinds = ('float64', 'float32', 'int64', 'int32', 'uint32', 'bool')
-    for kind in (HistoryBuffer, np.dtype, slice,
-                 *(type(np.dtype(code)) for code in kinds)):
-        # By name, too: who allows the same types for a while takes those off
-        # the list again that are on it without one.
+    # By name, too: who allows the same types for a while takes those off the
+    # list again that are on it without one.
+    for kind in (HistoryBuffer, slice):
         allowed.append((kind, f'{kind.__module__}.{kind.__qualname__}'))
+    for kind in {type(np.dtype(code)) for code in np.typecodes['All']
+                 if np.dtype(code).kind in NUMBERS}:
+        allowed.append((kind, _by_type_only(f'numpy.dtypes.{kind.__name__}')))
     torch.serialization.add_safe_globals(allowed)
+
+
+def _by_type_only(name: str) -> str:
+    """A name that cannot be spelt in a pickle, so that nothing calls it.
+
+    torch looks an object's type up before it calls __setstate__.
+    """
+    return f'{name}\nby type only'
 
 
 class _ArrayName:
     """Stands for numpy.ndarray while a checkpoint is read."""
 
 
+def _number_dtype(code: str, align: bool = False,
+                  copy: bool = False) -> np.dtype:
+    """The stand-in for numpy.dtype: numpy's own object, which stays as it is.
+
+    A copy would take any state from the file, fields of pointers too.
+
+    Raises:
+        UnpicklingError: The checkpoint asks for anything but numbers.
+    """
+    if not isinstance(code, str) or not re.fullmatch(rf'[{NUMBERS}]\d+', code):
+        raise UnpicklingError('a checkpoint may hold numpy arrays of numbers, '
+                              f'got some of dtype {code!r}')
+    return np.dtype(code)
+
+
 def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
     """The stand-in for numpy's _reconstruct: __setstate__ fills the array.
 
     Raises:
-        TypeError: The checkpoint asks for anything but a plain array.
+        UnpicklingError: The checkpoint asks for anything but a plain array.
     """
     if subtype is not _ArrayName:
-        raise TypeError(f'a checkpoint may hold numpy arrays, got {subtype}')
+        raise UnpicklingError(
+            f'a checkpoint may hold numpy arrays, got {subtype}')
     return multiarray._reconstruct(np.ndarray, (0, ), b'b')
 
 
@@ -91,14 +122,14 @@ def _history_buffer_method(owner: type, name: str) -> FunctionType:
     """The stand-in for getattr while a checkpoint is read.
 
     Raises:
-        AttributeError: Anything but a public method of HistoryBuffer is asked
+        UnpicklingError: Anything but a public method of HistoryBuffer is asked
             for.
     """
     method = HistoryBuffer.__dict__.get(name)
     if owner is not HistoryBuffer or name.startswith('_') \
             or not isinstance(method, FunctionType):
-        raise AttributeError('a checkpoint may only refer to methods of '
-                             f'HistoryBuffer, got {name!r} of {owner!r}')
+        raise UnpicklingError('a checkpoint may only refer to methods of '
+                              f'HistoryBuffer, got {name!r} of {owner!r}')
     return method
 
 
@@ -108,7 +139,7 @@ def keep_the_stand_ins() -> None:
     Its list has the real ``builtins.getattr`` and ``numpy.ndarray``; beside our
     stand-ins it would be a matter of chance which of them a file gets.
     """
-    if _loads_safely() and hasattr(checkpoint, 'get_torch_safe_globals'):
+    if loads_safely() and hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.get_torch_safe_globals = _nothing_more
 
 
@@ -126,11 +157,12 @@ def refuse_pickles() -> None:
     for it, that counts. Older torch reads unsafely: its safe way has no list
     of what mmengine's checkpoints hold.
     """
-    if _loads_safely() and not os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
+    if loads_safely() and not os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
 
-def _loads_safely() -> bool:
+def loads_safely() -> bool:
+    """Whether torch can be told what mmengine's checkpoints hold."""
     return digit_version(torch.__version__) >= digit_version('2.6.0')
 
 

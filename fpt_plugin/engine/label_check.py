@@ -51,6 +51,8 @@ class SegLabelCheckHook(Hook):
         head = _decode_head(runner.model)
         classes = getattr(head, 'num_classes', None) or len(
             dataloader.dataset.metainfo['classes'])
+        if getattr(head, 'out_channels', None) == 1:
+            classes = 2  # one channel tells 1 from 0
         ignored = self.ignore_index
         if ignored is None:
             ignored = getattr(head, 'ignore_index', 255)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS
 
 CITYSCAPES = ('CityscapesDataset', 'CityScapesMetric')
@@ -74,8 +75,9 @@ def _check_dataset(scope: str, key: str, dataset: dict) -> None:
         folder = _join(root, prefix)
         _look(scope, f'{key}.data_prefix.{name}', folder, dataset)
         suffix = _label_suffix(scope, dataset) if labels else None
-        if suffix and '://' not in folder and not any(
-                Path(folder).rglob(f'*{suffix}')):
+        # As the datasets list them: through links, too.
+        if suffix and '://' not in folder and not any(list_dir_or_file(
+                folder, list_dir=False, suffix=suffix, recursive=True)):
             raise FileNotFoundError(
                 f'{key}.data_prefix.{name}: no file *{suffix} is in {folder}. '
                 f'{_cure(scope, dataset, "labels")}')
@@ -103,14 +105,24 @@ def _label_suffix(scope: str, dataset: dict) -> str | None:
     """The end of the label maps' names, by the config or by the class."""
     if 'seg_map_suffix' in dataset:
         return dataset['seg_map_suffix']
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        cls = registry.get(dataset['type'])
+    cls = dataset.get('type')
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(scope) as registry:
+            cls = registry.get(cls)
+    if not inspect.isclass(cls):
+        return None  # the host says what is wrong with it
     parameter = inspect.signature(cls).parameters.get('seg_map_suffix')
     return parameter.default if parameter else None
 
 
+def unscoped_type(settings: dict) -> str:
+    """The type of a config without its scope; also of one that is a class."""
+    kind = settings.get('type')
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
 def _cure(scope: str, settings: dict, missing: str) -> str:
-    if str(settings.get('type')).rpartition('.')[2] in CITYSCAPES:
+    if unscoped_type(settings) in CITYSCAPES:
         return _cityscapes_cure(scope, missing)
     return ('Put or link the data there, or name their folder: --cfg-options '
             'train_dataloader.dataset.data_root=FOLDER, and the same for val '

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ..detectors.levels import check_levels
 from ..layers.checks import check_positive_int
 from .counting import describe
 
+HOSTS = ('mmdet', 'mmseg')
 DETECTION_SHAPE = (800, 1344)
 
 # What constructors of the hosts would fetch by themselves.
@@ -52,10 +54,23 @@ def load_config(config: str | Path | Config,
         config = Config.fromfile(config)
     if cfg_options:
         config.merge_from_dict(cfg_options)
+    config.default_scope = scope_of(config)
     for name in ('model', 'default_scope'):
         if config.get(name) is None:
             raise ValueError(f'the config must set {name}, got none in {given}')
     return config
+
+
+def scope_of(config: Config) -> str | None:
+    """The ``default_scope`` of a config, or the host that its model is of.
+
+    Configs that import what they name need no scope and have none.
+    """
+    model = config.get('model')
+    kind = model.get('type') if isinstance(model, Mapping) else None
+    package = str(getattr(kind, '__module__', '')).partition('.')[0]
+    return config.get('default_scope') or (
+        package if inspect.isclass(kind) and package in HOSTS else None)
 
 
 def load_model(config: str | Path | Config,
@@ -90,7 +105,8 @@ def without_weights(node: object) -> object:
 
 def _is_pretrained(init_cfg: object) -> bool:
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    return any(isinstance(cfg, Mapping) and cfg.get('type') == 'Pretrained'
+    return any(isinstance(cfg, Mapping)
+               and cfg.get('type') in ('Pretrained', PretrainedInit)
                for cfg in cfgs)
 
 

@@ -12,14 +12,17 @@ from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 
-from .data_checks import check_data
+from .data_checks import check_data, unscoped_type
 from .device_checks import check_amp, check_sync_bn
+from .host_models import HOSTS, scope_of
 from .resume import check_checkpoint, check_pretrained, newest_checkpoint
 from .running import run_test, run_training
 
-HOSTS = ('mmdet', 'mmseg')
+# Metrics of mmseg that write label maps.
+WRITERS = ('IoUMetric', 'CityscapesMetric')
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -101,7 +104,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = f'./work_dirs/{Path(args.config).stem}'
-    scope = cfg.get('default_scope')
+    scope = cfg.default_scope = scope_of(cfg)
     if scope not in HOSTS:
         raise ValueError('the config must set default_scope to one of '
                          f'{HOSTS}, got {scope!r} in {args.config}')
@@ -120,7 +123,8 @@ def train_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args)
     if args.amp:
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', OptimWrapper,
+                           AmpOptimWrapper):
             raise ValueError('--amp needs a config whose optim_wrapper is of '
                              f'type OptimWrapper, got {wrapper!r}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -151,6 +155,7 @@ def _resume_newest(cfg: Config) -> None:
             f'--resume found no checkpoint in {cfg.work_dir}: the run begins '
             f'anew, with load_from={cfg.get("load_from")!r}',
             stacklevel=2)
+        cfg.resume = False
         return
     cfg.resume, cfg.load_from = True, checkpoint
 
@@ -181,13 +186,28 @@ def test_config(args: argparse.Namespace) -> Config:
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if args.out is not None and not detection:
-        cfg.test_evaluator.output_dir = args.out
-        cfg.test_evaluator.keep_results = True
+        _keep_label_maps(cfg.test_evaluator, args.out)
     if args.out is not None and detection \
             and not args.out.endswith(('.pkl', '.pickle')):
         raise ValueError('--out must name a .pkl or .pickle file for a '
                          f'detector, got {args.out!r}')
     return cfg
+
+
+def _keep_label_maps(evaluator: dict | list, folder: str) -> None:
+    """Let the metric write what was predicted; of several, the first one that can.
+
+    Raises:
+        ValueError: There are several, and none of them is known to.
+    """
+    metrics = evaluator if isinstance(evaluator, list) else [evaluator]
+    kinds = [unscoped_type(metric) for metric in metrics]
+    if len(metrics) > 1:
+        metrics = [m for m, kind in zip(metrics, kinds) if kind in WRITERS]
+    if not metrics:
+        raise ValueError(f'--out of a segmentor needs one of {WRITERS} in its '
+                         f'test_evaluator, got {kinds}')
+    metrics[0].update(output_dir=folder, keep_results=True)
 
 
 def _draw(cfg: Config, args: argparse.Namespace, detection: bool) -> None:
@@ -274,7 +294,7 @@ def prepare_training(args: argparse.Namespace) -> Config:
     check_sync_bn(cfg)
     check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
     check_pretrained(cfg.model)
-    if cfg.get('load_from') and args.resume != 'auto':
+    if cfg.get('load_from'):
         check_checkpoint(cfg.load_from)
     return cfg
 

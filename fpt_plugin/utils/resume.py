@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from mmengine.model import PretrainedInit
 
 from .weight_files import UnsafeFileError, read_checkpoint
 
@@ -81,7 +82,8 @@ def check_pretrained(model: object) -> None:
     """
     if isinstance(model, Mapping):
         path = model.get('checkpoint')
-        if model.get('type') == 'Pretrained' and isinstance(path, str) \
+        if model.get('type') in ('Pretrained', PretrainedInit) \
+                and isinstance(path, str) \
                 and Path(path).is_file():
             check_checkpoint(path)
         model = model.values()
@@ -149,6 +151,8 @@ def _saved(folders: Iterable[Path], hook: Mapping) -> list[Path]:
     """What a CheckpointHook saved every so many epochs or iterations.
 
     The best one by a metric holds no optimizer: a training cannot go on there.
+    Whether a folder, as several frameworks write it, is whole is told by
+    ``last_checkpoint`` alone.
     """
     folders = set(folders)
     if hook.get('out_dir') and '://' not in str(hook['out_dir']):
@@ -161,7 +165,8 @@ def _saved(folders: Iterable[Path], hook: Mapping) -> list[Path]:
         re.escape(name).replace(r'\{\}', r'\d+') for name in names))
     return [
         path for folder in folders if folder.is_dir()
-        for path in folder.iterdir() if pattern.fullmatch(path.name)
+        for path in folder.iterdir()
+        if pattern.fullmatch(path.name) and not path.is_dir()
     ]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from mmengine import dist
@@ -19,6 +22,7 @@ from .named_samples import name_broken_samples
 
 # What looks at each host's data or models while they run.
 CHECKS = dict(mmdet='PyramidLevelCheckHook', mmseg='SegLabelCheckHook')
+ROOM = 2**20  # bytes; a disk with less is full
 
 
 def start_cpu_processes(cfg: Config) -> None:
@@ -50,10 +54,12 @@ def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's.
 
     A segmentor's labels are looked at on the way, and the levels of a
-    detector with deformable attention. Checkpoints are read as weights alone
-    and saved whole; samples that cannot be read are named.
+    detector with deformable attention. Checkpoints are read as weights alone,
+    unless DeepSpeed wrote them, and saved whole; samples that cannot be read
+    are named.
     """
-    refuse_pickles()
+    if 'DeepSpeed' not in str((cfg.get('strategy') or {}).get('type')):
+        refuse_pickles()  # DeepSpeed's checkpoints are some
     name_broken_samples()
     keep_checkpoints_whole(cfg)
     start_cpu_processes(cfg)
@@ -71,18 +77,24 @@ def keep_checkpoints_whole(cfg: Config) -> None:
 
     Its settings stay; a hook of another type, or none, stays too.
     """
-    hooks = cfg.get('default_hooks') or {}
+    hooks = dict(cfg.get('default_hooks') or {})
     # What mmengine takes where a config says nothing.
-    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
-    if hook is not None and hook.get('type') in (
-            'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
-        hook['type'] = 'fpt_plugin.WholeCheckpointHook'
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
     cfg.default_hooks = hooks
+    for hook in (cfg.default_hooks.checkpoint, *(cfg.get('custom_hooks') or [])):
+        if isinstance(hook, dict) and hook.get('type') in (
+                'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+            hook['type'] = 'fpt_plugin.WholeCheckpointHook'
 
 
 @contextmanager
 def naming_full_disk(work_dir: str) -> Iterator[None]:
-    """Say where there is no space: errors of logs name no file."""
+    """Say where there is no space.
+
+    Errors of ``write`` name no file; then it is said which of the folders that
+    are written to are full: the run's, that of temporary files, or the shared
+    memory of workers.
+    """
     try:
         yield
     except OSError as error:
@@ -90,7 +102,16 @@ def naming_full_disk(work_dir: str) -> Iterator[None]:
             raise
         raise OSError(
             error.errno, f'{error.strerror}: make room, then go on with --resume',
-            error.filename or str(work_dir)) from error
+            error.filename or _full_folders(work_dir)) from error
+
+
+def _full_folders(work_dir: str) -> str:
+    """Those that have no room; all of them where it is not to be seen."""
+    folders = [str(work_dir), tempfile.gettempdir(), '/dev/shm']
+    there = [folder for folder in folders if Path(folder).is_dir()]
+    full = [folder for folder in there
+            if shutil.disk_usage(folder).free < ROOM]
+    return ' or '.join(full or there)
 
 
 def run_training(cfg: Config) -> Runner:

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from ..compat import loads_safely
 from .files import replacing, sha256_of
 
 NESTS = ('state_dict', 'model', 'state_dict_ema')
@@ -126,6 +127,11 @@ def _load_torch(path: Path, file) -> object:
         raise
     except Exception as error:  # whatever else unpickling makes of other files
         match = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if match and not loads_safely():
+            raise UnsafeFileError(
+                f'{path} holds {match[1]}. Checkpoints of trainings are read '
+                f'safely by torch 2.6 and newer, got {torch.__version__}') \
+                from error
         if match:
             raise UnsafeFileError(
                 f'{path} holds {match[1]}, which is no tensor: it would have to '

@@ -75,6 +75,14 @@ def test_what_the_head_ignores():
     check(segmentor(Head(2)), [sample(0, 7)], hook=SegLabelCheckHook(7))
 
 
+def test_one_channel_tells_one_from_zero():
+    head = Head(1)
+    head.out_channels = 1  # as mmseg's heads for a loss with use_sigmoid
+    check(segmentor(head), [sample(0, 1, 255)])
+    with pytest.raises(ValueError, match=r'from 0 to 1, .* got \[2\]'):
+        check(segmentor(head), [sample(0, 2)])
+
+
 def test_the_last_head_of_a_cascade_counts():
     model = segmentor(Head(2), Head(5))
     check(model, [sample(4)])

@@ -8,6 +8,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import gettempdir
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from square_detector import DETECTOR
 from fpt_plugin.utils import running
 from fpt_plugin.utils.launch import (
     HOSTS,
+    prepare_training,
     test_config,
     test_parser,
     train,
@@ -203,6 +206,28 @@ def test_a_config_without_a_scope(host):
         cfg_to_train(host, more=['del default_scope'])
 
 
+CLASSES = dict(mmdet='mmdet.models.FasterRCNN',
+               mmseg='mmseg.models.EncoderDecoder')
+
+
+@pytest.mark.parametrize('scope', ['default_scope = None', ''])
+def test_a_config_that_imports_what_it_names(host, scope):
+    """Its types are classes; it needs no scope and often has none."""
+    module, _, name = CLASSES[host].rpartition('.')
+    Path('imports.py').write_text(f"""
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from {module} import {name}
+{scope}
+model = dict(type={name})
+optim_wrapper = dict(type=OptimWrapper)
+""")
+    cfg = train_config(train_parser().parse_args(['imports.py', '--amp']))
+    assert cfg.default_scope == host
+    assert cfg.model.type.__name__ == name
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+
+
 def test_the_scope_may_come_from_the_options(host):
     cfg = cfg_to_train(
         host, '--cfg-options', f'default_scope={host}',
@@ -297,6 +322,25 @@ def test_resume_without_a_checkpoint_keeps_the_weights(host, tmp_path):
     assert cfg.load_from == 'pretrained.pth'
 
 
+def test_resume_of_a_config_that_resumed_before(host, tmp_path):
+    """As mmengine dumps it: what it begins with is no run to go on with."""
+    with pytest.warns(UserWarning, match="no checkpoint .*'pretrained.pth'"):
+        cfg = cfg_to_train(
+            host, '--resume', '--work-dir', str(tmp_path),
+            more=["load_from = 'pretrained.pth'", 'resume = True'])
+    assert cfg.resume is False
+    assert cfg.load_from == 'pretrained.pth'
+
+
+@pytest.mark.parametrize('flags', [[], ['--resume']])
+@pytest.mark.filterwarnings('ignore:--resume found no checkpoint')
+def test_what_a_training_begins_with_is_whole(host, flags):
+    Path('cut.pth').write_bytes(b'PK\x03\x04')
+    config = write(host, "load_from = 'cut.pth'")
+    with pytest.raises(ValueError, match='cut.pth was cut short'):
+        prepare_training(train_parser().parse_args([config, *flags]))
+
+
 def test_resume_from_a_path(host):
     cfg = cfg_to_train(
         host, '--resume', 'epoch_3.pth', more=["load_from = 'pretrained.pth'"])
@@ -336,6 +380,18 @@ def test_out_of_a_segmentor_is_a_folder():
     pytest.importorskip('mmseg')
     assert cfg_to_test('mmseg', '--out', 'maps').test_evaluator == dict(
         type='Metric', output_dir='maps', keep_results=True)
+
+
+def test_out_of_several_metrics(host='mmseg'):
+    pytest.importorskip(host)
+    metrics = "test_evaluator = [dict(type='Mine'), dict(type='mmseg.IoUMetric')]"
+    first, second = cfg_to_test(host, '--out', 'maps', more=[metrics]).test_evaluator
+    assert first == dict(type='Mine')
+    assert second == dict(
+        type='mmseg.IoUMetric', output_dir='maps', keep_results=True)
+    with pytest.raises(ValueError, match=r"--out .*IoUMetric.*\['A', 'B'\]"):
+        cfg_to_test(host, '--out', 'maps', more=[
+            "test_evaluator = [dict(type='A'), dict(type='B')]"])
 
 
 def test_out_of_a_detector_is_a_pickle():
@@ -481,6 +537,30 @@ def test_checkpoints_are_kept_whole(host):
         checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))
 
 
+def test_checkpoints_are_kept_whole_wherever_the_hook_is(host):
+    cfg = cfg_to_train(host, more=[
+        "custom_hooks = [dict(type='Mine'), dict(type='CheckpointHook')]"])
+    assert 'checkpoint' not in cfg.default_hooks  # others are there
+    running.keep_checkpoints_whole(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'fpt_plugin.WholeCheckpointHook'
+    assert cfg.default_hooks.visualization
+    assert [hook.type for hook in cfg.custom_hooks] == [
+        'Mine', 'fpt_plugin.WholeCheckpointHook']
+
+
+@pytest.mark.parametrize('strategy, reads', [
+    (None, True), ('FSDPStrategy', True), ('DeepSpeedStrategy', False)])
+def test_checkpoints_of_deepspeed_are_pickles(strategy, reads, monkeypatch):
+    called = []
+    monkeypatch.setattr(running, 'refuse_pickles', lambda: called.append(1))
+    monkeypatch.setattr(
+        running.Runner, 'from_cfg', classmethod(lambda cls, cfg: cfg))
+    cfg = cfg_to_train('mmdet', more=[
+        f'strategy = {strategy and dict(type=strategy)}'])
+    build_runner(cfg)
+    assert bool(called) == reads
+
+
 @pytest.mark.parametrize('hook', [None, dict(type='Mine')])
 def test_the_users_own_hook_saves(host, hook):
     cfg = cfg_to_train(host, more=[f'default_hooks = dict(checkpoint={hook})'])
@@ -488,9 +568,13 @@ def test_the_users_own_hook_saves(host, hook):
     assert cfg.default_hooks.checkpoint == hook
 
 
-def test_a_full_disk_is_named():
-    with pytest.raises(OSError, match=r"--resume: 'work'"), \
-            running.naming_full_disk('work'):
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def free(folder):
+        return SimpleNamespace(free=0 if folder == str(tmp_path) else 2**30)
+
+    monkeypatch.setattr(running.shutil, 'disk_usage', free)
+    with pytest.raises(OSError, match=rf"--resume: '{tmp_path}'$"), \
+            running.naming_full_disk(tmp_path):
         raise OSError(errno.ENOSPC, 'No space left on device')
     with pytest.raises(OSError, match=r"No space .*--resume: 'work/a.pth'"), \
             running.naming_full_disk('work'):
@@ -498,6 +582,15 @@ def test_a_full_disk_is_named():
     with pytest.raises(FileNotFoundError, match="No such file: 'a.png'"), \
             running.naming_full_disk('work'):
         raise FileNotFoundError(errno.ENOENT, 'No such file', 'a.png')
+
+
+def test_where_a_full_disk_may_be(tmp_path, monkeypatch):
+    """Nothing is full now: all that were written to are named."""
+    monkeypatch.setattr(running.shutil, 'disk_usage',
+                        lambda folder: SimpleNamespace(free=2**30))
+    with pytest.raises(OSError, match=f'{tmp_path} or .*{gettempdir()}'), \
+            running.naming_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 # ------------------------------------------------------------- end to end

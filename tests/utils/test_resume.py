@@ -232,3 +232,12 @@ def test_the_hooks_folder_and_names(tmp_path):
 def test_other_storage_is_mmengines(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
     assert newest_checkpoint(tmp_path) == 's3://bucket/epoch_3.pth'
+
+
+def test_of_folders_the_named_one_alone(tmp_path):
+    """Several frameworks write folders; a killed one is there as well."""
+    for epoch in (1, 2):
+        (tmp_path / f'epoch_{epoch}.pth').mkdir()
+    assert newest_checkpoint(tmp_path) is None
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    assert name(newest_checkpoint(tmp_path)) == 'epoch_1.pth'
