@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os.path as osp
+import warnings
+from pickle import UnpicklingError
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from ..compat import loads_safely
 from ..utils.files import write_bytes
 
 BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
@@ -52,7 +56,12 @@ class WholeCheckpointHook(CheckpointHook):
     (``backend_args``, ``out_dir='s3://...'``), the checkpoints of a
     FlexibleRunner and what ``published_keys`` writes at the very end are
     written as mmengine does it; the order is this hook's for all of them.
+
+    The first file is opened again: what torch would refuse to read, as an array
+    of strings in the dataset's metainfo, is warned about while little is lost.
     """
+
+    _opened = False  # whether the first file was
 
     def before_train(self, runner) -> None:
         """Choose how files are written, then as mmengine."""
@@ -92,6 +101,9 @@ class WholeCheckpointHook(CheckpointHook):
             WholeFileBackend().put(
                 str(self.last_ckpt).encode(),
                 osp.join(runner.work_dir, 'last_checkpoint'))
+            if not self._opened and osp.isfile(self.last_ckpt):
+                self._opened = True
+                warn_if_unreadable(self.last_ckpt)
             for old in outdated:
                 self._delete(self.file_backend.join_path(
                     self.out_dir, self.filename_tmpl.format(old)))
@@ -119,6 +131,24 @@ class WholeCheckpointHook(CheckpointHook):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # DeepSpeed's
             self.file_backend.rmtree(path)
+
+
+def warn_if_unreadable(path: str) -> None:
+    """Say so if a training could not go on from a checkpoint.
+
+    Its tensors are not read.
+    """
+    if not loads_safely():  # torch reads by running what is there
+        return
+    try:
+        torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
+        warnings.warn(
+            f'{path} holds what torch.load refuses to read safely, so that no '
+            f'training goes on from it ({reason.partition(". ")[0]}): keep '
+            'plain numbers, strings and lists in the metainfo of datasets and '
+            'in what hooks save', stacklevel=2)
 
 
 class _DeletesLater:

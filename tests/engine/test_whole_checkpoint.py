@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import CheckpointHook
-from toy_runs import train
+from toy_runs import Noise, train
 
 from fpt_plugin.engine import whole_checkpoint
 
@@ -163,3 +164,24 @@ def test_other_storage_is_mmengines(settings, ours, monkeypatch):
     else:
         assert hook.backend_args == settings.get('backend_args')
         assert hook.file_client_args == settings.get('file_client_args')
+
+
+@pytest.mark.parametrize('palette, readable', [
+    ([[255, 0, 0]], True),
+    (np.array([[255, 0, 0]], dtype=np.uint8), True),
+    (np.array(['red']), False),
+    (np.array([None]), False),
+])
+def test_what_no_training_could_go_on_from(palette, readable, tmp_path,
+                                           monkeypatch, recwarn):
+    monkeypatch.setitem(Noise.metainfo, 'palette', palette)
+    train(tmp_path / 'run', checkpoint=dict(type=WHOLE))
+    told = [str(w.message) for w in recwarn if 'goes on' in str(w.message)]
+    if readable:
+        assert not told
+        train(tmp_path / 'on', checkpoint=dict(type=WHOLE), resume=True,
+              load_from=str(tmp_path / 'run/epoch_1.pth'))
+    else:
+        warning, = told  # once, at the first of three
+        assert 'run/epoch_1.pth holds what' in warning
+        assert 'arrays of numbers' in warning and 'metainfo' in warning
