@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from importlib.metadata import distributions
 from itertools import combinations
 from math import prod
 
@@ -27,6 +28,7 @@ from mmengine.structures import PixelData
 from fpt_plugin import FPT, UFP, BottomUpPyramid, LambdaLayer, LambdaResNet
 from fpt_plugin.necks.fusion import ConcatFusion
 
+FORK = any(d.metadata['Name'] == 'onedl-mmdetection' for d in distributions())
 # What a folder's configs are about: the modules, and the part of the model
 # that has a column of its own in the folder's README.
 MODULES = dict(
@@ -337,12 +339,10 @@ def counted(config: str, part: str, size: tuple[int, int] | None,
 
 
 def assert_told(told: dict[str, str], counted: dict[str, str]) -> None:
-    """The figures of a README; releases of the hosts keep some MiB more or less."""
+    """To the digit; some models of the fork are a little larger."""
     for key, figure in told.items():
-        if key.endswith('gib'):
-            assert float(figure) == pytest.approx(float(counted[key]), abs=0.011)
-        else:
-            assert figure == counted[key], key
+        assert float(figure) == pytest.approx(
+            float(counted[key]), rel=0.005 if FORK else 0, abs=0), key
 
 
 @pytest.mark.slow
