@@ -53,9 +53,9 @@ def allow_safe_resume() -> None:
     let a file do more than hold numbers: ``builtins.getattr`` answers
     HistoryBuffer's methods alone, ``numpy.ndarray`` can be named but not
     called (called with bytes of a file it makes an array of raw pointers), and
-    ``numpy.dtype`` answers kinds of numbers alone, whose own copies of them a
-    file cannot change into kinds of pointers. Numbers are read in the byte
-    order of the machine.
+    ``numpy.dtype`` answers numpy's own kinds of numbers alone (a copy of one
+    takes any state from the file, and becomes a kind of pointer). So numbers
+    are read in the byte order of the machine.
     """
     if not loads_safely():
         return

@@ -294,7 +294,8 @@ def prepare_training(args: argparse.Namespace) -> Config:
     check_sync_bn(cfg)
     check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
     check_pretrained(cfg.model)
-    if cfg.get('load_from'):
+    found = args.resume == 'auto' and cfg.get('resume')  # looked at already
+    if cfg.get('load_from') and not found:
         check_checkpoint(cfg.load_from)
     return cfg
 
