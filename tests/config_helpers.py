@@ -11,7 +11,12 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from fpt_plugin import FPT
+from fpt_plugin.hosts import HOSTS
+from fpt_plugin.utils.doctor import installed
+from fpt_plugin.utils.doctor_checks import stack_of
 
+# 'stock' or 'onedl': whose packages the tests run on.
+STACK = stack_of(next(iter(set(HOSTS['mmcv'][0]) & set(installed()))))
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ALL = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('*/*.py')

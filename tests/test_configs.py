@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.metadata import distributions
 from itertools import combinations
 from math import prod
 
@@ -13,6 +12,7 @@ import torch
 from config_helpers import (
     ALL,
     CONFIGS,
+    STACK,
     build,
     folder,
     host_has,
@@ -28,7 +28,6 @@ from mmengine.structures import PixelData
 from fpt_plugin import FPT, UFP, BottomUpPyramid, LambdaLayer, LambdaResNet
 from fpt_plugin.necks.fusion import ConcatFusion
 
-FORK = any(d.metadata['Name'] == 'onedl-mmdetection' for d in distributions())
 # What a folder's configs are about: the modules, and the part of the model
 # that has a column of its own in the folder's README.
 MODULES = dict(
@@ -342,7 +341,7 @@ def assert_told(told: dict[str, str], counted: dict[str, str]) -> None:
     """To the digit; some models of the fork are a little larger."""
     for key, figure in told.items():
         assert float(figure) == pytest.approx(
-            float(counted[key]), rel=0.005 if FORK else 0, abs=0), key
+            float(counted[key]), rel=0.005 if STACK == 'onedl' else 0, abs=0), key
 
 
 @pytest.mark.slow

@@ -96,14 +96,15 @@ def without_weights(node: object) -> object:
             key: None if key in _FETCHED and isinstance(value, str) else
             without_weights(value)
             for key, value in node.items()
-            if not (key == 'init_cfg' and _is_pretrained(value))
+            if not (key == 'init_cfg' and is_pretrained(value))
         })
     if isinstance(node, (list, tuple)):
         return type(node)(map(without_weights, node))
     return node
 
 
-def _is_pretrained(init_cfg: object) -> bool:
+def is_pretrained(init_cfg: object) -> bool:
+    """Whether settings of an initialisation, or one of several, name weights."""
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     return any(isinstance(cfg, Mapping)
                and cfg.get('type') in ('Pretrained', PretrainedInit)

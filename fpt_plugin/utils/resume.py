@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from mmengine.model import PretrainedInit
 
+from .host_models import is_pretrained
 from .weight_files import UnsafeFileError, read_checkpoint
 
 ZIP = b'PK\x03\x04'  # how torch.save's files begin since torch 1.6
@@ -82,8 +82,7 @@ def check_pretrained(model: object) -> None:
     """
     if isinstance(model, Mapping):
         path = model.get('checkpoint')
-        if model.get('type') in ('Pretrained', PretrainedInit) \
-                and isinstance(path, str) \
+        if is_pretrained(model) and isinstance(path, str) \
                 and Path(path).is_file():
             check_checkpoint(path)
         model = model.values()

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from config_helpers import STACK
 
 from fpt_plugin.hosts import HOSTS, REQUIREMENTS
-from fpt_plugin.utils import doctor, doctor_checks, doctor_probe
+from fpt_plugin.utils import doctor, doctor_probe
 from fpt_plugin.utils.doctor_checks import (
     FAIL,
     OK,
@@ -31,8 +32,6 @@ from fpt_plugin.utils.doctor_checks import (
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'doctor.py'
-STACK = doctor_checks.stack_of(
-    next(iter(set(HOSTS['mmcv'][0]) & set(doctor.installed()))))
 
 # ------------------------------------------------------------ real environments
 
