@@ -6,14 +6,22 @@ type such as ``'fpt_plugin.FPT'``. Where only torch is installed,
 :mod:`fpt_plugin.functional` still works.
 """
 
+import sys
 from importlib.util import find_spec
 
 from .version import __version__
 
 __all__ = ['__version__']
 
-if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
-    from . import compat
+
+def _is_doctor() -> bool:
+    """Whether the process is the doctor, which must start where imports fail."""
+    program, *arguments = sys.argv or ['']
+    return program.endswith('doctor.py') or (
+        program == '-m' and arguments[:1] == ['doctor'])
+
+
+if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
     from .backbones import LambdaResNet
     from .detectors import PyramidMemoryDETR
     from .engine import (
@@ -38,8 +46,9 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         RenderingTransformerNeck,
         SelfTransformerNeck,
     )
+    from .openmmlab import mends
 
-    compat.apply()
+    mends.apply()
     __all__ += [
         'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
         'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP', 'SelfTransformer',

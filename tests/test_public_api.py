@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-import public_api
 import pytest
+from helpers import public_api
 from mmengine.registry import MODELS
 
 import fpt_plugin
-from fpt_plugin.utils import publish
+from fpt_plugin.commands import publish_model as publish
 
 HOW = 'python tests/public_api.py records what was added'
 
@@ -55,7 +55,7 @@ def test_the_record_is_as_the_command_writes_it(old):
     'argument fpt_plugin.FPT: [**] pyramid_args',
     "argument fpt_plugin.functional.mixture_attention: [*] similarity='dot'",
     'argument fpt_plugin.LambdaLayer.forward: [0] x required',
-    'argument fpt_plugin.utils.graft.graft: [1] neck=None',
+    'argument fpt_plugin.commands.graft.graft: [1] neck=None',
     'registered model LambdaResNet',
     'registered hook TrainGraftOnlyHook',
     'command convert_weights.py timm-lambda',

@@ -1,12 +1,6 @@
-"""Count a model's parameters, multiply-adds and activation memory by part."""
+"""Same as ``python -m fpt_plugin complexity``."""
 
-import sys
-
-import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.complexity import main, parser
+from fpt_plugin.__main__ import run
 
 if __name__ == '__main__':
-    try:
-        main(parser().parse_args())
-    except (KeyError, OSError, ValueError) as error:
-        sys.exit(f'complexity failed: {error}')
+    run('complexity')

@@ -1,11 +1,6 @@
-"""Convert weights of other projects for LambdaResNet and MobileNetV2."""
+"""Same as ``python -m fpt_plugin convert_weights``."""
 
-import sys
-
-from fpt_plugin.utils.weights import main, parser
+from fpt_plugin.__main__ import run
 
 if __name__ == '__main__':
-    try:
-        main(parser().parse_args())
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'convert_weights.py: {error}')
+    run('convert_weights')

@@ -1,15 +1,6 @@
-"""Put FPT or lambda layers into any config, and prove that nothing changes."""
+"""Same as ``python -m fpt_plugin graft``."""
 
-import sys
-
-import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.graft.command import main, parser
+from fpt_plugin.__main__ import run
 
 if __name__ == '__main__':
-    try:
-        main(parser().parse_args())
-    except (ImportError, KeyError, OSError, RuntimeError, SyntaxError, TypeError,
-            ValueError) as error:
-        sys.exit(f'graft failed: {error}')
-    except KeyboardInterrupt:
-        sys.exit('graft interrupted; a sweep goes on with --resume')
+    run('graft')

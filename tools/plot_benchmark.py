@@ -1,12 +1,6 @@
-"""Draw the README's plot from the results of tools/benchmark.py."""
+"""Same as ``python -m fpt_plugin plot_benchmark``."""
 
-import sys
-
-from fpt_plugin.utils.benchmark_plot import draw, parser
+from fpt_plugin.__main__ import run
 
 if __name__ == '__main__':
-    args = parser().parse_args()
-    try:
-        print(draw(args.results, args.out))
-    except (OSError, ValueError) as error:
-        sys.exit(f'plot_benchmark.py: {error}')
+    run('plot_benchmark')

@@ -1,12 +1,6 @@
-"""Strip a training checkpoint for release."""
+"""Same as ``python -m fpt_plugin publish_model``."""
 
-import sys
-
-import fpt_plugin  # noqa: F401  (lets torch read what training saved)
-from fpt_plugin.utils.publish import main, parser
+from fpt_plugin.__main__ import run
 
 if __name__ == '__main__':
-    try:
-        main(parser().parse_args())
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'publish_model failed: {error}')
+    run('publish_model')

@@ -1,12 +1,6 @@
-"""Draw where a model's Feature Pyramid Transformer looks in an image."""
+"""Same as ``python -m fpt_plugin visualize_attention``."""
 
-import sys
-
-import fpt_plugin  # noqa: F401  (mends the hosts before a config is read)
-from fpt_plugin.utils.visualize_attention import main, parser
+from fpt_plugin.__main__ import run
 
 if __name__ == '__main__':
-    try:
-        main(parser().parse_args())
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f'visualize_attention failed: {error}')
+    run('visualize_attention')

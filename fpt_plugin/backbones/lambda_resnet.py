@@ -17,10 +17,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..compat import check_hosts
 from ..layers import LambdaLayer
 from ..layers.checks import check_flags, check_positive_int, refusing
 from ..layers.narrow_maps import widen_inputs
+from ..openmmlab.versions import check_versions
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck
 
@@ -101,7 +101,7 @@ class LambdaResNet(BaseModule):
                  with_cp: bool = False,
                  zero_init_residual: bool = True,
                  init_cfg: dict | list | None = None) -> None:
-        check_hosts()
+        check_versions()
         super().__init__(init_cfg=init_cfg)
         check_flags(
             se=se, contract_dilation=contract_dilation, norm_eval=norm_eval,

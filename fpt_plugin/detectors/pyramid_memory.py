@@ -15,8 +15,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..compat import check_hosts
-from ..necks.hosted import lookup
+from ..openmmlab.registry import lookup
+from ..openmmlab.versions import check_versions
 from .levels import check_levels, check_maps
 
 FAMILY = 'mmdet.DeformableDETR'
@@ -64,7 +64,7 @@ def PyramidMemoryDETR(detector: str | type = FAMILY,
         ValueError: There is an encoder, no neck or no decoder, or the numbers
             of levels differ.
     """
-    check_hosts()
+    check_versions()
     if encoder is not None:
         raise ValueError("encoder must be None, as the neck's pyramid is the "
                          f'memory, got {encoder}')

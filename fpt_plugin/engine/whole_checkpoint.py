@@ -12,8 +12,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from ..compat import loads_safely
-from ..utils.files import write_bytes
+from ..io.checkpoints import loads_safely
+from ..io.files import write_bytes
 
 BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
 

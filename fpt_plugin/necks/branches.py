@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..functional.checks import is_captured
 from ..layers.checks import check_positive_int, refusing
-from .hosted import lookup
+from ..openmmlab.registry import lookup
 
 
 def accepts(function: Callable, name: str) -> bool:

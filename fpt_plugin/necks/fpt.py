@@ -13,7 +13,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..compat import check_hosts
 from ..layers.checks import (
     check_flags,
     check_levels,
@@ -21,6 +20,7 @@ from ..layers.checks import (
     check_positive_int,
     refusing,
 )
+from ..openmmlab.versions import check_versions
 from .branches import (
     branch_arguments,
     build_branch,
@@ -31,7 +31,7 @@ from .branches import (
 )
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
-from .hosted import build_hosted, check_inputs
+from .wrapped import build_pyramid, check_inputs
 
 
 @MODELS.register_module()
@@ -129,7 +129,7 @@ class FPT(BaseModule):
             checkpoint_branches: bool = False,
             freeze_pyramid: bool = False,
             **pyramid_args) -> None:
-        check_hosts()
+        check_versions()
         own_init_cfg = None
         if pyramid is None or isinstance(pyramid, (list, tuple)):
             own_init_cfg = pyramid_args.pop('init_cfg', None)
@@ -199,7 +199,7 @@ class FPT(BaseModule):
                     f'out_channels={self.out_channels}')
             return None
         if not isinstance(pyramid, dict):
-            return build_hosted(pyramid)
+            return build_pyramid(pyramid)
         if isinstance(self.in_channels, tuple):
             self.in_channels = list(self.in_channels)  # FPN asserts a list
         args = dict(outer)
@@ -214,7 +214,7 @@ class FPT(BaseModule):
         self.num_outs = args.get('num_outs')
         if self.num_outs is not None:
             check_levels('num_outs', self.num_outs)
-        return build_hosted(args, offered)
+        return build_pyramid(args, offered)
 
     def _resolve_num_levels(self, num_levels: int | None) -> int:
         if num_levels is None:

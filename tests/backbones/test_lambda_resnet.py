@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from base import BaseBackboneTester
+from helpers.base import BaseBackboneTester
 from mmengine.config import Config
 from mmengine.registry import MODELS
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from config_helpers import ALL, host_of
+from helpers.shipped_configs import ALL, host_of
+from helpers.small_detrs import batch, make
 from mmengine.runner import load_checkpoint, set_random_seed
-from small_detrs import batch, make
 
 SHIPPED = [name for name in ALL if name.startswith('fpt/')
            and ('-detr' in name or 'dino' in name)]

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from helpers.small_detrs import batch, make, small
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
-from small_detrs import batch, make, small
 
 from fpt_plugin import FPT
 

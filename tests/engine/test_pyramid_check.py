@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.small_detrs import batch, make, small
 from mmengine.config import ConfigDict
-from small_detrs import batch, make, small
 from torch import nn
 
 from fpt_plugin import PyramidLevelCheckHook
-from fpt_plugin.utils.host_models import load_model
-from fpt_plugin.utils.running import build_runner
+from fpt_plugin.commands.common import load_model
+from fpt_plugin.engine.running import build_runner
 
 SHIPPED = 'fpt/deformable-detr_r50_fpt_16xb2-50e_coco.py'
 PLAIN = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
@@ -46,7 +46,7 @@ def test_the_numbers_are_named_before_anything_runs(changes, words):
 
 
 def load_model_unchecked(changes):
-    from config_helpers import build
+    from helpers.shipped_configs import build
     cfg = small(SHIPPED, **changes)
     return build(cfg), cfg
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from toy_runs import train
+from helpers.toy_runs import train
 
 from fpt_plugin.engine.reseed import reseed
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.toy_runs import Noise, train
 from mmengine.hooks import CheckpointHook
-from toy_runs import Noise, train
 
 from fpt_plugin.engine import whole_checkpoint
 

@@ -3,9 +3,9 @@ from math import prod
 
 import pytest
 import torch
+from helpers.oracles import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpt_plugin.functional import attention, checks, mixture_attention, reference

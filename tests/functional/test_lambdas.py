@@ -2,10 +2,10 @@ import itertools
 
 import pytest
 import torch
+from helpers.oracles import all_agree, relative_error
+from helpers.oracles import run_with_gradients as run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import all_agree, relative_error
-from oracles import run_with_gradients as run
 
 from fpt_plugin.functional import (
     attention,

@@ -10,8 +10,8 @@ import math
 
 import pytest
 import torch
-from base import backbone_maps
-from fuzz_cases import lengths, run_cases
+from helpers.base import backbone_maps
+from helpers.fuzz_cases import lengths, run_cases
 from hypothesis import strategies as st
 
 from fpt_plugin import FPT, LambdaResNet

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fuzz_cases import CASES
+from helpers.fuzz_cases import CASES
 
 README = Path(__file__).resolve().parents[2] / 'README.md'
 ROWS = (

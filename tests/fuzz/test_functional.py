@@ -6,7 +6,7 @@ sizes and patterns of what learns.
 
 import pytest
 import torch
-from fuzz_cases import (
+from helpers.fuzz_cases import (
     CASES,
     assert_agrees,
     batches,

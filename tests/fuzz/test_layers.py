@@ -8,7 +8,7 @@ import copy
 import layer_formulas as formulas
 import pytest
 import torch
-from fuzz_cases import (
+from helpers.fuzz_cases import (
     LAYOUTS,
     batches,
     compare,
@@ -22,8 +22,8 @@ from fuzz_cases import (
     seeds,
     sizes,
 )
+from helpers.oracles import randomise
 from hypothesis import strategies as st
-from oracles import randomise
 
 from fpt_plugin.layers import (
     GroundingTransformer,

@@ -4,7 +4,7 @@ import copy
 
 import layer_formulas as formulas
 import torch
-from fuzz_cases import (
+from helpers.fuzz_cases import (
     batches,
     compare,
     draw_tensors,
@@ -16,8 +16,8 @@ from fuzz_cases import (
     run_cases,
     seeds,
 )
+from helpers.oracles import randomise
 from hypothesis import strategies as st
-from oracles import randomise
 
 from fpt_plugin import FPT, LambdaResNet
 from fpt_plugin.functional import reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import maps_of, pool, project, randomise, relative_error
+from helpers.oracles import maps_of, pool, project, randomise, relative_error
 
 from fpt_plugin.functional import attention
 from fpt_plugin.layers import (

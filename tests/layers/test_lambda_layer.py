@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
+from helpers.oracles import randomise, relative_error
 from mmengine.registry import MODELS, init_default_scope
-from oracles import randomise, relative_error
 from torch import nn
 
 from fpt_plugin import LambdaLayer

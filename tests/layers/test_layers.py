@@ -10,8 +10,8 @@ import mmengine
 import mmseg.registry
 import pytest
 import torch
+from helpers.oracles import maps_of, randomise, relative_error
 from mmengine.model import BaseModule
-from oracles import maps_of, randomise, relative_error
 
 from fpt_plugin import layers
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from oracles import maps_of, randomise, relative_error
+from helpers.oracles import maps_of, randomise, relative_error
 
 from fpt_plugin import layers
 

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from oracles import (
+from helpers.oracles import (
     assert_layer_agrees,
     maps_of,
     project,

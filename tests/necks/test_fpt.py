@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from base import BaseNeckTester, BaseWrapperTester, backbone_maps
+from helpers.base import BaseNeckTester, BaseWrapperTester, backbone_maps
+from helpers.oracles import relative_error
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from oracles import relative_error
 
 from fpt_plugin import FPT
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from base import BaseNeckTester, backbone_maps
+from helpers.base import BaseNeckTester, backbone_maps
 
 from fpt_plugin import FPT, UFP, BottomUpPyramid
 

@@ -1,0 +1,57 @@
+"""``python -m fpt_plugin COMMAND``: the commands of tools/, from anywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from fpt_plugin.commands import COMMANDS
+
+
+def usage() -> str:
+    """Return the list of commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:<{width}}  {command.summary}'
+             for name, command in COMMANDS.items()]
+    return '\n'.join([
+        'usage: python -m fpt_plugin COMMAND [arguments]', '', 'commands:',
+        *lines, '', 'python -m fpt_plugin COMMAND --help lists the arguments '
+        'of a command.'
+    ])
+
+
+def run(name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a command and leave the process with its exit status.
+
+    Args:
+        name: One of :data:`fpt_plugin.commands.COMMANDS`.
+        arguments: Of the command; None: those of the process.
+    """
+    command = import_module(f'fpt_plugin.commands.{COMMANDS[name].module}')
+    args = command.parser().parse_args(arguments)
+    try:
+        result = command.main(args)
+    except getattr(command, 'ERRORS', ()) as error:
+        sys.exit(f'{name} failed: {error}')
+    except KeyboardInterrupt:
+        if not hasattr(command, 'INTERRUPTED'):
+            raise
+        sys.exit(f'{name} interrupted: {command.INTERRUPTED}')
+    sys.exit(getattr(result, 'exit_code', 0))
+
+
+def main() -> None:
+    """Run the command that the arguments of the process name."""
+    name, *arguments = sys.argv[1:] or ['--help']
+    if name in ('-h', '--help'):
+        print(usage())
+        sys.exit()
+    if name not in COMMANDS:
+        sys.exit(f'unknown command {name!r}\n\n{usage()}')
+    sys.argv = [f'python -m fpt_plugin {name}', *arguments]
+    run(name, arguments)
+
+
+if __name__ == '__main__':
+    main()

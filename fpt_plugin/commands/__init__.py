@@ -1,0 +1,64 @@
+"""The commands: ``python -m fpt_plugin COMMAND``, one file or folder for each.
+
+A command's module has ``parser()``, which returns its flags, and ``main(args)``,
+which does the work and returns the result. ``ERRORS`` are the exceptions that end
+the command with one line; others keep their traceback. ``main`` returns an object
+with an ``exit_code`` where success has degrees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is and what it is for.
+
+    Attributes:
+        module: Name of its module, below ``fpt_plugin.commands``.
+        summary: What it does, in one line.
+        quiet: Whether deprecation warnings of libraries are hidden while it
+            succeeds, because they would stand between the lines of a table.
+    """
+
+    module: str
+    summary: str
+    quiet: bool = False
+
+
+COMMANDS = {
+    'graft': Command(
+        'graft.command',
+        'put FPT or lambda layers into any config and prove the drop-in',
+        quiet=True),
+    'train': Command('train', 'train a detector or a segmentor from a config'),
+    'test': Command('test', 'evaluate a detector or a segmentor'),
+    'complexity': Command(
+        'complexity.command',
+        'count parameters, multiply-adds and activation memory by part',
+        quiet=True),
+    'visualize_attention': Command(
+        'visualize_attention.command',
+        'draw where an FPT looks in an image',
+        quiet=True),
+    'doctor': Command(
+        'doctor.command',
+        'diagnose the environment and say what cures it',
+        quiet=True),
+    'export': Command(
+        'export.command',
+        'write backbone and neck as ONNX or as a torch.export program',
+        quiet=True),
+    'publish_model': Command('publish_model',
+                             'strip a training checkpoint for release'),
+    'convert_weights': Command(
+        'convert_weights.command',
+        'convert weights of other projects for our backbones'),
+    'benchmark': Command('benchmark.command',
+                         'measure speed, memory and error side by side'),
+    'plot_benchmark': Command('plot_benchmark',
+                              'plot the results of the benchmark'),
+    'quickstart': Command('quickstart.command',
+                          'train, evaluate and draw a small model'),
+}

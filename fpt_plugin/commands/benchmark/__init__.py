@@ -1,0 +1,1 @@
+"""Measure speed, memory and error of our functions, necks and backbones."""

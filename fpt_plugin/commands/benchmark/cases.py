@@ -1,0 +1,301 @@
+"""What the benchmark measures: attention, attention to windows, necks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ...functional import (
+    local_mixture_attention,
+    mixture_attention,
+    reference,
+)
+from .measuring import Case, relative_error
+
+SIMILARITY = dict(st='dot', gt='neg_euclid')
+PARTS = dict(st=2, gt=4)
+# Rows of a large problem whose exact output float64 computes.
+SAMPLED = 64
+
+
+def level_size(shape: tuple[int, int], level: int) -> tuple[int, int]:
+    """Pixels of P2, P3, ... of an image: stride 2^level, rounded up."""
+    return tuple(ceil(side / 2**level) for side in shape)
+
+
+@dataclass(frozen=True)
+class AttentionCase(Case):
+    """One Self- or Grounding-Transformer's attention.
+
+    Attributes:
+        branch: ``'st'`` or ``'gt'``.
+        queries: Pixels of the map of the queries.
+        keys: Pixels of the map of the keys, after pooling.
+    """
+
+    branch: str = 'st'
+    queries: tuple[int, int] = (1, 1)
+    keys: tuple[int, int] = (1, 1)
+    channels: int = 256
+    batch: int = 1
+
+    @classmethod
+    def parse(cls, text: str, shape: tuple[int, int], **kwargs) -> AttentionCase:
+        """Read ``st:P4``, ``gt:P3-P4`` or ``gt:P2-P3@4`` (keys pooled by 4).
+
+        Raises:
+            ValueError: The text is of another form.
+        """
+        match = re.fullmatch(r'(?:st:P(\d)|gt:P(\d)-P(\d))(?:@(\d+))?', text)
+        if match is None:
+            raise ValueError('--cases must be of the form st:P4, gt:P3-P4 or '
+                             f'gt:P2-P3@4 (keys pooled by 4), got {text!r}')
+        own, fine, coarse, stride = match.groups()
+        keys = level_size(shape, int(own or coarse))
+        return cls(
+            name=text,
+            branch=text[:2],
+            queries=level_size(shape, int(own or fine)),
+            keys=tuple(ceil(side / int(stride or 1)) for side in keys),
+            **kwargs)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Lq and Lk."""
+        (height, width), (rows, columns) = self.queries, self.keys
+        return height * width, rows * columns
+
+    def contestants(self) -> tuple[str, ...]:
+        """Ours, the plain formula, one call of torch's attention a part."""
+        return ('fpt_plugin', 'reference', 'sdpa')
+
+    def prepare(self, contestant: str) -> list[Tensor]:
+        """Query, key, value and weights."""
+        (queries, keys), parts = self.lengths, PARTS[self.branch]
+        depth = self.channels // parts
+        weights = self._randn(self.batch, parts, seed=3)
+        return [
+            self._randn(self.batch, parts, queries, depth, seed=0),
+            self._randn(self.batch, parts, keys, depth, seed=1),
+            self._randn(self.batch, keys, self.channels, seed=2),
+            weights.detach().softmax(1).requires_grad_()
+        ]
+
+    def leaves(self, state: list[Tensor]) -> list[Tensor]:
+        """All four."""
+        return state
+
+    def run(self, contestant: str, state: list[Tensor]) -> Tensor:
+        """(B, Lq, C)."""
+        options = dict(similarity=SIMILARITY[self.branch])
+        if contestant == 'reference':
+            return reference.mixture_attention(*state, **options)
+        path = 'fused' if contestant == 'sdpa' else 'chunked'
+        return mixture_attention(*state, **options, path=path)
+
+    def least_bytes(self, contestant: str) -> int:
+        """The maps of all parts, before and after the softmax."""
+        if contestant != 'reference':
+            return 0
+        queries, keys = self.lengths
+        size = getattr(torch, self.dtype).itemsize
+        return 2 * self.batch * PARTS[self.branch] * queries * keys * size
+
+    def errors(self, states: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Against the formula in float64, in evenly spread rows."""
+        found = {}
+        for name, state in states.items():
+            rows = torch.linspace(
+                0, self.lengths[0] - 1, SAMPLED, device=self.device).long()
+            query, *others = (x.detach().double() for x in state)
+            want = reference.mixture_attention(
+                query[:, :, rows], *others, similarity=SIMILARITY[self.branch])
+            with torch.no_grad():
+                got = self.run(name, state)[:, rows].double()
+            found[name] = relative_error(got, want)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes."""
+        return dict(
+            queries=self.queries, keys=self.keys, parts=PARTS[self.branch],
+            channels=self.channels, batch=self.batch, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class LocalCase(Case):
+    """One Locality-constrained Grounding Transformer's attention."""
+
+    fine: tuple[int, int] = (1, 1)
+    coarse: tuple[int, int] = (1, 1)
+    channels: int = 256
+    window: int = 5
+    batch: int = 1
+
+    @classmethod
+    def parse(cls, text: str, **kwargs) -> LocalCase:
+        """Read ``97x97``, or ``128x256-64x128`` of a fine and a coarse map.
+
+        Raises:
+            ValueError: The text is of another form.
+        """
+        match = re.fullmatch(r'(\d+)x(\d+)(?:-(\d+)x(\d+))?', text)
+        if match is None:
+            raise ValueError('--cases must be of the form 97x97 or '
+                             f'128x256-64x128, got {text!r}')
+        sides = [int(side) for side in match.groups() if side is not None]
+        return cls(
+            name=text, fine=tuple(sides[:2]), coarse=tuple(sides[-2:]),
+            **kwargs)
+
+    def contestants(self) -> tuple[str, ...]:
+        """Ours, and windows unfolded."""
+        return ('fpt_plugin', 'reference')
+
+    def prepare(self, contestant: str) -> list[Tensor]:
+        """Query, key, value and weights."""
+        parts = PARTS['gt']
+        depth = self.channels // parts
+        weights = self._randn(self.batch, parts, seed=3)
+        return [
+            self._randn(self.batch, parts, depth, *self.fine, seed=0),
+            self._randn(self.batch, parts, depth, *self.coarse, seed=1),
+            self._randn(self.batch, self.channels, *self.coarse, seed=2),
+            weights.detach().softmax(1).requires_grad_()
+        ]
+
+    def leaves(self, state: list[Tensor]) -> list[Tensor]:
+        """All four."""
+        return state
+
+    def run(self, contestant: str, state: list[Tensor]) -> Tensor:
+        """(B, C, H, W)."""
+        function = (
+            reference.local_mixture_attention
+            if contestant == 'reference' else local_mixture_attention)
+        return function(*state, window=self.window, similarity='neg_euclid')
+
+    def least_bytes(self, contestant: str) -> int:
+        """Keys and values, window^2 times, on the fine grid."""
+        if contestant != 'reference':
+            return 0
+        copies = 2 * self.batch * self.channels * self.window**2
+        pixels = self.fine[0] * self.fine[1]
+        return copies * pixels * getattr(torch, self.dtype).itemsize
+
+    def errors(self, states: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Against the formula in float64, in a crop of the upper left.
+
+        The crop's own windows lie inside of a somewhat larger one.
+        """
+        found = {}
+        if self.fine != self.coarse:
+            return found
+        for name, state in states.items():
+            inner, outer = 16, 16 + self.window
+            query, key, value, weights = (x.detach().double() for x in state)
+            crop = (..., slice(outer), slice(outer))
+            want = reference.local_mixture_attention(
+                query[crop], key[crop], value[crop], weights,
+                window=self.window, similarity='neg_euclid')
+            with torch.no_grad():
+                got = self.run(name, state).double()
+            part = (..., slice(min(inner, self.fine[0])),
+                    slice(min(inner, self.fine[1])))
+            found[name] = relative_error(got[part], want[part])
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes."""
+        return dict(
+            fine=self.fine, coarse=self.coarse, window=self.window,
+            parts=PARTS['gt'], channels=self.channels, batch=self.batch,
+            dtype=self.dtype)
+
+
+PRESETS = dict(
+    default=dict(),
+    paper=dict(embed_channels=256, key_strides=1, fusion='concat'))
+# The paper's segmentor: windows, around UFP on the maps of a dilated backbone.
+PRESETS['ufp'] = dict(
+    PRESETS['paper'],
+    pyramid=dict(type='UFP'),
+    grounding_transformer=dict(type='LocalGroundingTransformer', window=5))
+BACKBONE = dict(
+    type='mmdet.ResNet', depth=50, num_stages=4, out_indices=(0, 1, 2, 3),
+    norm_eval=True, style='pytorch')
+FPN = dict(
+    type='mmdet.FPN', in_channels=[256, 512, 1024, 2048], out_channels=256,
+    num_outs=5)
+
+
+@dataclass(frozen=True)
+class NeckCase(Case):
+    """FPT without the pyramid that it wraps, beside a ResNet-50 and an FPN.
+
+    With the preset ``'ufp'`` FPT and the UFP that it wraps, beside nothing.
+
+    Attributes:
+        shape: Height and width of the image.
+        preset: A key of PRESETS.
+        only: Leave the others out.
+    """
+
+    shape: tuple[int, int] = (800, 1344)
+    preset: str = 'default'
+    batch: int = 1
+    only: bool = False
+
+    def contestants(self) -> tuple[str, ...]:
+        """FPT first, then what it is compared to."""
+        alone = self.only or self.preset == 'ufp'
+        return ('fpt', ) if alone else ('fpt', 'resnet50', 'fpn')
+
+    def prepare(self, contestant: str) -> tuple[torch.nn.Module, Any]:
+        """The module, and its inputs."""
+        torch.manual_seed(0)
+        if contestant == 'resnet50':
+            model = MODELS.build(BACKBONE)
+            inputs = self._randn(self.batch, 3, *self.shape, seed=0)
+        else:
+            whole = contestant == 'fpn' or self.preset == 'ufp'
+            channels = FPN['in_channels'] if whole else [256] * 4
+            levels = (2, 3, 3, 3) if self.preset == 'ufp' else (2, 3, 4, 5)
+            inputs = tuple(
+                self._randn(
+                    self.batch, width, *level_size(self.shape, level), seed=i)
+                for i, (width, level) in enumerate(zip(channels, levels)))
+            args = dict(in_channels=channels, out_channels=256, num_outs=4) \
+                if whole else dict(
+                    in_channels=256, out_channels=256, pyramid=None,
+                    num_levels=4)
+            model = MODELS.build(FPN if contestant == 'fpn' else dict(
+                type='FPT', **args, **PRESETS[self.preset]))
+        model = model.to(self.device, getattr(torch, self.dtype))
+        model.train()  # a host's backbone may return nothing here
+        return model, inputs
+
+    def leaves(self, state: tuple[torch.nn.Module, Any]) -> list[Tensor]:
+        """Parameters and inputs."""
+        model, inputs = state
+        inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        return [*model.parameters(), *inputs]
+
+    def run(self, contestant: str,
+            state: tuple[torch.nn.Module, Any]) -> Sequence[Tensor]:
+        """The maps."""
+        model, inputs = state
+        return model(inputs)
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes."""
+        return dict(
+            shape=self.shape, preset=self.preset, batch=self.batch,
+            dtype=self.dtype)

@@ -1,0 +1,250 @@
+"""The benchmark as a command: flags, table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ...io.files import write_json
+from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
+from .lambdas import BackboneCase, LambdaCase
+from .measuring import Case, measure, surroundings
+from .segmentors import SegmentorCase
+
+ERRORS = (ValueError, )
+
+ATTENTION = ('st:P5', 'st:P4', 'gt:P4-P5', 'gt:P3-P4', 'gt:P2-P3@4', 'gt:P2-P5')
+LOCAL = ('64x128', '97x97', '128x256')
+# C4 and C5 of an 800x1344 image, and of a 512x1024 one at output stride 8.
+LAMBDA = ('50x84x64', '25x42x128', '64x128x64', '64x128x128')
+BACKBONES = ('50', '50-d8')
+# As the wheel and the checkout both find them.
+SEGMENTORS = (
+    'fpt_plugin::fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
+    'mmseg::fcn/fcn_r101-d8_4xb2-80k_cityscapes-769x769.py')
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/benchmark.py."""
+    parser = argparse.ArgumentParser(
+        description='Measure speed, memory and error side by side; '
+        'benchmarks/README.md says how')
+    commands = parser.add_subparsers(dest='command', required=True)
+    attention = commands.add_parser(
+        'attention', help='Self- and Grounding-Transformer')
+    _add_cases(
+        attention, ATTENTION,
+        'st:P4, gt:P3-P4 (queries from P3, keys from P4) or gt:P2-P3@4 '
+        '(keys pooled by 4)')
+    local = commands.add_parser(
+        'local-attention', help='Locality-constrained Grounding Transformer')
+    _add_cases(
+        local, LOCAL,
+        'HxW of maps of one size, or HxW-hxw of a fine and a coarse map')
+    local.add_argument('--window', type=int, default=5)
+    neck = commands.add_parser(
+        'neck', help='FPT beside the ResNet-50 and the FPN that it follows')
+    neck.add_argument(
+        '--preset', choices=sorted(PRESETS), nargs='+', default=['default'])
+    neck.add_argument(
+        '--only', action='store_true', help='FPT alone, nothing beside it')
+    lambdas = commands.add_parser(
+        'lambda', help='position lambdas of a lambda layer')
+    _add_cases(
+        lambdas, LAMBDA,
+        'HxWxV: rows and columns of the map, depth of the values')
+    for name, default in (('heads', 4), ('depth', 16), ('intra', 1),
+                          ('window', 23)):
+        lambdas.add_argument(f'--{name}', type=int, default=default)
+    lambdas.add_argument(
+        '--no-orders',
+        action='store_true',
+        help='leave out the orders of summation that are not chosen')
+    backbone = commands.add_parser(
+        'backbone', help="LambdaResNet beside mmdet's ResNet")
+    _add_cases(
+        backbone, BACKBONES,
+        'depths: 50, 101, 152; with an output stride of 8: 50-d8')
+    segmentor = commands.add_parser(
+        'segmentor', help='inference of segmentors, whole and in windows')
+    segmentor.add_argument(
+        '--configs',
+        nargs='+',
+        default=SEGMENTORS,
+        metavar='CONFIG',
+        help='the first one is what the others are compared with')
+    shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
+    for command in (attention, neck, backbone, segmentor):
+        command.add_argument(
+            '--shape',
+            type=int,
+            nargs=2,
+            default=shapes.get(command),
+            metavar=('H', 'W'),
+            help='pixels of the image; 512 1024 for Cityscapes')
+    for command in (attention, local):
+        command.add_argument('--channels', type=int, default=256)
+    for command in (attention, local, neck, lambdas, backbone, segmentor):
+        command.add_argument('--batch', type=int, default=1)
+        command.add_argument('--repeats', type=int, default=7)
+        command.add_argument(
+            '--device', choices=('cpu', 'cuda'), default='cpu')
+        command.add_argument(
+            '--dtype',
+            choices=('float32', 'bfloat16', 'float16', 'float64'),
+            default='float32')
+        command.add_argument('--threads', type=int, help="torch's by default")
+        command.add_argument(
+            '--limit-gib',
+            type=float,
+            default=8,
+            help='leave out what would hold more than that')
+        alone = command.add_mutually_exclusive_group()
+        alone.add_argument(
+            '--no-memory', action='store_true', help='measure times alone')
+        alone.add_argument(
+            '--no-times', action='store_true', help='measure memory alone')
+        command.add_argument(
+            '--out',
+            help='JSON file; default: benchmarks/COMMAND-DEVICE-DTYPE.json')
+    return parser
+
+
+def _add_cases(command: argparse.ArgumentParser, default: tuple[str, ...],
+               text: str) -> None:
+    command.add_argument(
+        '--cases', nargs='+', default=default, metavar='CASE', help=text)
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """The cases that the flags ask for.
+
+    Raises:
+        ValueError: A flag is out of range or a case of unknown form.
+    """
+    for name in ('batch', 'repeats', 'threads', 'channels', 'window', 'heads',
+                 'depth', 'intra'):
+        number = getattr(args, name, None)
+        if number is not None and number < 1:
+            raise ValueError(f'--{name} must be at least 1, got {number}')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda needs a CUDA device, got a torch that '
+                         'sees none')
+    common = dict(device=args.device, dtype=args.dtype, batch=args.batch)
+    if args.command == 'attention':
+        return [
+            AttentionCase.parse(
+                text, tuple(args.shape), channels=args.channels, **common)
+            for text in args.cases
+        ]
+    if args.command == 'local-attention':
+        return [
+            LocalCase.parse(
+                text, channels=args.channels, window=args.window, **common)
+            for text in args.cases
+        ]
+    if args.command == 'lambda':
+        if args.window % 2 == 0:
+            raise ValueError(f'--window must be odd, got {args.window}')
+        return [
+            LambdaCase.parse(
+                text, heads=args.heads, depth=args.depth, intra=args.intra,
+                window=args.window, orders=not args.no_orders, **common)
+            for text in args.cases
+        ]
+    if args.command == 'backbone':
+        return [
+            BackboneCase.parse(
+                text, args.shape and tuple(args.shape), **common)
+            for text in args.cases
+        ]
+    if args.command == 'segmentor':
+        return [
+            SegmentorCase(
+                name=mode, mode=mode, configs=tuple(args.configs),
+                shape=tuple(args.shape), **common)
+            for mode in ('whole', 'slide')
+        ]
+    return [
+        NeckCase(
+            name=f'{preset} preset',
+            shape=tuple(args.shape),
+            preset=preset,
+            only=args.only,
+            **common) for preset in args.preset
+    ]
+
+
+def main(args: argparse.Namespace) -> Path:
+    """What tools/benchmark.py does.
+
+    Returns:
+        The JSON file.
+    """
+    cases = cases_of(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    out = Path(args.out or f'benchmarks/{args.command}-{args.device}-'
+               f'{args.dtype}.json')
+    # A log file has no width of its own.
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    with Progress(console=console) as progress:
+        records = measure(cases, args.repeats, int(args.limit_gib * 2**30),
+                          progress,
+                          memory=not args.no_memory, times=not args.no_times)
+    where = surroundings(args.device)
+    console.print(table(records, where))
+    write_json(
+        out,
+        dict(
+            command=args.command,
+            repeats=args.repeats,
+            surroundings=where,
+            records=records))
+    console.print(f'Written to {out}')
+    return out
+
+
+def table(records: list[dict], where: dict) -> Table:
+    """The records as a table; times relative to the first contestant's."""
+    table = Table(
+        title=f'{where["device"]}, {where["threads"]} threads, torch '
+        f'{where["torch"]}: medians (spread between quartiles)')
+    for column in ('case', 'contestant'):
+        table.add_column(column)
+    for column in ('forward', 'ratio', 'with backward', 'ratio', 'memory',
+                   'with backward', 'error'):
+        table.add_column(column, justify='right')
+    for record in records:
+        ours = next(iter(record['contestants'].values()))
+        for i, (name, found) in enumerate(record['contestants'].items()):
+            cells = [record['case'] if i == 0 else '', name]
+            if 'skipped' in found:
+                table.add_row(*cells, found['skipped'])
+                continue
+            for kind in ('forward', 'both'):
+                cells += ['', ''] if kind not in found else [
+                    f'{_milliseconds(found[kind]["median"])} '
+                    f'({_milliseconds(found[kind]["spread"])})',
+                    '' if i == 0 or 'skipped' in ours else
+                    f'{found[kind]["median"] / ours[kind]["median"]:.2f}x'
+                ]
+            cells += [
+                f'{found[k] / 2**20:.0f} MiB' if k in found else ''
+                for k in ('forward_bytes', 'both_bytes')
+            ]
+            cells.append(f'{found["error"]:.0e}' if 'error' in found else '')
+            table.add_row(*cells, end_section=i + 1 == len(
+                record['contestants']))
+    return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f'{1e3 * seconds:.3g} ms'

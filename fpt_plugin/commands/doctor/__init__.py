@@ -1,0 +1,1 @@
+"""Diagnose an environment; nothing here imports the libraries that may be broken."""

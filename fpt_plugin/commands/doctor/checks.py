@@ -1,0 +1,378 @@
+"""What an environment's facts mean, and what cures it: functions of facts.
+
+Nothing but the standard library is imported: the checks work where nothing
+else does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...openmmlab.pins import LIBRARIES, REQUIREMENTS, stack_of
+
+OK, WARN, FAIL, SKIP = 'OK', 'WARN', 'FAIL', 'SKIP'
+OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
+          'opencv-contrib-python-headless')
+OTHERS = ('torch', 'numpy', 'setuptools', 'ftfy', 'regex', 'fpt-plugin')
+DISTRIBUTIONS = (*(name for names, _, _ in LIBRARIES.values() for name in names),
+                 *OPENCV, *OTHERS)
+INSTALL_SELF = 'in the checkout: pip install --no-build-isolation -e .'
+SETUPTOOLS = "pip install 'setuptools<81'"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a step of doctor_probe.py went.
+
+    Attributes:
+        ok: None where the step was not tried.
+        detail: What the step found out.
+        error: What it raised, with the type.
+        because: The step that it needs, which failed.
+    """
+
+    ok: bool | None
+    detail: dict = field(default_factory=dict)
+    error: str = ''
+    because: str = ''
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about the environment.
+
+    Attributes:
+        python: Version of Python.
+        installed: Versions by distribution, of DISTRIBUTIONS.
+        results: Results by step.
+        wanted: The hosts that must work.
+        package: Folder of the package that the tool belongs to.
+    """
+
+    python: tuple[int, ...]
+    installed: dict[str, str]
+    results: dict[str, Result]
+    wanted: tuple[str, ...] = ('mmdet', 'mmseg')
+    package: str = ''
+
+    def of(self, host: str) -> dict[str, str]:
+        """Versions by distribution of those that carry a host."""
+        return {
+            name: self.installed[name]
+            for name in LIBRARIES[host][0] if name in self.installed
+        }
+
+    @property
+    def stack(self) -> str:
+        """``stock``, ``onedl``, ``mixed`` or ``none``."""
+        stacks = {stack_of(name) for host in LIBRARIES for name in self.of(host)}
+        return 'mixed' if len(stacks) > 1 else next(iter(stacks), 'none')
+
+    def requirement(self, host: str) -> str:
+        """What to install to get a host of the stack that is there."""
+        return REQUIREMENTS['onedl' if self.stack == 'onedl' else 'stock'][host]
+
+    def works(self, step: str) -> bool:
+        """Whether a step was tried and succeeded."""
+        return step in self.results and self.results[step].ok is True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    name: str
+    status: str
+    text: str
+    cure: str = ''
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``2.1.0rc1`` is (2, 1, 0)."""
+    return tuple(map(int, re.match(r'(\d+(?:\.\d+)*)?', version)[0].split('.'))) \
+        if version[:1].isdigit() else ()
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """All findings, from what everything rests on to what uses it."""
+    found = [check_python(facts), check_stack(facts)]
+    for check in (check_hosts, check_setuptools, check_mmseg_needs, check_opencv,
+                  check_steps):
+        found += check(facts)
+    return found
+
+
+# ----------------------------------------------------------------- what is there
+
+
+def check_python(facts: Facts) -> Finding:
+    """The versions that the package and mmcv are built for."""
+    given = '.'.join(map(str, facts.python))
+    cure = 'make an environment of Python 3.11: tools/environment.sh'
+    if facts.python < (3, 9):
+        return Finding('python', FAIL, f'{given} is older than 3.9', cure)
+    if facts.python >= (3, 13):
+        return Finding('python', WARN,
+                       f'{given}: the hosts were not tried beyond 3.12', cure)
+    return Finding('python', OK, given)
+
+
+def check_stack(facts: Facts) -> Finding:
+    """Whether one distribution of OpenMMLab is there."""
+    name, stack = 'distribution', facts.stack
+    if stack == 'none':
+        return Finding(
+            name, FAIL, 'neither OpenMMLab nor its fork onedl is installed',
+            'tools/environment.sh makes an environment with either')
+    if stack == 'mixed':
+        given = ', '.join(name for host in LIBRARIES for name in facts.of(host))
+        return Finding(
+            name, WARN, f'OpenMMLab and its fork onedl are mixed: {given}',
+            'keep one of the two: uninstall the packages of the other')
+    return Finding(name, OK, stack)
+
+
+def check_hosts(facts: Facts) -> Iterator[Finding]:
+    """One distribution a host, of a version that fits."""
+    for host, (_, low, high) in LIBRARIES.items():
+        given = facts.of(host)
+        text = ', '.join(f'{name} {version}' for name, version in given.items())
+        cure = _install(facts, host)
+        if len(given) > 1:
+            yield Finding(
+                host, FAIL, f'{text}: their files overwrite each other',
+                f"pip uninstall -y {' '.join(given)}; then {cure}")
+        elif not given:
+            # A source checkout on the path has no metadata.
+            if not facts.works(host) and (host not in ('mmdet', 'mmseg')
+                                          or host in facts.wanted):
+                other = [h for h in facts.wanted if h != host]
+                alone = f'; or --hosts {other[0]}, if {host} is not wanted' \
+                    if host in facts.wanted and other else ''
+                yield Finding(host, FAIL, 'is not installed', cure + alone)
+        else:
+            version = release(*given.values())
+            if not release(low) <= version < release(high):
+                yield Finding(host, FAIL,
+                              f'{text}, but >={low},<{high} is needed', cure)
+            else:
+                yield Finding(host, OK, text)
+
+
+def check_setuptools(facts: Facts) -> Iterator[Finding]:
+    """Stock mmengine imports pkg_resources, which setuptools 82 left out."""
+    given = facts.installed.get('setuptools')
+    needed = any(
+        stack_of(name) == 'stock' and release(version) < (0, 11)
+        for name, version in facts.of('mmengine').items())
+    if not needed:  # what else may import it, the bases show
+        if given:
+            yield Finding('setuptools', OK, given)
+    elif given is None or release(given) >= (82, ):
+        yield Finding(
+            'setuptools', FAIL,
+            f"{given or 'is not installed'}: there is no pkg_resources, so that "
+            'no mmdet:: or mmseg:: base loads', SETUPTOOLS)
+    elif release(given) >= (81, ):
+        yield Finding('setuptools', WARN,
+                      f'{given} is the last one with pkg_resources', SETUPTOOLS)
+    else:
+        yield Finding('setuptools', OK, given)
+
+
+def check_mmseg_needs(facts: Facts) -> Iterator[Finding]:
+    """What mmseg imports without requiring it."""
+    missing = [n for n in ('ftfy', 'regex') if n not in facts.installed]
+    if 'mmseg' in facts.wanted and facts.of('mmseg') and missing \
+            and not facts.works('mmseg.models'):
+        yield Finding('mmseg', FAIL, f"imports {' and '.join(missing)}, which it "
+                      'does not require and which is not installed',
+                      f"pip install {' '.join(missing)}")
+
+
+def check_opencv(facts: Facts) -> Iterator[Finding]:
+    """One build of OpenCV."""
+    given = [name for name in OPENCV if name in facts.installed]
+    if len(given) > 1:
+        yield Finding(
+            'opencv', WARN,
+            f"{' and '.join(given)} overwrite each other's files",
+            f"pip uninstall -y {' '.join(given)}; then pip install {given[0]}")
+
+
+# ------------------------------------------------------------------ what was tried
+
+
+def check_steps(facts: Facts) -> Iterator[Finding]:
+    """What the steps of the probe say."""
+    for step, result in facts.results.items():
+        if result.ok:
+            yield from _success(facts, step, result.detail)
+        elif result.ok is None:
+            yield Finding(step, SKIP, f'not tried, as {result.because} fails')
+        elif step in LIBRARIES and not facts.of(step) and result.error.endswith(
+                f'No module named {step!r}'):
+            continue  # check_hosts said so
+        elif _never_installed(step, result.error):
+            yield Finding(
+                step, WARN, 'this checkout was never installed, so its configs '
+                'are found by their paths alone', INSTALL_SELF)
+        else:
+            yield Finding(step, FAIL, _shortened(result.error),
+                          cure_for(facts, step, result.error))
+
+
+def _success(facts: Facts, step: str, detail: dict) -> Iterator[Finding]:
+    if step == 'torch':
+        yield from _torch(detail)
+    elif step == 'mmcv.ops':
+        yield from _ops(facts, detail)
+    elif step == 'fpt_plugin':
+        given = detail['path']
+        if facts.package and given != facts.package:
+            yield Finding(
+                step, WARN, f'{given} is imported, while this tool belongs to '
+                f'{facts.package}', INSTALL_SELF)
+        else:
+            yield Finding(step, OK, f"{detail['version']}, {given}")
+    elif step in LIBRARIES:
+        # The version was judged by its distribution; here it is a checkout.
+        if not facts.of(step):
+            yield Finding(step, OK, f"{detail['version']}, {detail['path']}")
+    elif step == 'resume':
+        torch = facts.results['torch'].detail['version']
+        yield Finding(
+            step, OK, "checkpoints of mmengine's training load safely" +
+            (', once fpt_plugin is imported; torch alone refuses them'
+             if release(torch) >= (2, 6) else ''))
+    elif step.endswith('names'):
+        yield Finding(step, OK, ', '.join(detail['names']))
+    elif step.endswith('forward'):
+        yield Finding(step, OK, 'a small FPT and a lambda layer run')
+    else:
+        text = detail.get('base') or detail.get('version') or 'works'
+        yield Finding(step, OK, text)
+
+
+def _torch(detail: dict) -> Iterator[Finding]:
+    version, cuda = detail['version'], detail['built_for']
+    if release(version) < (2, 1):
+        yield Finding('torch', FAIL, f'{version} is older than 2.1',
+                      "pip install 'torch>=2.1', then build mmcv anew")
+        return
+    yield Finding('torch', OK, version)
+    if detail['devices']:
+        yield Finding('cuda', OK, f"{cuda}, {', '.join(detail['devices'])}")
+    elif cuda:
+        yield Finding(
+            'cuda', WARN, f'this torch is for CUDA {cuda} and finds no device',
+            "look at nvidia-smi; on a machine without a GPU a CPU build of torch "
+            'does the same and is smaller')
+    else:
+        yield Finding('cuda', OK, 'none: this torch is for CPUs')
+
+
+def _ops(facts: Facts, detail: dict) -> Iterator[Finding]:
+    given = detail['cuda']
+    torch = facts.results.get('torch')
+    wanted = torch.detail.get('built_for') if torch else None
+    text = f"run on {' and '.join(detail['devices'])}"
+    if wanted and release(given) and release(given)[:1] != release(wanted)[:1]:
+        yield Finding(
+            'mmcv.ops', WARN,
+            f'{text}; compiled with CUDA {given}, torch with {wanted}',
+            rebuild(facts))
+    else:
+        yield Finding('mmcv.ops', OK, text)
+
+
+def _never_installed(step: str, error: str) -> bool:
+    return step == 'fpt_plugin:: bases' and bool(
+        re.search(r'No such file or directory: .*\.mim', error))
+
+
+def _shortened(error: str, length: int = 300) -> str:
+    text = ' '.join(error.split())
+    return text if len(text) <= length else f'{text[:length]} ...'
+
+
+# ------------------------------------------------------------------------- cures
+
+# What an error says, and what cures it; {0} is what the first group found.
+CURES = (
+    (r'libc10|libtorch|libcud|undefined symbol', '{rebuild}'),
+    (r'lib(?:GL|EGL|gthread|glib|SM|X\w+)[\w.-]*: cannot open shared',
+     'pip uninstall -y opencv-python; pip install opencv-python-headless; or '
+     'the library from the system (Debian, Ubuntu: apt-get install libgl1 '
+     'libglib2.0-0)'),
+    (r'(lib[\w.+-]+): cannot open shared',
+     'install {0} with the packages of the system'),
+    (r"No module named 'pkg_resources'", SETUPTOOLS),
+    (r"No module named 'mmcv\.(?:_ext|ops)", '{rebuild}'),
+    (r'(?:not compiled with|without) (?:GPU|CUDA)|no kernel image', '{rebuild}'),
+    (r"No module named '(?:ftfy|regex)'", 'pip install ftfy regex'),
+    (r'MMCV==\S+ is used but incompatible', '{install_mmcv}'),
+    (r'MMEngine==\S+ is used but incompatible', '{install_mmengine}'),
+    (r'_ARRAY_API not found|NumPy 1\.x|multiarray failed to import'
+     r'|numpy\.dtype size changed',
+     "pip install 'numpy<2', or newer builds of what was compiled for it"),
+    (r'Weights only load failed',
+     'import fpt_plugin before the checkpoint is read; where it was, update it'),
+    (r'fpt_plugin/\.mim', INSTALL_SELF),
+    (r'(mmdet|mmseg)/\.mim', 'pip install, not a bare checkout: {install_host}'),
+    (r'is not in the .* registry',
+     "custom_imports = dict(imports=['fpt_plugin']) in the config"),
+    (r'must come from one distribution|fpt_plugin needs (?:mm\w+)',
+     'as the message says'),
+    (r"No module named '(mmengine|mmcv|mmdet|mmseg)\b", '{install_host}'),
+    (r"No module named 'fpt_plugin'", INSTALL_SELF),
+    (r"No module named 'torch'",
+     'pip install torch==2.13.0, then build mmcv: tools/environment.sh does both'),
+    (r"No module named 'cv2'", 'pip install opencv-python-headless'),
+    (r"No module named '(\w+)", 'pip install {0}'),
+)
+# Where the distribution has another name than the module.
+_PACKAGES = {'PIL': 'pillow', 'yaml': 'pyyaml', 'sklearn': 'scikit-learn'}
+
+
+def cure_for(facts: Facts, step: str, error: str) -> str:
+    """What cures an error, by its words; else how to see all of it."""
+    if step == 'torch' and 'No module named' not in error:
+        return 'pip install --force-reinstall torch==2.13.0, then build mmcv anew'
+    for pattern, cure in CURES:
+        match = re.search(pattern, error)
+        if match is None:
+            continue
+        name = match[1] if match.re.groups else ''
+        host = name if name in LIBRARIES else ''
+        return cure.format(
+            _PACKAGES.get(name, name),
+            rebuild=rebuild(facts),
+            install_mmcv=_install(facts, 'mmcv'),
+            install_mmengine=_install(facts, 'mmengine'),
+            install_host=host and _install(facts, host))
+    module = step.partition(':')[0]
+    return f"unknown; python -X faulthandler -c 'import {module}' may say more"
+
+
+def rebuild(facts: Facts) -> str:
+    """How mmcv is compiled against the torch that is installed."""
+    given = ' '.join(facts.of('mmcv')) or facts.requirement('mmcv')
+    return (f'pip uninstall -y {re.split("[=>]", given)[0]}; '
+            'pip install ninja psutil; MMCV_WITH_OPS=1 pip install '
+            f'--no-build-isolation --no-cache-dir {_quoted(facts, "mmcv")}')
+
+
+def _install(facts: Facts, host: str) -> str:
+    variable = 'MMCV_WITH_OPS=1 ' if host == 'mmcv' else ''
+    # Their setup.py imports torch, which an isolated build does not see.
+    option = '--no-build-isolation ' if host == 'mmcv' or \
+        facts.requirement(host).startswith('onedl-mmdet') else ''
+    return f'{variable}pip install {option}{_quoted(facts, host)}'
+
+
+def _quoted(facts: Facts, host: str) -> str:
+    requirement = facts.requirement(host)
+    return requirement if '>' not in requirement else f"'{requirement}'"

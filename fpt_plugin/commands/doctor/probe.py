@@ -1,0 +1,227 @@
+"""Tries what may fail or crash, step by step; doctor.py runs it as a script.
+
+    python doctor_probe.py OUT HOST... -- STEP...
+
+One JSON line a step goes to OUT: a first one when it begins, so that a crash
+can be told, and one with its result. STEPs are done or have crashed already.
+Nothing but the standard library is imported outside the steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+
+BASES = {
+    'mmdet': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mmseg': 'mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py',
+}
+OWN_BASES = {
+    'mmdet': 'fpt_plugin::fpt/faster-rcnn_r50_fpt_1x_coco.py',
+    'mmseg': 'fpt_plugin::fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
+}
+
+
+def steps(hosts: list[str]) -> dict:
+    """All steps in order: the function, its arguments, the steps it needs."""
+    found = {
+        'torch': (try_torch, (), ()),
+        'numpy': (try_import, ('numpy', ), ()),
+        'cv2': (try_import, ('cv2', ), ('numpy', )),
+        'mmengine': (try_import, ('mmengine', ), ('torch', )),
+        'mmcv': (try_import, ('mmcv', ), ('mmengine', 'cv2')),
+        'mmcv.ops': (try_ops, (), ('mmcv', )),
+        'fpt_plugin': (try_plugin, (), ('mmcv', )),
+        'resume': (try_resume, (), ('fpt_plugin', )),
+    }
+    for host in hosts:
+        imported = f'{host}.models'
+        found[host] = (try_import, (host, ), ('mmcv', ))
+        found[imported] = (try_host, (host, ), (host, 'mmcv.ops'))
+        found[f'{host}: names'] = (try_names, (host, ), (imported,
+                                                         'fpt_plugin'))
+        found[f'{host}:: bases'] = (try_base, (BASES[host], ),
+                                    (host, 'fpt_plugin'))
+        found[f'{host}: forward'] = (try_forward, (host, ),
+                                     (f'{host}: names', ))
+    if hosts:
+        found['fpt_plugin:: bases'] = (try_base, (OWN_BASES[hosts[0]], ),
+                                       (f'{hosts[0]}:: bases', ))
+    return found
+
+
+# ------------------------------------------------------------------------- steps
+
+
+def try_import(name: str) -> dict:
+    """Import a module; where it is and which version."""
+    module = __import__(name)
+    return dict(
+        version=getattr(module, '__version__', None),
+        path=getattr(module, '__file__', None))
+
+
+def try_torch() -> dict:
+    """Import torch, and ask it for its devices."""
+    import torch
+    torch.ones(2).sum()
+    available = torch.cuda.is_available()
+    return dict(
+        version=str(torch.__version__),
+        built_for=torch.version.cuda,
+        devices=[
+            torch.cuda.get_device_name(i)
+            for i in range(torch.cuda.device_count() if available else 0)
+        ])
+
+
+def try_ops() -> dict:
+    """Run an operator of mmcv where models would run it."""
+    import torch
+    from mmcv.ops import get_compiling_cuda_version, nms
+    boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 5.], [8., 8., 9., 9.]])
+    scores = torch.tensor([.9, .8, .7])
+    devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
+    for device in devices:
+        kept = nms(boxes.to(device), scores.to(device), 0.5)[1]
+        if kept.tolist() != [0, 2]:
+            raise RuntimeError(f'mmcv.ops.nms on {device} keeps '
+                               f'{kept.tolist()} instead of [0, 2]')
+    return dict(cuda=get_compiling_cuda_version(), devices=devices)
+
+
+def try_plugin() -> dict:
+    """Import the package and let it judge the hosts' versions."""
+    import fpt_plugin
+    from fpt_plugin.openmmlab.versions import check_versions
+    check_versions()
+    return dict(
+        version=fpt_plugin.__version__,
+        path=os.path.dirname(os.path.realpath(fpt_plugin.__file__)))
+
+
+def try_resume() -> dict:
+    """Read what mmengine's training saves, under torch's safe loading."""
+    import torch
+    from mmengine.logging import MessageHub
+
+    import fpt_plugin  # noqa: F401  (what mends it)
+    hub = MessageHub('doctor')
+    hub.update_scalar('loss', 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'epoch_1.pth')
+        torch.save(dict(message_hub=hub.state_dict()), path)
+        loaded = torch.load(path, weights_only=True)
+    found = loaded['message_hub']['log_scalars']['loss'].mean()
+    if found != 0.5:
+        raise RuntimeError(f'a logged 0.5 is read as {found}')
+    return {}
+
+
+def try_host(host: str) -> dict:
+    """Import all models of a host, and what inference needs."""
+    __import__(f'{host}.models')
+    __import__(f'{host}.apis')
+    return {}
+
+
+def try_names(host: str) -> dict:
+    """Find the package's modules as a config of the host does."""
+    from mmengine.registry import HOOKS, MODELS
+
+    import fpt_plugin
+    names = [name for name in fpt_plugin.__all__ if name != '__version__']
+    for name in names:
+        kind = HOOKS if name.endswith('Hook') else MODELS
+        with kind.switch_scope_and_registry(host) as registry:
+            found = registry.get(name)
+        where = f'the {host}::{kind.name} registry'
+        if found is None:
+            raise KeyError(f'{name} is not in {where}')
+        if found is not getattr(fpt_plugin, name):
+            raise KeyError(f'{name} of {where} is '
+                           f'{found.__module__}.{found.__qualname__}')
+    return dict(names=names)
+
+
+def try_base(base: str) -> dict:
+    """Read a shipped config by its name, as the base of another."""
+    from mmengine.config import Config
+
+    import fpt_plugin  # noqa: F401  (mends the hosts before)
+    cfg = Config.fromstring(f'_base_ = {base!r}', '.py')
+    return dict(base=base, model=cfg.model.type)
+
+
+def try_forward(host: str) -> dict:
+    """Run a small FPT around the host's FPN, and a lambda layer."""
+    import torch
+    from mmengine.registry import MODELS, DefaultScope
+
+    import fpt_plugin
+    with DefaultScope.overwrite_default_scope(host):
+        neck = MODELS.build(
+            dict(
+                type='FPT',
+                in_channels=[8, 16, 32],
+                out_channels=16,
+                num_outs=3)).eval()
+    maps = [torch.rand(1, 8 << i, 12 >> i, 16 >> i) for i in range(3)]
+    with torch.no_grad():
+        plain, found = neck.pyramid(maps), neck(maps)
+        if not all(map(torch.equal, plain, found)):
+            raise RuntimeError('a new FPT changes the maps of its pyramid')
+        torch.nn.init.ones_(neck.fusions[0].out_conv.weight)
+        changed = neck(maps)[0]
+        if torch.equal(changed, found[0]) or not changed.isfinite().all():
+            raise RuntimeError('a changed FPT gives the same or no numbers')
+        layer = fpt_plugin.LambdaLayer(16).eval()
+        if not layer(maps[1]).isfinite().all():
+            raise RuntimeError('a lambda layer gives no numbers')
+    return {}
+
+
+# ------------------------------------------------------------------------ script
+
+
+def run(out: str, hosts: list[str], done: list[str]) -> None:
+    """Try the steps that are not done, and write a line for each."""
+    with open(out, encoding='utf-8') as file:
+        results = [json.loads(line) for line in file]
+    failed = set(done) - {r['step'] for r in results if r.get('ok')}
+    with open(out, 'a', encoding='utf-8') as file:
+
+        def write(**result) -> None:
+            file.write(json.dumps(result) + '\n')
+            file.flush()
+
+        for name, (function, arguments, needs) in steps(hosts).items():
+            if name in done:
+                continue
+            missing = [need for need in needs if need in failed]
+            if missing:
+                failed.add(name)
+                write(step=name, ok=None, because=missing[0])
+                continue
+            write(step=name, begins=True)
+            try:
+                write(step=name, ok=True, detail=function(*arguments))
+            except KeyboardInterrupt:
+                raise
+            # Whatever a broken installation raises, SystemExit too.
+            except BaseException as error:
+                failed.add(name)
+                write(
+                    step=name,
+                    ok=False,
+                    error=f'{type(error).__name__}: {error}'.strip())
+
+
+if __name__ == '__main__':
+    # Not the folder of this script: its neighbours are no top-level modules.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != here]
+    end = sys.argv.index('--')
+    run(sys.argv[1], sys.argv[2:end], sys.argv[end + 1:])

@@ -1,0 +1,1 @@
+"""Write backbone and neck as ONNX or as a torch.export program."""

@@ -1,0 +1,96 @@
+"""The command that exports backbone and neck of a config and its checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+from rich.console import Console
+
+from ..common import load_model, positive_int
+from ..visualize_attention.model import load_weights
+from .graph import LONGEST, OPSET, SHORTEST, Export, check_out, export
+
+ERRORS = (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/export.py."""
+    parser = argparse.ArgumentParser(
+        description='Write backbone and neck of a detector or segmentor as ONNX, '
+        'or as a program of torch.export, and compare the file with torch at two '
+        'sizes. The input is one normalised image (1, 3, H, W), the outputs are '
+        'the maps of the neck; heads and NMS are not part of it.')
+    parser.add_argument(
+        'config',
+        help='config file, or mmdet:: or mmseg:: and a file of that '
+        "library's configs")
+    parser.add_argument('checkpoint', help="checkpoint, or 'none': random weights")
+    parser.add_argument('out', help='.onnx or .pt2 file to write')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=positive_int,
+        default=(256, 320),
+        metavar=('H', 'W'),
+        help='height and width to capture the graph at (default: 256 320)')
+    parser.add_argument(
+        '--divisor',
+        type=positive_int,
+        default=32,
+        help='what height and width of later images are multiples of '
+        '(default: 32)')
+    parser.add_argument(
+        '--fixed', action='store_true', help='take images of --shape alone')
+    parser.add_argument(
+        '--opset',
+        type=positive_int,
+        default=OPSET,
+        help=f'version of the operators of ONNX (default: {OPSET})')
+    parser.add_argument(
+        '--force', action='store_true', help='replace the file if it is there')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override the config, as key=value')
+    return parser
+
+
+def main(args: argparse.Namespace) -> Export:
+    """What tools/export.py does."""
+    check_out(Path(args.out), args.force)
+    model, _ = load_model(args.config, args.cfg_options)
+    if args.checkpoint != 'none':
+        load_weights(model, args.checkpoint)
+    result = export(
+        model,
+        args.out,
+        args.shape,
+        divisor=None if args.fixed else args.divisor,
+        opset=args.opset,
+        force=args.force)
+    console = Console()
+    for line in lines(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return result
+
+
+def lines(result: Export) -> list[str]:
+    """The report, line by line."""
+    kind = 'torch.export' if result.opset is None else f'ONNX opset {result.opset}'
+    taken = (
+        f'{result.shape[0]}x{result.shape[1]} alone' if result.divisor is None
+        else f'multiples of {result.divisor} from {SHORTEST * result.divisor} to '
+        f'{LONGEST * result.divisor}')
+    channels = ', '.join(map(str, result.outputs))
+    found = [
+        f'{height}x{width}  differs from torch by {error:.1e} of the largest '
+        'number'
+        for (height, width), error in result.differences.items()
+    ] or ['not compared with torch: onnxruntime is not installed']
+    return [
+        f'{result.out}: {kind}, sides {taken}, maps of {channels} channels',
+        *found
+    ]

@@ -1,0 +1,289 @@
+"""What a graft costs: both models side by side, part by part."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
+from rich.table import Table
+from torch import Tensor, nn
+
+from ...openmmlab.models import data_samples, describe, unwrapped
+from ..benchmark.measuring import Case, median_and_spread, peak_in_fresh_process
+from ..common import image_shape
+from ..complexity.command import complexity, model_labels
+from ..complexity.report import CONVENTION, Complexity
+from .weights import build_model
+
+BOTH = ('plain', 'grafted')
+TOTAL = 'total'
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What both models cost.
+
+    Attributes:
+        shape: Height and width of the one image.
+        counts: Parameters, multiply-adds and what is saved for backward.
+        seconds: Of a forward pass, median by model and part, with the whole
+            as :data:`TOTAL`.
+        peak_bytes: Extra memory of a forward pass by model; empty where it
+            was not measured.
+        timed: What was timed.
+    """
+
+    shape: tuple[int, int]
+    counts: dict[str, Complexity]
+    seconds: dict[str, dict[str, float]]
+    peak_bytes: dict[str, int]
+    timed: str
+
+    @property
+    def time_ratio(self) -> float:
+        """Forward time of the graft over that of the plain model."""
+        plain, grafted = (self.seconds[name][TOTAL] for name in BOTH)
+        return grafted / plain
+
+    def to_dict(self) -> dict:
+        """Plain numbers, lists and names, for JSON."""
+        return dict(
+            shape=list(self.shape),
+            counts={name: c.to_dict() for name, c in self.counts.items()},
+            seconds=self.seconds,
+            peak_bytes=self.peak_bytes,
+            timed=self.timed,
+            time_ratio=self.time_ratio)
+
+    def table(self) -> Table:
+        """Both models as columns, their parts as rows."""
+        height, width = self.shape
+        caption = [CONVENTION, f'Time: {self.timed}, medians of turns.']
+        if self.peak_bytes:
+            plain, grafted = (self.peak_bytes[name] for name in BOTH)
+            caption.append(
+                f'Extra memory of a forward pass at its peak: {_mib(plain)} MiB '
+                f'and {_mib(grafted)} MiB ({grafted / max(plain, 1):.2f}x).')
+        table = Table(
+            title=f'plain | grafted, one image of {height}x{width}',
+            caption='\n'.join(caption),
+            caption_justify='left')
+        table.add_column('part', no_wrap=True)
+        for name in ('10^6 parameters', 'GMACs', 'saved, MiB', 'time, ms',
+                     'ratio'):
+            table.add_column(name, justify='right')
+        for name in self._names():
+            if name == TOTAL:
+                table.add_section()
+            table.add_row(name, *self._row(name))
+        return table
+
+    def _names(self) -> list[str]:
+        names = dict.fromkeys(
+            part.name for c in reversed(list(self.counts.values()))
+            for part in c.parts)
+        return [*names, TOTAL]
+
+    def _row(self, name: str) -> list[str]:
+        parts = []
+        for c in self.counts.values():
+            found = [p for p in c.parts if p.name == name]
+            parts.append(c.total if name == TOTAL else
+                         found[0] if found else None)
+        times = [self.seconds[model].get(name) for model in BOTH]
+        plain, grafted = times
+        ratio = f'{grafted / plain:.2f}x' if plain and grafted else ''
+        return [
+            _pair(p and f'{p.parameters / 1e6:,.2f}' for p in parts),
+            _pair(p and (None if p.macs is None else f'{p.macs / 1e9:,.2f}')
+                  for p in parts),
+            _pair(p and (None if p.saved_bytes is None else
+                         f'{p.saved_bytes / 2**20:,.0f}') for p in parts),
+            _pair(s and f'{1e3 * s:,.0f}' for s in times), ratio
+        ]
+
+
+def _pair(texts) -> str:
+    return ' | '.join(text or '-' for text in texts)
+
+
+def _mib(size: int) -> str:
+    return f'{size / 2**20:,.0f}'
+
+
+def costs(plain: Config,
+          grafted: Config,
+          shape: Sequence[int] | None = None,
+          repeats: int = 5,
+          memory: bool = True) -> Costs:
+    """Count and time a plain model and its graft.
+
+    Args:
+        plain: The config as it was.
+        grafted: With its graft.
+        shape: Height and width of the image; None: as complexity.py takes it.
+        repeats: Turns, after one that does not count.
+        memory: Whether peaks are measured, each in a process of its own.
+
+    Raises:
+        RuntimeError: A model does not build or run.
+        ValueError: The config does not say the size of its crops.
+    """
+    configs = dict(zip(BOTH, (plain, grafted)))
+    models = {name: build_model(cfg) for name, cfg in configs.items()}
+    shape = image_shape(unwrapped(models['plain']), plain, shape)
+    counts = {name: complexity(model, shape) for name, model in models.items()}
+    seconds, timed = _times(
+        {name: unwrapped(model) for name, model in models.items()}, shape,
+        repeats)
+    del models
+    peaks = {}
+    if memory:
+        case = GraftCase(
+            name='graft',
+            shape=shape,
+            heads=timed != NECK_ONLY,
+            contents={name: _content(cfg) for name, cfg in configs.items()})
+        peaks = {name: peak_in_fresh_process(case, name, backward=False)
+                 for name in BOTH}
+    return Costs(shape, counts, seconds, peaks, timed)
+
+
+# ---------------------------------------------------------------------- time
+
+WHOLE = 'backbone, neck and heads with random weights, without losses'
+NECK_ONLY = 'backbone and neck; the heads do not run without data'
+
+
+def _forward(host: nn.Module, images: Tensor, heads: bool) -> object:
+    if heads:
+        return host(images, data_samples(images), mode='tensor')
+    return host.extract_feat(images)
+
+
+@torch.no_grad()
+def _times(hosts: dict[str, nn.Module], shape: tuple[int, int],
+           repeats: int) -> tuple[dict[str, dict[str, float]], str]:
+    """Median seconds by model and part, of turns."""
+    clocks = {name: _PartClock(host) for name, host in hosts.items()}
+    images = {name: make_images(host, shape) for name, host in hosts.items()}
+    heads = True
+    try:
+        _forward(hosts['plain'], images['plain'], heads)
+    except Exception:  # code of the hosts and of anyone
+        heads = False
+    found = {name: defaultdict(list) for name in hosts}
+    for turn in range(repeats + 1):
+        for name, host in hosts.items():
+            try:
+                parts = clocks[name].clocked(
+                    lambda host=host, name=name: _forward(
+                        host, images[name], heads))
+            except Exception as error:
+                raise RuntimeError(f'the {name} model does not run at '
+                                   f'{shape[0]}x{shape[1]}: '
+                                   f'{describe(error)}') from error
+            for part, taken in parts.items() if turn else ():
+                found[name][part].append(taken)
+    medians = {
+        name: {part: median_and_spread(taken)['median']
+               for part, taken in parts.items()}
+        for name, parts in found.items()
+    }
+    return medians, WHOLE if heads else NECK_ONLY
+
+
+def make_images(host: nn.Module, shape: tuple[int, int]) -> Tensor:
+    """One random image with the channels that a host expects."""
+    mean = getattr(getattr(host, 'data_preprocessor', None), 'mean', None)
+    return torch.rand(1, 3 if mean is None else mean.numel(), *shape)
+
+
+class _PartClock:
+    """Seconds of the parts of a model, each without the parts inside it."""
+
+    def __init__(self, host: nn.Module) -> None:
+        host.eval()
+        self._stack: list[str] = []
+        self._found: dict[str, float] = {}
+        self._last = 0.
+        for module, label in model_labels(host).items():
+            module.forward = self._clocked(module.forward, label.part)
+
+    def clocked(self, run: Callable[[], object]) -> dict[str, float]:
+        """Run, and return the seconds of each part and of the whole."""
+        self._found = {}
+        started = self._last = time.perf_counter()
+        run()
+        return {**self._found, TOTAL: time.perf_counter() - started}
+
+    def _clocked(self, forward, part: str):
+
+        def clocked(*args, **kwargs):
+            self._book()
+            self._stack.append(part)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._book()
+                self._stack.pop()
+
+        return clocked
+
+    def _book(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            part = self._stack[-1]
+            self._found[part] = self._found.get(part, 0.) + now - self._last
+        self._last = now
+
+
+# -------------------------------------------------------------------- memory
+
+
+def _content(cfg: Config) -> dict:
+    """What a process needs to build the model."""
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    return dict(
+        model=copy.deepcopy(cfg.to_dict()['model']),
+        default_scope=cfg.default_scope,
+        imports=[imports] if isinstance(imports, str) else list(imports))
+
+
+@dataclass(frozen=True)
+class GraftCase(Case):
+    """One forward pass of either model."""
+
+    shape: tuple[int, int] = (1, 1)
+    heads: bool = True
+    contents: dict[str, dict] = field(default_factory=dict)
+
+    def contestants(self) -> tuple[str, ...]:
+        """The plain model first."""
+        return BOTH
+
+    def prepare(self, contestant: str) -> Any:
+        """The model and an image."""
+        content = self.contents[contestant]
+        import_modules_from_strings(content['imports'],
+                                    allow_failed_imports=True)
+        cfg = Config(dict(model=ConfigDict(content['model']),
+                          default_scope=content['default_scope']))
+        host = unwrapped(build_model(cfg))
+        host.eval()
+        return host, make_images(host, self.shape)
+
+    def leaves(self, state: Any) -> list[Tensor]:
+        """None: nothing is trained."""
+        return []
+
+    def run(self, contestant: str, state: Any) -> Any:
+        """A forward pass."""
+        return _forward(*state, self.heads)

@@ -1,0 +1,263 @@
+"""Where a config keeps its detectors, and what maps flow through their necks.
+
+What a neck returns is not read from its config: backbone and neck are built and
+run, without data where they allow it. So any neck of any library can be judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...openmmlab.models import describe
+from ..complexity.counting import meta_autocast
+
+# Sides of the square images that are tried, the first one that runs is taken.
+# Without data they cost nothing.
+_SIDES = {'meta': (256, 512, 1024), 'cpu': (128, 256, 512),
+          'cuda': (128, 256, 512)}
+
+
+class Refusal(ValueError):
+    """A graft that makes no sense for this model, and what would be needed."""
+
+
+class Unbuildable(RuntimeError):
+    """The plain model does not build or run, whatever is grafted."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A detector or segmentor in a config.
+
+    Attributes:
+        path: Keys from ``model`` to it.
+        cfg: Its part of the config.
+        scope: The registry's scope that it is built in.
+    """
+
+    path: tuple[str | int, ...]
+    cfg: Mapping
+    scope: str | None
+
+    @property
+    def name(self) -> str:
+        """As in Python, for messages: ``model.detector``."""
+        return 'model' + ''.join(
+            f'[{key}]' if isinstance(key, int) else f'.{key}'
+            for key in self.path)
+
+    @property
+    def has_neck(self) -> bool:
+        """Whether a neck stands there."""
+        return bool(self.cfg.get('neck'))
+
+
+def find_hosts(model: Mapping, scope: str | None) -> list[Host]:
+    """Every dict in a model's config that has a backbone, the model itself too.
+
+    Args:
+        model: The config's ``model``.
+        scope: The config's ``default_scope``.
+    """
+    return list(_hosts(model, (), scope))
+
+
+def _hosts(node: object, path: tuple, scope: str | None) -> Iterator[Host]:
+    if isinstance(node, Mapping):
+        scope = node.get('_scope_') or scope
+        if isinstance(node.get('backbone'), Mapping):
+            yield Host(path, node, scope)
+        children = [(key, value) for key, value in node.items()
+                    if key not in ('backbone', 'neck')]
+    elif isinstance(node, (list, tuple)):
+        children = list(enumerate(node))
+    else:
+        return
+    for key, value in children:
+        yield from _hosts(value, (*path, key), scope)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Shapes (B, C, H, W) of maps.
+
+    Attributes:
+        inputs: What the backbone returns.
+        outputs: What the neck makes of it; the same where there is no neck.
+        told_levels: How many of them the neck says are made from backbone
+            maps, as FPN-like necks do.
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    told_levels: int | None = None
+
+    @property
+    def usual_levels(self) -> int:
+        """The leading maps that a backbone map stands behind.
+
+        They have the size of one, or where backbone maps are all of a size,
+        as those of a ViT, the number tells.
+        """
+        sizes = [shape[2:] for shape in self.inputs]
+        count = 0
+        if len(set(sizes)) == len(sizes):
+            for shape in self.outputs:
+                if shape[2:] not in sizes:
+                    break
+                count += 1
+        return count or min(len(self.inputs), len(self.outputs))
+
+
+def probe(host: Host) -> Maps:
+    """Run backbone and neck of a host.
+
+    A neck that runs on no device here, but tells its levels and its channels as
+    FPN-like necks do, is believed.
+
+    Raises:
+        Refusal: What heads get from it is no tuple of maps.
+        Unbuildable: Backbone or neck do not build or run.
+    """
+    errors = []
+    neck = None
+    devices = ['meta', 'cpu'] + ['cuda'] * torch.cuda.is_available()
+    for device in devices:
+        try:
+            with torch.device(device):
+                backbone = build_part(host, 'backbone')
+                neck = build_part(host, 'neck') if host.has_neck else None
+            for module in (backbone, neck):
+                if module is not None:
+                    module.eval()  # which may return None
+        # Constructors of the hosts and of anyone's modules.
+        except Exception as error:
+            errors.append(error)
+            continue
+        for side in (*_SIDES[device], *_own_sides(host)):
+            try:
+                inputs, outputs = _run(host, backbone, neck, side, device)
+            except Exception as error:
+                errors.append(error)
+                continue
+            if neck is None:
+                _check_training(host, backbone, side, device, outputs)
+            return Maps(
+                _shapes(inputs, host, 'backbone', strict=neck is None),
+                _shapes(outputs, host, 'neck' if neck else 'backbone'),
+                _told_levels(neck))
+    told = _told(host, neck)
+    if told is not None:
+        return told
+    raise Unbuildable(
+        f'backbone and neck of {host.name} do not run by themselves, so what '
+        f'the neck returns is unknown: {describe(errors[-1])}') from errors[-1]
+
+
+def _own_sides(host: Host) -> list[int]:
+    """Sides of the images that a host is made for; some run on no others."""
+    preprocessor = host.cfg.get('data_preprocessor') or {}
+    sizes = (host.cfg['backbone'].get('img_size'), preprocessor.get('size'))
+    sides = [size[0] if isinstance(size, (list, tuple)) and size else size
+             for size in sizes]
+    return [side for side in sides if isinstance(side, int) and side > 0]
+
+
+def _told_levels(neck: nn.Module | None) -> int | None:
+    """How many backbone maps an FPN-like neck takes; None for others."""
+    first = getattr(neck, 'start_level', None)
+    end = getattr(neck, 'backbone_end_level', None)
+    return None if first is None or end is None else end - first
+
+
+def _told(host: Host, neck: nn.Module | None) -> Maps | None:
+    """The maps that an FPN-like neck says it returns, each half as large."""
+    levels = _told_levels(neck)
+    inputs, channels, count = (getattr(neck, name, None) for name in
+                               ('in_channels', 'out_channels', 'num_outs'))
+    if levels is None or not isinstance(channels, int) \
+            or not isinstance(count, int) or not isinstance(inputs, list):
+        return None
+
+    def shapes(widths: list[int]) -> tuple[tuple[int, ...], ...]:
+        return tuple((1, width, *[2**(len(widths) - i)] * 2)
+                     for i, width in enumerate(widths))
+
+    return Maps(shapes(inputs), shapes([channels] * count), levels)
+
+
+def build_part(host: Host, part: str) -> nn.Module:
+    """Build the backbone or the neck of a host."""
+    with MODELS.switch_scope_and_registry(host.scope) as registry:
+        return registry.build(copied(host.cfg[part]))
+
+
+def copied(cfg: object) -> object:
+    """A copy of nested configs: constructors take keys out of some."""
+    if isinstance(cfg, Mapping):
+        return type(cfg)({key: copied(value) for key, value in cfg.items()})
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(map(copied, cfg))
+    return cfg
+
+
+def _check_training(host: Host, backbone: nn.Module, side: int, device: str,
+                    tested: object) -> None:
+    """Refuse a backbone that gives heads more maps in training."""
+    backbone.train()
+    try:
+        trained, _ = _run(host, backbone, None, side, device, batch=2)
+    except Exception:  # a norm that wants more pixels says nothing of maps
+        return
+    one, two = (len(maps) if isinstance(maps, (list, tuple)) else None
+                for maps in (tested, trained))
+    if one != two:
+        raise Refusal(
+            f'{host.name} has a backbone ({type_name(host.cfg["backbone"])}) '
+            f'that returns {one or "no tuple of"} maps in testing and '
+            f'{two or "no tuple of"} in training; a neck needs the same')
+
+
+@torch.no_grad()
+def _run(host: Host, backbone: nn.Module, neck: nn.Module | None, side: int,
+         device: str, batch: int = 1) -> tuple[object, object]:
+    channels = host.cfg['backbone'].get('in_channels', 3)
+    if not isinstance(channels, int):
+        channels = 3
+    image = torch.zeros(batch, channels, side, side, device=device)
+    with meta_autocast():
+        inputs = backbone(image)
+        return inputs, inputs if neck is None else neck(inputs)
+
+
+def _shapes(maps: object, host: Host, part: str,
+            strict: bool = True) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a list or tuple of maps; of others nothing if not strict."""
+    if isinstance(maps, Sequence) and all(
+            isinstance(x, Tensor) and x.dim() == 4 for x in maps):
+        return tuple(tuple(x.shape) for x in maps)
+    if not strict:
+        return ()
+    kind = type(maps).__name__
+    if isinstance(maps, Sequence):
+        kind += ' of ' + ', '.join(
+            str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+            for x in maps)
+    elif isinstance(maps, Tensor):
+        kind += f' {tuple(maps.shape)}'
+    raise Refusal(
+        f'{host.name} has a {part} ({type_name(host.cfg[part])}) that returns '
+        f'a {kind}; a transformer needs a tuple of maps (B, C, H, W)')
+
+
+def type_name(cfg: Mapping | Sequence) -> str:
+    """The type that a config names, or those of a list."""
+    if not isinstance(cfg, Mapping):
+        return '[' + ', '.join(map(type_name, cfg)) + ']'
+    kind = cfg.get('type')
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', '?')

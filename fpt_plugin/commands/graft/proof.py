@@ -1,0 +1,394 @@
+"""The proof of a graft: both models on one input with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement
+from rich.table import Table
+from torch import Tensor, nn
+
+from ...openmmlab.models import data_samples, describe
+from .hosts import Host, Unbuildable, build_part
+from .weights import (
+    build_model,
+    calibrate,
+    load_weights,
+    nudge,
+    randomise,
+    share_weights,
+)
+
+# Height and width, tried in turn until the plain model runs to its end.
+SIZES = ((96, 128), (256, 256), (512, 512))
+PREDICTIONS = 'predictions'
+
+# What mmcv says of an operator that no other size of image will bring.
+_MISSING = 'implementation for device'
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of both models.
+
+    Attributes:
+        what: The part that made it.
+        tensors: Number of them.
+        equal: Whether they agree in every bit, not-a-number in the same places.
+        difference: The largest absolute one; infinite where even shapes or
+            types differ.
+        telling: Whether there is anything in it that could differ: finite
+            numbers that are not all the same.
+    """
+
+    what: str
+    tensors: int
+    equal: bool
+    difference: float
+    telling: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the comparison of a plain model with its graft found.
+
+    Attributes:
+        shape: Height and width of the images.
+        comparisons: Output by output.
+        notes: What could not be compared, and why.
+        effective: Whether the outputs of heads change as soon as the graft
+            does; None where no head ran.
+    """
+
+    shape: tuple[int, int]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
+    effective: bool | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Whether all is equal, and the necks' maps are no constants."""
+        necks = [c for c in self.comparisons if c.what.endswith('neck')]
+        return bool(necks) and all(c.telling for c in necks) and all(
+            c.equal for c in self.comparisons)
+
+    @property
+    def heads_compared(self) -> bool:
+        """Whether more than the neck was compared."""
+        return any(c.telling and not c.what.endswith('neck')
+                   for c in self.comparisons)
+
+    def table(self) -> Table:
+        """The comparisons as rows."""
+        height, width = self.shape
+        table = Table(
+            title=f'plain and grafted model at step 0, {height}x{width}',
+            caption='\n'.join(self.notes) or None,
+            caption_justify='left')
+        for name in ('output of', 'tensors', 'identical'):
+            table.add_column(name, no_wrap=True)
+        for c in self.comparisons:
+            verdict = 'yes' if c.equal else f'NO, by up to {c.difference:.3g}'
+            if c.equal and not c.telling:
+                verdict = 'yes, but nothing in it could differ'
+            table.add_row(c.what, str(c.tensors), verdict)
+        return table
+
+
+def prove(plain: Config,
+          grafted: Config,
+          state_dict: Mapping[str, Tensor] | None = None,
+          source: str = 'the checkpoint',
+          sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
+    """Build both models, give them the same weights and compare what they do.
+
+    Args:
+        plain: The config as it was.
+        grafted: With its graft.
+        state_dict: Weights of the plain model; None: random ones.
+        source: What they are called in messages.
+        sizes: Heights and widths of the images that are tried.
+
+    Raises:
+        ValueError: The weights are of another model, or do not all load into
+            the graft.
+        RuntimeError: The graft does not build or run where the plain model
+            does; :class:`~.hosts.Unbuildable` where that one does not.
+    """
+    try:
+        before = build_model(plain)
+    except Exception as error:  # code of the hosts and of anyone
+        raise Unbuildable('the plain model does not build: '
+                          f'{describe(error)}') from error
+    try:
+        after = build_model(grafted)
+    except Exception as error:
+        raise RuntimeError('the grafted model does not build: '
+                           f'{describe(error)}') from error
+    return compare(before, after, state_dict, source, sizes)
+
+
+class _Parts(nn.Module):
+    """Backbone and neck of a host, whose heads do not build."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.backbone = build_part(host, 'backbone')
+        self.neck = build_part(host, 'neck') if host.has_neck else None
+
+    def extract_feat(self, images: Tensor) -> object:
+        maps = self.backbone(images)
+        return maps if self.neck is None else self.neck(maps)
+
+    def forward(self, *args, **kwargs) -> None:
+        raise NotImplementedError('the heads do not build')
+
+
+def prove_parts(before: Host,
+                after: Host,
+                sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
+    """As :func:`prove`, of backbone and neck alone, where heads do not build.
+
+    Raises:
+        RuntimeError: They do not build or run either.
+        ValueError: The weights do not all load into the graft.
+    """
+    try:
+        return compare(_Parts(before), _Parts(after), sizes=sizes)
+    except (RuntimeError, ValueError):
+        raise
+    except Exception as error:  # code of the hosts and of anyone
+        raise Unbuildable(describe(error)) from error
+
+
+def compare(before: nn.Module,
+            after: nn.Module,
+            state_dict: Mapping[str, Tensor] | None = None,
+            source: str = 'the checkpoint',
+            sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
+    """As :func:`prove`, of models that are built; they get weights."""
+    notes = []
+    if state_dict is not None:
+        ignored = load_weights(before, state_dict, source)
+        if ignored:
+            notes.append(f'{len(ignored)} keys of {source} are of no part of '
+                         f'the model: {", ".join(ignored[:3])}, ...')
+    else:
+        randomise(before)
+    for model in (before, after):
+        model.eval()
+    hosts = dict(_hosts(before))
+    if not hosts:
+        raise Unbuildable('the plain model has no part with a backbone: '
+                          f'{type(before).__name__}')
+    if state_dict is None:
+        for host in hosts.values():
+            calibrate(before, host, _images(host, sizes[0], batch=2))
+    share_weights(before, after)
+    twins = dict(_hosts(after))
+    comparisons, shape = [], sizes[0]
+    runs = {}
+    for name, host in hosts.items():
+        prefix = f'{name}.' if name else ''
+        shape, outputs, errors = _first_whole(host, sizes)
+        images = _images(host, shape)
+        new, failed = _outputs(twins[name], images)
+        if failed and (not errors or 'neck' not in new):
+            raise RuntimeError('the grafted model fails where the plain one '
+                               f'runs: {failed[0]}')
+        notes += [f'not compared: {prefix}{error}' for error in errors]
+        comparisons += _compare(outputs, new, prefix)
+        runs[name] = (images, new)
+    return Proof(shape, tuple(comparisons), tuple(dict.fromkeys(notes)),
+                 _takes_effect(after, twins, runs))
+
+
+def _takes_effect(after: nn.Module, twins: Mapping[str, nn.Module],
+                  runs: Mapping[str, tuple[Tensor, dict]]) -> bool | None:
+    """Move what starts at zero, and see whether heads notice.
+
+    They do not where none reads the maps that are transformed.
+    """
+    nudge(after)
+    changes = []
+    for name, (images, old) in runs.items():
+        new, failed = _outputs(twins[name], images)
+        heads = [c for c in _compare(old, new, '') if c.what != 'neck']
+        if not failed and heads:
+            changes.append(any(not c.equal for c in heads))
+    return any(changes) if changes else None
+
+
+def _hosts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, 'backbone', None), nn.Module) \
+                and hasattr(module, 'extract_feat'):
+            yield name, module
+
+
+def _images(host: nn.Module, shape: tuple[int, int], batch: int = 1) -> Tensor:
+    mean = getattr(getattr(host, 'data_preprocessor', None), 'mean', None)
+    channels = 3 if mean is None else mean.numel()
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, channels, *shape, generator=generator)
+
+
+def _first_whole(
+    host: nn.Module, sizes: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], dict[str, list], list[str]]:
+    """The first size at which all of a plain model runs, else its neck."""
+    best = None
+    own = getattr(getattr(host, 'data_preprocessor', None), 'size', None)
+    if isinstance(own, (list, tuple)) and len(own) == 2:
+        sizes = (*sizes, tuple(own))  # some backbones take no other
+    for shape in sizes:
+        outputs, errors = _outputs(host, _images(host, shape))
+        if 'neck' in outputs and (best is None or not errors):
+            best = (shape, outputs, errors)
+        if not errors or any(_MISSING in error for error in errors):
+            break
+    if best is None:
+        raise Unbuildable(f'the plain model does not run: {errors[0]}')
+    return best
+
+
+@torch.no_grad()
+def _outputs(host: nn.Module,
+             images: Tensor) -> tuple[dict[str, list], list[str]]:
+    """What neck, heads and the whole return, by their names, and what failed.
+
+    The heads' own outputs count too, because predictions may be none.
+    """
+    found: dict[str, list] = {}
+    errors = []
+    with _Recording(host, found):
+        for mode in ('predict', 'tensor'):
+            found.clear()
+            torch.manual_seed(0)
+            samples = data_samples(images)
+            try:
+                found[PREDICTIONS] = [host(images, samples, mode=mode)]
+                break
+            except Exception as error:  # code of the hosts and of anyone
+                errors.append(f'{mode}: {describe(error)}')
+        else:
+            if 'neck' not in found:
+                try:
+                    found['neck'] = [host.extract_feat(images)]
+                except Exception as error:
+                    errors.append(describe(error))
+    if PREDICTIONS in found:
+        errors.clear()
+        found[PREDICTIONS] = found.pop(PREDICTIONS)  # shown last
+    return found, errors
+
+
+class _Recording:
+    """Keep what the parts of a host return while it runs.
+
+    ``forward`` itself is wrapped: heads of the hosts are called by it too.
+    """
+
+    def __init__(self, host: nn.Module, found: dict[str, list]) -> None:
+        self.found = found
+        neck = getattr(host, 'neck', None)
+        parts = {'neck': neck if neck is not None else host.backbone}
+        for name, child in host.named_children():
+            if name in ('backbone', 'neck', 'data_preprocessor'):
+                continue
+            parts[name] = child
+            for inner, head in child.named_children():
+                if name == 'roi_head' or isinstance(child, nn.ModuleList):
+                    parts[f'{name}.{inner}'] = head
+        self.parts = {name: part for name, part in parts.items()
+                      if not isinstance(part, (nn.ModuleList, nn.ModuleDict))}
+
+    def __enter__(self) -> None:
+        for name, part in self.parts.items():
+            part.forward = self._recorded(name, part.forward)
+
+    def __exit__(self, *exception) -> None:
+        for part in self.parts.values():
+            del part.forward  # the class' own is behind it
+
+    def _recorded(self, name: str, forward):
+
+        def recorded(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            self.found.setdefault(name, []).append(_kept(out))
+            return out
+
+        return recorded
+
+
+def _kept(out: object) -> list:
+    """Copies: what follows may change a map in place."""
+    return [x.clone() if isinstance(x, Tensor) else x for x in _leaves(out)]
+
+
+def _leaves(x: object) -> Iterator[object]:
+    """Tensors and plain values in whatever the hosts return."""
+    if isinstance(x, Tensor) or x is None:
+        yield x
+    elif isinstance(x, np.ndarray):
+        yield torch.from_numpy(x)
+    elif isinstance(x, Mapping):
+        for value in x.values():
+            yield from _leaves(value)
+    elif isinstance(x, BaseDataElement):
+        for _, value in sorted(x.items()):
+            yield from _leaves(value)
+    elif isinstance(x, (list, tuple)):
+        for value in x:
+            yield from _leaves(value)
+    elif isinstance(getattr(x, 'tensor', None), Tensor):  # mmdet's boxes
+        yield x.tensor
+    elif isinstance(x, (bool, int, float, str, bytes)):
+        yield x
+
+
+def _compare(before: dict[str, list], after: dict[str, list],
+             prefix: str) -> list[Comparison]:
+    comparisons = []
+    for what, old in before.items():
+        a, b = (list(_leaves(x)) for x in (old, after.get(what)))
+        tensors = [x for x in a if isinstance(x, Tensor)]
+        differences = [_difference(x, y) for x, y in zip(a, b)]
+        if len(a) != len(b):
+            differences.append(float('inf'))
+        comparisons.append(
+            Comparison(
+                prefix + what,
+                tensors=len(tensors),
+                equal=not any(differences),
+                difference=max(differences, default=0.),
+                telling=any(map(_telling, tensors))))
+    return comparisons
+
+
+def _difference(a: object, b: object) -> float:
+    """0 where equal, not-a-number in the same places included."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0. if type(a) is type(b) and a == b else float('inf')
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float('inf')
+    if torch.equal(a, b):
+        return 0.
+    if not a.is_floating_point():
+        return float('inf')
+    differs = (a != b) & ~(a.isnan() & b.isnan())
+    if not differs.any():
+        return 0.
+    gap = (a[differs].double() - b[differs].double()).abs().max().item()
+    return gap if gap > 0 else float('inf')  # max() of not-a-number
+
+
+def _telling(x: Tensor) -> bool:
+    if not x.is_floating_point():
+        return x.numel() > 1 and bool((x != x.flatten()[0]).any())
+    finite = x[x.isfinite()]
+    return finite.numel() > 1 and bool((finite != finite[0]).any())

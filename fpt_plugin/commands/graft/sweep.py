@@ -1,0 +1,363 @@
+"""A graft tried on every config that a host ships.
+
+Each is grafted, its text read again, both models built and compared; nothing is
+written but the results. What is one model under several schedules or data sets
+is built once, and counted for each of its configs.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ...openmmlab.models import describe, load_config
+from .hosts import Refusal, Unbuildable, find_hosts, type_name
+from .planning import Options, Plan, plan
+from .proof import prove, prove_parts
+from .text import check_gives, config_text
+from .weights import zeros_for_random
+
+LIBRARIES = ('mmdet', 'mmseg')
+
+IDENTICAL = 'identical'
+DIFFERENT = 'different'
+REFUSED = 'refused'
+UNBUILDABLE = 'does not build plain'
+FAILED = 'failed'
+STATUSES = (IDENTICAL, DIFFERENT, REFUSED, UNBUILDABLE, FAILED)
+
+# What two models may differ in and be built of the same parts: weights,
+# training, the number of classes, what is done before and after.
+_NO_PART = ('init_cfg', 'pretrained', 'train_cfg', 'test_cfg',
+            'data_preprocessor', 'num_classes', 'num_things_classes',
+            'num_stuff_classes', 'frozen_stages', 'norm_eval', 'with_cp',
+            'drop_path_rate', 'requires_grad')
+
+# Height and width, as in proof.py but for a smaller first one.
+_SIZES = ((64, 96), (128, 128), (256, 256), (512, 512))
+
+# RoI heads and decoders of masks see no more than so many candidates.
+_CANDIDATES = 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came of a config.
+
+    Attributes:
+        config: Its path in the library's folder of configs.
+        status: One of :data:`STATUSES`.
+        neck: The neck that stood there, or ``none``.
+        reason: Why, where it is not identical; else what was compared.
+        model: Hash of the model's parts; configs with the same one share a
+            result.
+        seconds: That it took; 0 where the result was there already.
+    """
+
+    config: str
+    status: str
+    neck: str
+    reason: str
+    model: str
+    seconds: float
+
+
+def config_folder(library: str) -> Path:
+    """Where an installed library keeps its configs.
+
+    Raises:
+        ValueError: The library is not one of :data:`LIBRARIES`.
+        FileNotFoundError: It is not installed, or without its configs.
+    """
+    if library not in LIBRARIES:
+        raise ValueError(f'--sweep must be one of {LIBRARIES}, got {library!r}')
+    try:
+        package = Path(importlib.import_module(library).__file__).parent
+    except ImportError as error:
+        raise FileNotFoundError(f'{library} is not installed') from error
+    for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f'{library} was installed without its configs')
+
+
+def shipped_configs(folder: Path) -> list[str]:
+    """Paths of all configs but those that are bases alone."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob('*.py')
+        if '_base_' not in path.parts)
+
+
+def try_config(folder: Path, name: str, known: Mapping[str, Record],
+               options: Options = Options()) -> Record:
+    """Graft one config and prove it.
+
+    Args:
+        folder: Of the library's configs.
+        name: Its path in there.
+        known: Records by their model.
+        options: Of the graft.
+    """
+    started = time.perf_counter()
+    neck, model = 'none', ''
+
+    def record(status: str, reason: str) -> Record:
+        return Record(name, status, neck, reason, model,
+                      round(time.perf_counter() - started, 2))
+
+    try:
+        cfg = load_config(folder / name)
+    except ValueError as error:
+        return record(REFUSED, str(error).partition(', got')[0])
+    except FileNotFoundError as error:
+        missing = str(error.filename or error)
+        return record(UNBUILDABLE, 'a file is missing: '
+                      f'{missing.replace(f"{folder}/", "")}')
+    # What configs of anyone do when they are read: a package is missing.
+    except Exception as error:
+        return record(UNBUILDABLE, describe(error))
+    neck = _neck_of(cfg)
+    model = _signature(cfg)
+    if model in known:
+        before = known[model]
+        return Record(name, before.status, neck, before.reason, model, 0.)
+    _lighten(cfg.model)
+    made = None
+    try:
+        with zeros_for_random():
+            made = plan(cfg, options)
+            text = config_text(cfg, made.cfg, str(folder / name))
+            fresh = Config.fromstring(text, '.py')
+            _lighten(fresh.model)
+            check_gives(fresh, made.cfg)
+            proof = prove(cfg, made.cfg, sizes=_SIZES)
+    except Refusal as error:
+        return record(REFUSED, str(error))
+    except Unbuildable as error:
+        return record(UNBUILDABLE, str(error) + _parts_of(cfg, made))
+    except Exception as error:  # whatever it is, it is a failure of the graft
+        return record(FAILED, describe(error))
+    if not proof.identical:
+        different = [c.what for c in proof.comparisons if not c.equal]
+        return record(DIFFERENT if different else FAILED,
+                      ', '.join(different) or 'nothing could differ')
+    if proof.effective is False:
+        return record(REFUSED, 'no head reads the maps that are transformed')
+    if not proof.heads_compared:
+        return record(IDENTICAL, f'neck alone; {"; ".join(proof.notes)}')
+    return record(IDENTICAL, 'neck and heads' + (
+        ', which read the graft' if proof.effective else ''))
+
+
+def _parts_of(cfg: Config, made: Plan | None) -> str:
+    """What can be said of backbone and neck where the heads do not build."""
+    if made is None:
+        return ''
+    new = {host.path: host for host in find_hosts(made.cfg.model,
+                                                  cfg.default_scope)}
+    grafted = {host.path for host in made.hosts}
+    found = []
+    for host in find_hosts(cfg.model, cfg.default_scope):
+        if host.path not in grafted:
+            continue
+        try:
+            with zeros_for_random():
+                proof = prove_parts(host, new[host.path], _SIZES)
+        except (RuntimeError, ValueError) as error:
+            return f'; nor does its neck run alone: {describe(error)}'
+        found.append(proof.identical)
+    return ('; backbone and neck alone are identical'
+            if found and all(found) else '; its neck alone is DIFFERENT')
+
+
+def _neck_of(cfg: Config) -> str:
+    hosts = find_hosts(cfg.model, cfg.default_scope)
+    necks = dict.fromkeys(
+        type_name(host.cfg['neck']) for host in hosts if host.has_neck)
+    return ' and '.join(necks) or 'none'
+
+
+def _signature(cfg: Config) -> str:
+    """A hash of the parts of a model, without what acts in training alone."""
+
+    def stripped(node: object) -> object:
+        if isinstance(node, Mapping):
+            return {str(key): stripped(value) for key, value in node.items()
+                    if key not in _NO_PART and not str(key).startswith('loss')}
+        if isinstance(node, (list, tuple)):
+            return [stripped(value) for value in node]
+        return node if isinstance(node, (int, float, bool)) else str(node)
+
+    content = dict(model=stripped(cfg.to_dict()['model']),
+                   scope=cfg.default_scope)
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _lighten(node: object) -> None:
+    """Few candidates, wherever a test_cfg names how many."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key in ('max_per_img', 'nms_pre') and type(value) is int:
+                node[key] = min(value, _CANDIDATES) if value > 0 else value
+            else:
+                _lighten(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _lighten(value)
+
+
+def sweep(library: str,
+          out: str | Path | None = None,
+          limit: int | None = None,
+          resume: bool = False,
+          force: bool = False,
+          only: str | None = None,
+          options: Options = Options(),
+          console: Console | None = None) -> list[Record]:
+    """Try every config that a library ships.
+
+    Args:
+        library: One of :data:`LIBRARIES`.
+        out: File of JSON lines, one a config, written as they come.
+        limit: Stop after so many configs.
+        resume: Go on with what is in ``out``.
+        force: Begin ``out`` anew.
+        only: Take the configs whose path has this in it.
+        options: Of the graft.
+        console: Shows how far it is.
+
+    Raises:
+        OSError: ``out`` cannot be written, or is there already.
+        ValueError: There is no such library, or ``out`` holds something else.
+    """
+    folder = config_folder(library)
+    names = [n for n in shipped_configs(folder) if only is None or only in n]
+    names = names[:limit]
+    done = _read(out, resume, force)
+    known = {r.model: r for r in done.values() if r.model}
+    records = []
+    with Progress(
+            TextColumn('{task.description}'), BarColumn(),
+            MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console) as progress, _Lines(out) as lines:
+        task = progress.add_task(library, total=len(names))
+        for name in names:
+            progress.update(task, description=name[:60])
+            record = done.get(name)
+            if record is None:
+                record = try_config(folder, name, known, options)
+                lines.write(record)
+                gc.collect()  # models hold on to themselves
+            if record.model:
+                known.setdefault(record.model, record)
+            records.append(record)
+            progress.advance(task)
+    return records
+
+
+def _read(out: str | Path | None, resume: bool,
+          force: bool) -> dict[str, Record]:
+    if out is None or not Path(out).exists():
+        return {}
+    if not resume:
+        if not force:
+            raise FileExistsError(f'{out} is there already; --resume goes on '
+                                  'with it, --force begins anew')
+        Path(out).unlink()
+        return {}
+    found = {}
+    lines = Path(out).read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if not line.endswith('\n'):  # cut off when the process was
+            Path(out).write_text(''.join(lines[:number]))
+            break
+        try:
+            record = Record(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{out} is no file of a sweep: line {number + 1} '
+                             f'({describe(error)})') from error
+        found[record.config] = record
+    return found
+
+
+class _Lines:
+    """Appends records to a file, if there is one."""
+
+    def __init__(self, out: str | Path | None) -> None:
+        self.out = None if out is None else Path(out)
+        self.file = None
+
+    def __enter__(self) -> _Lines:
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.out.open('a')
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, record: Record) -> None:
+        """One line, on the disk at once."""
+        if self.file is not None:
+            self.file.write(json.dumps(asdict(record)) + '\n')
+            self.file.flush()
+
+
+def summary(library: str, records: list[Record]) -> Table:
+    """Necks as rows, what came of their configs as columns."""
+    built = {r.model for r in records if r.status in (IDENTICAL, DIFFERENT)}
+    necks: dict[str, Counter] = {}
+    for record in sorted(records, key=lambda r: r.neck):
+        necks.setdefault(record.neck, Counter())[record.status] += 1
+    table = Table(
+        title=f'{len(records)} configs of {library}',
+        caption='\n'.join([
+            f'Compared: {len(built)} distinct models.', *reasons(records)]),
+        caption_justify='left')
+    table.add_column('neck')
+    for status in STATUSES:
+        table.add_column(status, justify='right')
+    rows = sorted(necks.items(), key=lambda item: -sum(item[1].values()))
+    for neck, counts in rows:
+        table.add_row(neck, *_numbers(counts))
+    table.add_section()
+    table.add_row('all', *_numbers(Counter(r.status for r in records)))
+    return table
+
+
+def _numbers(counts: Counter) -> Iterator[str]:
+    return (str(counts[status] or '') for status in STATUSES)
+
+
+def reasons(records: list[Record]) -> list[str]:
+    """Why, with the number of configs and one of them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        found.setdefault((record.status, record.reason), []).append(
+            record.config)
+    ordered = sorted(found.items(),
+                     key=lambda item: (STATUSES.index(item[0][0]),
+                                       -len(item[1])))
+    return [f'{len(configs)} {status}: {reason} ({configs[0]}'
+            f'{", ..." if len(configs) > 1 else ""})'
+            for (status, reason), configs in ordered]

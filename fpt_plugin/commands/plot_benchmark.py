@@ -1,0 +1,120 @@
+"""The README's plot of the benchmark, from its JSON files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..io.files import replacing
+
+ERRORS = (OSError, ValueError)
+
+COLOURS = dict(fpt_plugin='#0b6e8a', reference='#c7c7c7', sdpa='#e0a030')
+LABELS = dict(
+    fpt_plugin='fpt_plugin',
+    reference='plain formula',
+    sdpa='one SDPA call a part')
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/plot_benchmark.py."""
+    parser = argparse.ArgumentParser(
+        description='Draw time and memory of forward and backward')
+    parser.add_argument(
+        'results',
+        nargs='*',
+        default=[
+            'benchmarks/attention-cpu-float32.json',
+            'benchmarks/local-attention-cpu-float32.json'
+        ],
+        help='JSON files of tools/benchmark.py')
+    parser.add_argument('--out', default='resources/benchmark.png')
+    return parser
+
+
+def bars(paths: list[str]) -> tuple[list[dict], dict]:
+    """The cases of some result files, and the machine of the first.
+
+    Raises:
+        ValueError: A file holds no case with times and memory.
+    """
+    cases, where = [], None
+    for path in paths:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        where = where or content['surroundings']
+        found = [
+            record for record in content['records'] if any(
+                'both_bytes' in c for c in record['contestants'].values())
+        ]
+        if not found:
+            raise ValueError('results must hold cases with memory, measured '
+                             f'without --no-memory, got none in {path}')
+        cases += found
+    return cases, where
+
+
+def draw(paths: list[str], out: str) -> Path:
+    """Draw seconds and extra memory, a group of bars a case.
+
+    Returns:
+        The picture.
+    """
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    cases, where = bars(paths)
+    names = [n for n in COLOURS if any(n in c['contestants'] for c in cases)]
+    figure, axes = plt.subplots(2, 1, figsize=(9, 5.2), sharex=True)
+    quantities = (
+        ('seconds', lambda c: c['both']['median']),
+        ('GiB', lambda c: c['both_bytes'] / 2**30),
+    )
+    for axis, (label, value) in zip(axes, quantities):
+        for place, name in enumerate(names):
+            shown = [(x, value(case['contestants'][name]))
+                     for x, case in enumerate(cases)
+                     if 'both' in case['contestants'].get(name, {})]
+            axis.bar([x + 0.27 * (place - 1) for x, _ in shown],
+                     [y for _, y in shown],
+                     width=0.25,
+                     color=COLOURS[name],
+                     label=LABELS[name])
+        for x, case in enumerate(cases):
+            for place, name in enumerate(names):
+                if 'skipped' in case['contestants'].get(name, {}):
+                    axis.text(
+                        x + 0.27 * (place - 1), axis.get_ylim()[0], ' not run',
+                        rotation=90, ha='center', va='bottom', fontsize=7)
+        axis.set_yscale('log')
+        axis.set_ylabel(label)
+        axis.grid(axis='y', alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.spines[['top', 'right']].set_visible(False)
+    axes[0].set_title('Forward and backward pass, time and extra memory '
+                      f'({where["device"]}, {where["threads"]} threads)',
+                      fontsize=10)
+    axes[0].legend(frameon=False, fontsize=8, ncols=len(names))
+    axes[1].set_xticks(range(len(cases)), [_title(c) for c in cases],
+                       fontsize=8)
+    figure.tight_layout()
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=130)
+    plt.close(figure)
+    return Path(out)
+
+
+def _title(case: dict) -> str:
+    if 'window' in case:
+        return f'LGT {case["case"]}\nwindow {case["window"]}'
+    branch, _, levels = case['case'].partition(':')
+    source = levels.replace('-', ' <- ')
+    return f'{branch.upper()} {source}'.replace('@', '\nkeys pooled by ')
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Draw the plot and print its path."""
+    out = draw(args.results, args.out)
+    print(out)
+    return out

@@ -1,0 +1,178 @@
+"""The quickstart's segmentor of cell nuclei."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+
+from ..convert_weights.mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
+from .detection import CACHE
+from .nuclei import HISTOLYTICS, prepare_nuclei, prepare_stroma
+from .pictures import write_rows
+
+PICTURE_TILES = 2
+OVERLAY = 0.45  # opacity of the classes
+
+
+class Segmentation:
+    """Nuclei in a stained section: data, config, figures and picture."""
+
+    name = 'segmentation'
+    config = 'configs/quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
+    ufp_config = 'configs/quickstart/sem-fpn_mobilenet-v2-d8_ufp-fpt_nuclei.py'
+    necks = ('fpt', 'fpn', 'ufp')
+    work_dir = 'work_dirs/quickstart-segmentation'
+    packages = (HISTOLYTICS, MOBILENET_WEIGHTS)
+    shown = ('miou', 'aacc')
+    picture = 'segments.png'
+    caption = 'Pseudo-labels (left), predictions (right)'
+    held_out = 'of the same image, whose labels look like the output of a model'
+
+    def load(self, neck: str) -> Config:
+        """The shipped config with a neck."""
+        cfg = Config.fromfile(self.ufp_config if neck == 'ufp' else self.config)
+        if neck == 'fpn':
+            cfg.model.neck.type = 'FPN'
+        return cfg
+
+    def prepare(self) -> None:
+        """Fetch image and weights, unless they are there."""
+        prepare_nuclei('data/nuclei', CACHE)
+        prepare_mobilenet_v2('data/pretrained/mobilenet_v2_mmseg.pth', CACHE,
+                             host='mmseg')
+
+    def count_images(self, dataloader: dict) -> int:
+        """Images of a split."""
+        dataset = dataloader.dataset
+        folder = Path(dataset.data_root) / dataset.data_prefix.img_path
+        return len(list(folder.glob('*.png')))
+
+    def test(self, runner: Runner) -> dict:
+        """Figures of the held-out tiles, from 0 to 1; IoU a class too.
+
+        Those of the second image are behind ``transfer``; None where pyarrow,
+        which reads its polygons, is not installed.
+        """
+        try:
+            stroma = prepare_stroma('data/nuclei-stroma', CACHE)
+        except ImportError as error:
+            print(f'The second image is left out: {error}', flush=True)
+            stroma = None
+        return dict(
+            **_figures(runner),
+            transfer=stroma and _figures(_runner_over(runner, stroma)))
+
+    def draw(self, runner: Runner, path: Path) -> Path:
+        """Draw labels and predictions over some of the held-out tiles."""
+        return draw_segments(runner.model,
+                             runner.test_loop.dataloader.dataset, path)
+
+
+def _runner_over(runner: Runner, root: Path) -> Runner:
+    """A runner that tests the same model on other tiles."""
+    cfg = copy.deepcopy(runner.cfg)
+    cfg.test_dataloader.dataset.update(
+        data_root=str(root),
+        data_prefix=dict(img_path='images/test', seg_map_path='labels/test'))
+    return Runner(
+        model=runner.model,
+        work_dir=cfg.work_dir,
+        test_dataloader=cfg.test_dataloader,
+        test_evaluator=cfg.test_evaluator,
+        test_cfg=cfg.test_cfg,
+        default_scope=cfg.default_scope,
+        log_processor=cfg.log_processor,
+        experiment_name=f'{runner.experiment_name}-{root.name}')
+
+
+def _figures(runner: Runner) -> dict:
+    """mIoU, pixel accuracy, and IoU by class of a runner's test data."""
+    areas = ClassAreas(runner.test_loop.dataloader.dataset.metainfo)
+    runner.register_hook(areas)
+    metrics = runner.test()
+    return dict(
+        miou=float(metrics['mIoU']) / 100,
+        aacc=float(metrics['aAcc']) / 100,
+        iou=areas.iou())
+
+
+class ClassAreas(Hook):
+    """Sums up the classes' areas while a model is tested.
+
+    mmseg's IoUMetric prints the IoU of each class and returns their mean alone.
+
+    Args:
+        metainfo: The dataset's, with ``classes``.
+    """
+
+    def __init__(self, metainfo: dict) -> None:
+        self.classes = metainfo['classes']
+        self._metric = METRICS.get('mmseg.IoUMetric')
+        self._areas = 0
+
+    def after_test_iter(self,
+                        runner,
+                        batch_idx,
+                        data_batch=None,
+                        outputs=None) -> None:
+        """Add the areas of a batch."""
+        for sample in outputs:
+            self._areas = self._areas + torch.stack(
+                self._metric.intersect_and_union(
+                    sample.pred_sem_seg.data.squeeze().cpu(),
+                    sample.gt_sem_seg.data.squeeze().cpu(),
+                    len(self.classes), 255))
+
+    def iou(self) -> dict[str, float | None]:
+        """Intersection over union by class; None where one never occurs."""
+        return {
+            name: intersection / union if union else None
+            for name, intersection, union in zip(self.classes,
+                                                 *self._areas[:2].tolist())
+        }
+
+
+def draw_segments(model: torch.nn.Module, dataset, path: str | Path) -> Path:
+    """Draw labels (left) and predictions (right) over held-out tiles.
+
+    Args:
+        model: A trained segmentor.
+        dataset: Its test dataset, whose pipeline loads annotations.
+        path: The picture to write.
+
+    Returns:
+        ``path``.
+    """
+    palette = np.array(dataset.metainfo['palette'], np.uint8)
+    model.eval()
+    rows = []
+    for i in range(min(PICTURE_TILES, len(dataset))):
+        data = dataset[i]
+        with torch.no_grad():
+            sample, = model.test_step(
+                dict(
+                    inputs=[data['inputs']],
+                    data_samples=[data['data_samples']]))
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        rows.append(
+            np.concatenate([
+                _overlay(image, segments.data.squeeze().cpu().numpy(), palette)
+                for segments in (sample.gt_sem_seg, sample.pred_sem_seg)
+            ], 1))
+    return write_rows(rows, path)
+
+
+def _overlay(image: np.ndarray, labels: np.ndarray,
+             palette: np.ndarray) -> np.ndarray:
+    """The classes' colours over an image; the first class stays as it is."""
+    mixed = cv2.addWeighted(palette[labels], OVERLAY, image, 1 - OVERLAY, 0)
+    return np.where((labels > 0)[..., None], mixed, image)

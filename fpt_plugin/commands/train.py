@@ -1,0 +1,119 @@
+"""Train a detector or a segmentor from a config, as mmdet's and mmseg's tools do.
+
+One command serves both libraries: the config's ``default_scope`` says whose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import Runner
+
+from ..engine.data_checks import check_data
+from ..engine.device_checks import check_amp, check_sync_bn
+from ..engine.resume import check_checkpoint, check_pretrained, newest_checkpoint
+from ..engine.running import run_training
+from .common import launch_config, launch_parser, reporting
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of mmdet's and mmseg's tools/train.py."""
+    parser = launch_parser('Train a detector or a segmentor')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='continue from this checkpoint; without a path from the newest '
+        'whole one in the work folder')
+    return parser
+
+
+def train_config(args: argparse.Namespace) -> Config:
+    """The config to train with under the flags of :func:`parser`.
+
+    Raises:
+        ValueError: A flag does not fit the config.
+    """
+    cfg = launch_config(args)
+    if args.amp:
+        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', OptimWrapper,
+                           AmpOptimWrapper):
+            raise ValueError('--amp needs a config whose optim_wrapper is of '
+                             f'type OptimWrapper, got {wrapper!r}')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ValueError('--auto-scale-lr needs a config with '
+                             'auto_scale_lr=dict(base_batch_size=...), got '
+                             f'auto_scale_lr={cfg.get("auto_scale_lr")}')
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto' or (args.resume is None and cfg.get('resume')
+                                 and cfg.get('load_from') is None):
+        _resume_newest(cfg)
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
+    return cfg
+
+
+def _resume_newest(cfg: Config) -> None:
+    """Continue from the newest whole checkpoint.
+
+    A run that died before its first checkpoint begins again: it must not lose
+    the weights that the config starts from, which a resumed run would.
+    """
+    checkpoint = newest_checkpoint(cfg.work_dir, _checkpoint_hook(cfg))
+    if checkpoint is None:
+        warnings.warn(
+            f'--resume found no checkpoint in {cfg.work_dir}: the run begins '
+            f'anew, with load_from={cfg.get("load_from")!r}',
+            stacklevel=2)
+        cfg.resume = False
+        return
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
+def _checkpoint_hook(cfg: Config) -> dict:
+    """The settings of the hook that saves checkpoints; empty without one."""
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+
+
+def prepare_training(args: argparse.Namespace) -> Config:
+    """The config of a training, looked at before anything is built.
+
+    Raises:
+        OSError: The config or what it names is not there.
+        ValueError: A flag does not fit the config or the device, or the
+            checkpoint to begin with is damaged.
+    """
+    cfg = train_config(args)
+    check_amp(cfg, args.amp)
+    check_sync_bn(cfg)
+    check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
+    check_pretrained(cfg.model)
+    found = args.resume == 'auto' and cfg.get('resume')  # looked at already
+    if cfg.get('load_from') and not found:
+        check_checkpoint(cfg.load_from)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Runner:
+    """Train; only errors of the preparation end it without a traceback.
+
+    Raises:
+        SystemExit: A flag, the config, its data or its checkpoint do not fit.
+        OSError: The disk is full.
+    """
+    with reporting('train', OSError, ValueError):
+        cfg = prepare_training(args)
+    return run_training(cfg)

@@ -1,0 +1,1 @@
+"""Draw where the branches of a trained FPT look in an image."""

@@ -1,0 +1,1 @@
+"""Safe files: atomic writing, and reading checkpoints without running their code."""

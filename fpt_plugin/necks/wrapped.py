@@ -1,0 +1,128 @@
+"""Build a neck of mmdet or mmseg inside ours, with errors that help.
+
+The wrapped pyramid is reached through the registry only; nothing here imports
+mmdet or mmseg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.model import Sequential
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers.checks import check_map, refusing
+from ..openmmlab.pins import SCOPES
+from ..openmmlab.registry import lookup, missing_arguments, unknown_arguments
+
+
+def build_pyramid(cfg: dict | list, offered: dict | None = None) -> nn.Module:
+    """Build a neck, or a list of necks as a Sequential, in the active scope.
+
+    Where no scope is active, or the active one does not know the name, mmdet
+    and then mmseg are tried.
+
+    Args:
+        cfg: Config of the neck, or a list of such.
+        offered: Arguments that a single neck gets where it takes them and
+            ``cfg`` does not set them.
+
+    Raises:
+        TypeError: ``cfg`` is not a dict or a list of dicts with a type, or
+            the neck refuses its arguments.
+        ValueError: The neck refuses the values of its arguments, or no
+            registry knows the type.
+    """
+    if isinstance(cfg, (list, tuple)):
+        return Sequential(*(build_pyramid(item) for item in cfg))
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError('pyramid must be a dict with a type, a list of such '
+                        f'dicts, or None, got {cfg!r}')
+    cfg = dict(cfg)
+    scope = cfg.pop('_scope_', None) or _library_of(cfg['type'])
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cls = lookup(registry, cfg['type'])
+        if cls is None:
+            raise ValueError(_unknown_type(cfg['type'], registry.scope))
+        refused = unknown_arguments(cls, offered or {})
+        cfg.update((k, v) for k, v in (offered or {}).items()
+                   if k not in cfg and k not in refused)
+        args = {k: v for k, v in cfg.items() if k != 'type'}
+        _check_arguments(cls, args)
+        with refusing(f'the pyramid {cls.__name__} of these arguments', args):
+            return registry.build(cfg)
+
+
+def _library_of(neck_type: str | type) -> str | None:
+    """The host to ask; None keeps the active scope."""
+    if not isinstance(neck_type, str) or '.' in neck_type:
+        return None
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if lookup(registry, neck_type) is not None:
+            return None
+    for scope in SCOPES:
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            if registry.scope == scope and lookup(registry, neck_type):
+                return scope
+    return None
+
+
+def _unknown_type(neck_type: str, scope: str) -> str:
+    return (f'the pyramid {neck_type!r} is in no registry of the scope '
+            f'{scope!r}. Name its library in the type, as in '
+            f"'mmdet.{neck_type}' or 'mmseg.{neck_type}', or activate the "
+            "library first: mmengine.registry.init_default_scope('mmdet')")
+
+
+def _check_arguments(cls: type, args: dict) -> None:
+    """Refuse arguments that the constructor does not have, by their names."""
+    unknown = unknown_arguments(cls, args)
+    if unknown:
+        others = sorted(name for name, neck in _registered_necks()
+                        if not unknown_arguments(neck, args)
+                        and not missing_arguments(neck, args))
+        hint = (
+            f' Necks that take them: {", ".join(others)}. If one of them '
+            f"stood there, write pyramid=dict(type='{others[0]}')."
+            if others else '')
+        raise TypeError(
+            f'the pyramid {cls.__name__} takes no argument '
+            f'{", ".join(map(repr, unknown))}, got {sorted(args)}.{hint} '
+            'Arguments of FPT itself that are misspelt arrive here too; '
+            'arguments of the neck that FPT replaces are kept by mmengine '
+            'unless the new dict holds _delete_=True.')
+    missing = missing_arguments(cls, args)
+    if missing:
+        raise TypeError(
+            f'the pyramid {cls.__name__} needs {", ".join(map(repr, missing))}, '
+            f'got {sorted(args)}')
+
+
+def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,
+                 inputs: Sequence[Tensor]) -> None:
+    """Say what is wrong with inputs that the pyramid could not take.
+
+    Only after the fact: a host's neck may ignore some of its inputs.
+
+    Raises:
+        TypeError: An input is not a floating point tensor.
+        ValueError: An input is no map, or has other channels.
+    """
+    weight = next(pyramid.parameters(), None)
+    for i, x in enumerate(inputs):
+        check_map(f'inputs[{i}]', x, weight=weight)
+    if not isinstance(in_channels, (list, tuple)):
+        return
+    given = [x.shape[1] for x in inputs]
+    if given != list(in_channels):
+        raise ValueError(f'in_channels={list(in_channels)} does not fit the '
+                         f'inputs, whose channels are {given}')
+
+
+def _registered_necks() -> list[tuple[str, type]]:
+    """Names and classes of the necks that the imported hosts register."""
+    return [(name, cls) for scope in SCOPES
+            if scope in MODELS.children
+            for name, cls in MODELS.children[scope].module_dict.items()
+            if '.necks.' in getattr(cls, '__module__', '')]

@@ -1,1 +1,0 @@
-"""What the tools call: data, checkpoints and summaries of the quickstart."""

@@ -1,0 +1,238 @@
+"""Lambda grafts: plugins in a ResNet, and LambdaResNet in its place."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from helpers.graft_detectors import FPN, config, retinanet, write
+from mmengine.config import Config
+
+from fpt_plugin import LambdaLayer, LambdaResNet
+from fpt_plugin.commands.graft import graft
+from fpt_plugin.commands.graft.backbone import convert_backbones
+from fpt_plugin.commands.graft.command import main, parser
+from fpt_plugin.commands.graft.hosts import Refusal
+from fpt_plugin.commands.graft.proof import compare, prove
+from fpt_plugin.commands.graft.weights import (
+    build_model,
+    randomise,
+    zeros_for_random,
+)
+
+BOTTLENECKS = dict(
+    type='ResNet', depth=50, base_channels=8, stem_channels=8,
+    norm_cfg=dict(type='BN', requires_grad=True), style='pytorch')
+WIDE = dict(FPN, in_channels=[32, 64, 128, 256])
+RESNET = dict(
+    type='ResNet', depth=50, num_stages=4, out_indices=(0, 1, 2, 3),
+    frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False),
+    norm_eval=True, style='pytorch',
+    init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'))
+FULL = dict(FPN, in_channels=[256, 512, 1024, 2048])
+
+
+def detector(backbone: dict, neck: dict, **more) -> Config:
+    model = retinanet(neck).model.to_dict()
+    model.update(backbone=copy.deepcopy(backbone), **more)
+    return config(model)
+
+
+# -------------------------------------------------------------------- plugins
+
+
+def test_plugins_are_identical_at_the_start():
+    cfg = detector(BOTTLENECKS, WIDE)
+    new = graft(cfg, lambda_plugins=True)
+    assert new.model.neck == cfg.model.neck
+    proof = prove(cfg, new)
+    assert proof.identical and proof.heads_compared
+    layers = {name for name, m in build_model(new).named_modules()
+              if isinstance(m, LambdaLayer)}
+    # 6 blocks of C4 and 3 of C5.
+    assert len(layers) == 9
+    assert {name.split('.')[1] for name in layers} == {'layer3', 'layer4'}
+
+
+def test_an_open_gate_is_found():
+    cfg = detector(BOTTLENECKS, WIDE)
+    before = build_model(cfg)
+    after = build_model(graft(cfg, lambda_plugins=True))
+    next(m for m in after.modules()
+         if isinstance(m, LambdaLayer)).gate.data.fill_(1e-3)
+    assert not compare(before, after).identical
+
+
+def test_plugins_and_the_neck_in_one_go():
+    cfg = detector(dict(BOTTLENECKS, num_stages=3, strides=(1, 2, 2),
+                        dilations=(1, 1, 1), out_indices=(0, 1, 2)),
+                   dict(WIDE, in_channels=[32, 64, 128]))
+    new = graft(cfg, 'FPT', lambda_plugins=True)
+    assert new.model.neck.type == 'FPT'
+    assert new.model.backbone.plugins[0].stages == (False, False, True)
+    assert prove(cfg, new).identical
+
+
+def test_plugins_that_are_there_stay():
+    there = dict(cfg=dict(type='ContextBlock', ratio=0.25),
+                 stages=(False, True, True, True), position='after_conv3')
+    cfg = detector(dict(BOTTLENECKS, plugins=[there]), WIDE)
+    new = graft(cfg, lambda_plugins=True)
+    assert new.model.backbone.plugins[0] == there
+    assert prove(cfg, new).identical
+
+
+def test_what_constructors_take_out_of_configs_stays():
+    """mmdet's blocks take fallback_on_stride out of dcn."""
+    cfg = detector(
+        dict(BOTTLENECKS, stage_with_dcn=(False, False, False, True),
+             dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False)),
+        WIDE)
+    before = copy.deepcopy(cfg.to_dict())
+    new = graft(cfg, 'FPT', lambda_plugins=True)
+    assert cfg.to_dict() == before
+    assert new.model.backbone.dcn == cfg.model.backbone.dcn
+    assert prove(cfg, new).identical
+
+
+@pytest.mark.parametrize('backbone, words', [
+    (dict(type='Res2Net', depth=50, base_channels=8, stem_channels=8,
+          base_width=26, scales=4), ['Res2Net', 'plugins', 'in_channels']),
+    (dict(type='ResNet', depth=18), ['bottleneck', '18']),
+    (dict(type='HourglassNet'), ['plugins', 'HourglassNet']),
+    (dict(BOTTLENECKS, num_stages=2), ['2 stages']),
+    (dict(BOTTLENECKS, base_channels=1), ['ResNet', 'num_groups']),
+])
+def test_refused_plugins(backbone, words):
+    with pytest.raises(Refusal) as caught:
+        graft(detector(backbone, WIDE), lambda_plugins=True)
+    for word in words:
+        assert word in str(caught.value)
+
+
+# --------------------------------------------------------------- LambdaResNet
+
+
+def test_a_lambda_resnet_for_a_resnet():
+    cfg = detector(RESNET, FULL)
+    new = graft(cfg, backbone='lambda-resnet50')
+    assert new.model.backbone == dict(
+        type='LambdaResNet', depth=50, num_stages=4, out_indices=(0, 1, 2, 3),
+        norm_cfg=dict(type='SyncBN', requires_grad=True), norm_eval=False)
+    assert new.model.neck == cfg.model.neck
+    both = graft(cfg, 'FPT', backbone='lambda-resnet50')
+    assert both.model.neck.type == 'FPT'
+    with torch.device('meta'):
+        model = build_model(both)
+    assert isinstance(model.backbone, LambdaResNet)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(depth=101), ['depth 50', '101']),
+    (dict(type='ResNeXt', groups=32), ['ResNeXt']),
+    (dict(style='caffe'), ["style='pytorch'", 'caffe']),
+    (dict(dcn=dict(type='DCN')), ['dcn']),
+    (dict(plugins=[dict()]), ['plugins']),
+    (dict(base_channels=32), ['base_channels']),
+    (dict(multi_scale=3), ['multi_scale']),
+])
+def test_refused_backbones(change, words):
+    with pytest.raises(Refusal) as caught:
+        graft(detector(dict(RESNET, **change), FULL),
+              backbone='lambda-resnet50')
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_must_not_be_asked_for():
+    with pytest.raises(ValueError, match='random'):
+        graft(detector(RESNET, FULL), backbone='lambda-resnet50',
+              train_neck_only=True)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A detector's config file, and its checkpoint."""
+    folder = tmp_path_factory.mktemp('trained')
+    cfg = detector(RESNET, FULL)
+    with zeros_for_random():
+        model = build_model(cfg)
+    randomise(model)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=12)),
+               folder / 'old.pth')
+    return write(cfg, folder / 'plain.py'), folder / 'old.pth'
+
+
+def test_convolutions_are_kept(trained):
+    old = torch.load(trained[1])['state_dict']
+    backbone = graft(Config.fromfile(trained[0]),
+                     backbone='lambda-resnet50').model.backbone.to_dict()
+    new, conversions = convert_backbones(old, backbone)
+    assert list(conversions) == ['backbone.']
+    kept = conversions['backbone.'].sources
+    assert torch.equal(new['backbone.layer2.0.downsample.1.weight'],
+                       old['backbone.layer2.0.downsample.0.weight'])
+    for key, source in kept.items():
+        assert torch.equal(new[f'backbone.{key}'], old[f'backbone.{source}'])
+    convolutions = [k for k, v in old.items()
+                    if k.startswith('backbone.') and v.dim() == 4]
+    # 3 lambda layers in C5, one in C4 and the 7x7 stem have other weights.
+    assert len([k for k in kept if new[f'backbone.{k}'].dim() == 4]) \
+        == len(convolutions) - 5
+    for key, value in old.items():
+        if not key.startswith('backbone.'):
+            assert torch.equal(new[key], value)
+    wrapped = {f'{part}.{k}': v for part in ('student', 'teacher')
+               for k, v in old.items()}
+    new, conversions = convert_backbones(wrapped, backbone)
+    assert list(conversions) == ['student.backbone.', 'teacher.backbone.']
+    assert 'teacher.backbone.layer1.0.conv2.weight' in new
+
+
+def test_the_command_converts(trained, tmp_path, capsys):
+    base, checkpoint = trained
+    out = tmp_path / 'new.py'
+    args = parser().parse_args([
+        base, '--backbone', 'lambda-resnet50', '--checkpoint', str(checkpoint),
+        '--write-checkpoint', '--out', str(out), '--no-costs'])
+    main(args)
+    shown = capsys.readouterr().out
+    assert 'kept' in shown and 'backbone.stem.*' in shown
+    assert sorted(os.listdir(tmp_path)) == ['new.pth', 'new.py']
+    cfg = Config.fromfile(out)
+    assert cfg.load_from == str(tmp_path / 'new.pth')
+    with zeros_for_random():
+        model = build_model(cfg)
+    result = model.load_state_dict(
+        torch.load(cfg.load_from)['state_dict'], strict=False)
+    assert not result.unexpected_keys
+    assert all('.conv2.' in key or key.startswith('backbone.stem.')
+               for key in result.missing_keys)
+    with pytest.raises(FileExistsError):
+        main(args)
+
+
+def test_a_checkpoint_without_a_resnet(trained, tmp_path):
+    torch.save(dict(state_dict={'bbox_head.x': torch.zeros(1)}),
+               tmp_path / 'other.pth')
+    args = parser().parse_args([
+        trained[0], '--backbone', 'lambda-resnet50', '--checkpoint',
+        str(tmp_path / 'other.pth'), '--write-checkpoint', '--out',
+        str(tmp_path / 'new.py'), '--no-costs'])
+    with pytest.raises(ValueError, match='of another model'):
+        main(args)
+    assert os.listdir(tmp_path) == ['other.pth']
+    with pytest.raises(ValueError, match='no ResNet'):
+        convert_backbones({'bbox_head.x': torch.zeros(1)}, dict())
+
+
+def test_fpt_on_top_is_compared(trained, tmp_path, capsys):
+    main(parser().parse_args([
+        trained[0], '--backbone', 'lambda-resnet50', '--neck', 'FPT', '--out',
+        str(tmp_path / 'new.py'), '--no-costs']))
+    assert 'predictions' in capsys.readouterr().out
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.model.backbone.type == 'LambdaResNet'
+    assert cfg.model.neck.type == 'FPT' and 'load_from' not in cfg

@@ -1,0 +1,288 @@
+"""FPT put into the neck of any config."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers.graft_detectors import BACKBONE, FPN, NECKS, config, retinanet, wrapped
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from fpt_plugin.commands.graft import Options, graft, plan
+from fpt_plugin.commands.graft.hosts import Maps, Refusal, Unbuildable, find_hosts
+from fpt_plugin.commands.graft.proof import prove
+from fpt_plugin.commands.graft.weights import build_model
+
+# The neck that comes of each, but for the arguments that were there.
+WANTED = {
+    'FPN': dict(type='FPT'),
+    'FPN from C3': dict(type='FPT'),
+    'PAFPN': dict(type='FPT', pyramid=dict(type='PAFPN')),
+    'NASFPN': dict(type='FPT', pyramid=dict(type='NASFPN')),
+    'HRFPN': dict(type='FPT', pyramid=dict(type='HRFPN'), num_levels=4),
+    'ChannelMapper': dict(
+        type='FPT', pyramid=dict(type='ChannelMapper'), num_levels=4),
+    'scoped': dict(type='FPT', pyramid=dict(type='mmdet.PAFPN')),
+}
+
+
+def neck_of(cfg: Config) -> dict | list:
+    return cfg.to_dict()['model']['neck']
+
+
+@pytest.mark.parametrize('name', NECKS)
+def test_each_neck_is_grafted_and_identical(name):
+    cfg = retinanet(NECKS[name])
+    before = copy.deepcopy(cfg.to_dict())
+    new = graft(cfg)
+    assert cfg.to_dict() == before
+    if name in WANTED:
+        assert neck_of(new) == {**NECKS[name], **WANTED[name]}
+    else:
+        assert neck_of(new) == [
+            *NECKS[name],
+            dict(type='FPT', pyramid=None, in_channels=16, out_channels=16,
+                 num_levels=4)
+        ]
+    proof = prove(cfg, new)
+    assert proof.identical and proof.heads_compared and not proof.notes
+    assert [c.what for c in proof.comparisons] == [
+        'neck', 'bbox_head', 'predictions']
+
+
+def test_the_config_has_its_own_classes():
+    """Attributes are read from grafted parts as from others."""
+    new = graft(retinanet(NECKS['FPN and BFP']))
+    assert new.model.neck[-1].type == 'FPT'
+    assert graft(retinanet(NECKS['PAFPN'])).model.neck.pyramid.type == 'PAFPN'
+
+
+def test_arguments_of_a_neck_that_fpt_has_too():
+    """BFP alone: its num_levels stays its own."""
+    model = retinanet(FPN).model.to_dict()
+    model['backbone'] = dict(
+        type='mmdet.ResNet', depth=18, base_channels=16, stem_channels=16,
+        num_stages=1, out_indices=(0, ), strides=(1, ), dilations=(1, ))
+    model['neck'] = dict(
+        type='BFP', in_channels=16, num_levels=1, refine_level=0)
+    model['bbox_head']['anchor_generator']['strides'] = [4]
+    cfg = config(model)
+    new = graft(cfg)
+    assert neck_of(new) == dict(
+        type='SelfTransformerNeck', in_channels=[16], out_channels=16,
+        num_levels=1, pyramid=model['neck'])
+    assert prove(cfg, new).identical
+
+
+@pytest.mark.parametrize('neck', [
+    'SelfTransformerNeck', 'GroundingTransformerNeck',
+    'RenderingTransformerNeck'
+])
+def test_options_of_the_neck(neck):
+    cfg = retinanet(FPN)
+    new = graft(cfg, neck, levels=3, key_strides=[4, 2, 1],
+                neck_options=dict(embed_channels=4))
+    assert neck_of(new) == dict(
+        FPN, type=neck, num_levels=3, key_strides=[4, 2, 1], embed_channels=4)
+    assert prove(cfg, new).identical
+    module = build_model(new).neck
+    assert type(module).__name__ == neck and module.num_levels == 3
+
+
+def test_custom_imports_are_appended():
+    assert graft(retinanet(FPN)).custom_imports == dict(
+        imports=['fpt_plugin'], allow_failed_imports=False)
+    cfg = retinanet(FPN)
+    cfg.custom_imports = dict(imports=['json'], allow_failed_imports=True)
+    once = graft(cfg)
+    assert once.custom_imports == dict(
+        imports=['json', 'fpt_plugin'], allow_failed_imports=True)
+    cfg.custom_imports = dict(imports='fpt_plugin')
+    assert graft(cfg).custom_imports == dict(imports='fpt_plugin')
+
+
+# ------------------------------------------------------------------- wrappers
+
+
+def test_a_detector_inside_a_wrapper():
+    cfg = wrapped(retinanet(FPN))
+    new = graft(cfg)
+    assert neck_of_detector(new) == dict(FPN, type='FPT')
+    proof = prove(cfg, new)
+    assert proof.identical
+    assert {c.what.partition('.')[0] for c in proof.comparisons} == {
+        'student', 'teacher'}
+
+
+def neck_of_detector(cfg: Config) -> dict:
+    return cfg.to_dict()['model']['detector']['neck']
+
+
+def test_a_part_that_takes_no_graft_is_left_alone():
+    """A tracker's detector has maps, its network of appearance has vectors."""
+    appearance = dict(
+        backbone=BACKBONE, neck=dict(type='GlobalAveragePooling', kernel_size=1))
+    cfg = config(dict(detector=retinanet(FPN).model.to_dict(),
+                      reid=appearance))
+    made = plan(cfg, Options())
+    assert neck_of_detector(made.cfg)['type'] == 'FPT'
+    assert made.cfg.model.reid == cfg.model.reid
+    assert [host.name for host in made.hosts] == ['model.detector']
+    assert len(made.notes) == 2 and 'left alone' in made.notes[1]
+    assert 'model.reid' in made.notes[1]
+
+
+def test_hosts_in_lists_and_scopes():
+    inner = dict(backbone=dict(type='A'), neck=dict(type='B'))
+    found = find_hosts(
+        dict(models=[dict(inner, _scope_='mmseg'), dict(x=inner)]), 'mmdet')
+    assert [(host.name, host.scope) for host in found] == [
+        ('model.models[0]', 'mmseg'), ('model.models[1].x', 'mmdet')]
+
+
+# ------------------------------------------------------------ without a neck
+
+
+def test_backbone_maps_of_one_width_take_a_neck():
+    """A C4 detector: one map, so the Self-Transformer alone."""
+    model = retinanet(None).model.to_dict()
+    model['backbone'] = dict(
+        BACKBONE, num_stages=2, strides=(1, 2), dilations=(1, 1),
+        out_indices=(1, ))
+    model['bbox_head']['anchor_generator']['strides'] = [8]
+    cfg = config(model)
+    new = graft(cfg)
+    assert neck_of(new) == dict(
+        type='SelfTransformerNeck', pyramid=None, in_channels=16,
+        out_channels=16, num_levels=1)
+    assert prove(cfg, new).identical
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(neck=None), ['backbone', '[8, 16, 32, 64]', 'equal channels']),
+    (dict(neck=dict(type='SSDNeck', in_channels=(32, 64),
+                    out_channels=(32, 64, 16), level_strides=(2, ),
+                    level_paddings=(1, )),
+          backbone=dict(BACKBONE, out_indices=(2, 3))),
+     ['SSDNeck', '[32, 64]', 'levels=1']),
+    (dict(neck=dict(FPN, type='FPT')), ['already']),
+    (dict(neck=dict(type='GlobalAveragePooling')), ['maps (B, C, H, W)']),
+])
+def test_refusals_say_what_would_be_needed(change, words):
+    model = retinanet(FPN).model.to_dict()
+    model.update(change)
+    with pytest.raises(Refusal) as caught:
+        graft(config(model))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_one_map_has_no_other_levels():
+    model = retinanet(None).model.to_dict()
+    model['backbone'] = dict(BACKBONE, out_indices=(1, ))
+    with pytest.raises(Refusal, match='take SelfTransformerNeck'):
+        graft(config(model), 'GroundingTransformerNeck')
+
+
+def test_from_coarse_to_fine():
+    """As YOLOv3's neck does it, if its channels were equal."""
+
+    @MODELS.register_module(force=True)
+    class UpsideDown(torch.nn.Module):
+
+        def forward(self, maps):
+            return tuple(x[:, :4] for x in reversed(maps))
+
+    with pytest.raises(Refusal, match='from coarse to fine'):
+        graft(retinanet(dict(type='UpsideDown')))
+
+
+def test_levels_of_maps_of_one_size():
+    """Feature2Pyramid of a ViT: no map has the size of a backbone's."""
+    maps = Maps(inputs=((1, 8, 16, 16), ) * 4,
+                outputs=tuple((1, 8, 2**i, 2**i) for i in (6, 5, 4, 3)))
+    assert maps.usual_levels == 4
+    maps = Maps(inputs=((1, 8, 32, 32), (1, 8, 16, 16)),
+                outputs=tuple((1, 8, 2**i, 2**i) for i in (5, 4, 3)))
+    assert maps.usual_levels == 2
+
+
+def test_a_backbone_that_runs_at_one_size():
+    """Such as BEiT, whose images have the size of its position bias."""
+
+    @MODELS.register_module(force=True)
+    class OneSize(torch.nn.Module):
+
+        def __init__(self, img_size):
+            super().__init__()
+            self.img_size = img_size
+            self.conv = torch.nn.Conv2d(3, 16, 8, 8)
+
+        def forward(self, x):
+            if x.shape[2:] != self.img_size:
+                raise RuntimeError('images of another size')
+            return (self.conv(x), )
+
+    model = retinanet(None).model.to_dict()
+    model['backbone'] = dict(type='OneSize', img_size=(72, 72))
+    model['bbox_head']['anchor_generator']['strides'] = [8]
+    cfg = config(model)
+    new = graft(cfg)
+    assert neck_of(new)['type'] == 'SelfTransformerNeck'
+    assert prove(cfg, new, sizes=((64, 64), (72, 72))).identical
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize('options, error, words', [
+    (dict(neck='FTP'), ValueError, ["'FTP'", 'SelfTransformerNeck']),
+    (dict(levels=6), ValueError, ['levels', '5', '6']),
+    (dict(levels=0), ValueError, ['levels', '0']),
+    (dict(levels='2'), TypeError, ['levels', "'2'"]),
+    (dict(key_strides=[2, 1]), ValueError, ['key_strides', '(2, 1)']),
+    (dict(neck_options=dict(embed=3)), TypeError, ['embed']),
+    (dict(neck_options=dict(pyramid=None)), ValueError, ['pyramid']),
+    (dict(backbone='lambda-resnet51'), ValueError, ['lambda-resnet50',
+                                                    'lambda-resnet51']),
+    (dict(backbone='lambda-resnet50', lambda_plugins=True), ValueError,
+     ['exclude']),
+])
+def test_bad_options(options, error, words):
+    with pytest.raises(error) as caught:
+        graft(retinanet(FPN), **options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_bad_configs():
+    with pytest.raises(TypeError, match='Config'):
+        graft(dict(model=dict()))
+    with pytest.raises(Refusal, match='must set model'):
+        graft(Config(dict(default_scope='mmdet')))
+    with pytest.raises(Refusal, match='no dict with a backbone'):
+        graft(config(dict(type='SAN', image_encoder=dict(type='ViT'))))
+
+
+def test_a_plain_model_that_does_not_build():
+    with pytest.raises(Unbuildable, match='model'):
+        graft(retinanet(dict(type='NeckOfAnotherPackage')))
+
+
+def test_a_neck_that_cannot_run_here_is_believed():
+    """Such as FPN_CARAFE, which runs on a GPU alone."""
+    init_default_scope('mmdet')
+    fpn = MODELS.build(dict(FPN, type='mmdet.FPN')).__class__
+
+    @MODELS.register_module(force=True)
+    class OnlyElsewhere(fpn):
+
+        def forward(self, inputs):
+            raise RuntimeError('no such operator on this machine')
+
+    cfg = retinanet(dict(FPN, type='OnlyElsewhere', start_level=1))
+    assert build_model(graft(cfg)).neck.num_levels == 3
+    with pytest.raises(Unbuildable, match='the plain model does not run'):
+        prove(cfg, graft(cfg))

@@ -1,0 +1,225 @@
+"""The proof that a graft changes nothing can fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.graft_detectors import FPN, NECKS, config, retinanet, wrapped
+from mmengine.registry import MODELS
+from torch import nn
+
+from fpt_plugin.commands.graft import graft
+from fpt_plugin.commands.graft.hosts import Unbuildable
+from fpt_plugin.commands.graft.proof import _difference, compare, prove
+from fpt_plugin.commands.graft.weights import (
+    build_model,
+    calibrate,
+    load_weights,
+    randomise,
+    share_weights,
+    zeros_for_random,
+)
+
+
+@pytest.fixture
+def pair():
+    cfg = retinanet(FPN)
+    return build_model(cfg), build_model(graft(cfg))
+
+
+def by_name(proof):
+    return {c.what: c for c in proof.comparisons}
+
+
+def test_a_last_convolution_that_is_not_zero(pair):
+    before, after = pair
+    with torch.no_grad():
+        after.neck.fusions[2].out_conv.weight[0, 0, 1, 1] = 1e-3
+    proof = compare(before, after)
+    assert not proof.identical
+    found = by_name(proof)
+    assert not found['neck'].equal and 0 < found['neck'].difference < 1
+    assert not found['bbox_head'].equal
+
+
+def test_a_head_that_is_another_one(pair):
+    """The neck alone is not enough."""
+    before, after = pair
+    after.bbox_head.retina_cls.register_forward_hook(
+        lambda module, args, out: out + 1e-6)
+    found = by_name(compare(before, after))
+    assert found['neck'].equal and not found['bbox_head'].equal
+
+
+def test_a_graft_that_no_head_reads(pair):
+    """It is identical for good, and learns nothing."""
+    assert compare(*pair).effective is True
+    cfg = retinanet(FPN)
+    cfg.model.bbox_head.anchor_generator.strides = [32, 64]
+    new = graft(cfg, levels=2)
+    models = build_model(cfg), build_model(new)
+    for model in models:
+        extract = model.extract_feat
+        model.extract_feat = lambda x, extract=extract: extract(x)[-2:]
+    proof = compare(*models)
+    assert proof.identical and proof.effective is False
+
+
+def test_concatenation_does_not_start_as_the_pyramid():
+    cfg = retinanet(FPN)
+    new = graft(cfg, neck_options=dict(fusion='concat'))
+    assert not prove(cfg, new).identical
+
+
+def test_weights_are_moved_off_their_initialisation():
+    cfg = retinanet(NECKS['FPN from C3'])
+    model, fresh = build_model(cfg), build_model(cfg)
+    randomise(model)
+    for key, value in fresh.state_dict().items():
+        if value.is_floating_point():
+            assert not torch.equal(model.state_dict()[key], value), key
+    model.eval()
+    statistics = model.backbone.layer4[1].bn2.running_var.clone()
+    images = 3 + 5 * torch.randn(2, 3, 64, 64)
+    calibrate(model, model, images)
+    assert not torch.equal(model.backbone.layer4[1].bn2.running_var, statistics)
+    assert not any(m.training for m in model.modules())
+    # Features stay at a scale at which single bits can differ.
+    for x in model.extract_feat(images):
+        assert 0.01 < x.std() < 100
+
+
+def test_building_with_zeros_spares_fpt():
+    cfg = graft(retinanet(FPN))
+    drawn = nn.init.kaiming_uniform_
+    with zeros_for_random():
+        model = build_model(cfg)
+    assert nn.init.kaiming_uniform_ is drawn
+    assert not model.backbone.layer1[0].conv1.weight.any()
+    assert model.neck.self_transformers['0_0'].query.weight.all()
+    assert not model.neck.fusions[0].out_conv.weight.any()
+
+
+def test_nothing_to_compare_is_no_proof():
+    """All zero: whatever is multiplied by it is equal."""
+    cfg = retinanet(FPN)
+    before, after = build_model(cfg), build_model(graft(cfg))
+    zeros = {k: torch.zeros_like(v) for k, v in before.state_dict().items()}
+    proof = compare(before, after, zeros)
+    assert all(c.equal for c in proof.comparisons) and not proof.identical
+
+
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize('a, b, want', [
+    ([1., NAN], [1., NAN], 0),
+    ([1., NAN], [NAN, 1.], INF),
+    ([1., NAN], [1.5, NAN], 0.5),
+    ([1., NAN], [1., 2.], INF),
+    ([INF, 1.], [INF, 1.], 0),
+    ([INF, 1.], [-INF, 1.], INF),
+    ([1.], [1., 2.], INF),
+])
+def test_difference(a, b, want):
+    assert _difference(torch.tensor(a), torch.tensor(b)) == want
+    assert _difference(torch.tensor(a), torch.tensor(a).double()) == INF
+
+
+# --------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_of_the_plain_model_is_taken():
+    cfg = retinanet(FPN)
+    trained = build_model(cfg)
+    randomise(trained, seed=5)
+    before, after = build_model(cfg), build_model(graft(cfg))
+    proof = compare(before, after, trained.state_dict())
+    assert proof.identical
+    assert torch.equal(after.neck.pyramid.fpn_convs[0].conv.weight,
+                       trained.neck.fpn_convs[0].conv.weight)
+
+
+def test_a_detector_s_checkpoint_for_its_wrapper():
+    """As the wrapper itself reads it: for student and teacher."""
+    cfg = retinanet(FPN)
+    trained = build_model(cfg)
+    randomise(trained, seed=5)
+    plain, new = wrapped(cfg), graft(wrapped(cfg))
+    after = build_model(new)
+    proof = compare(build_model(plain), after, trained.state_dict())
+    assert proof.identical and proof.effective
+    for part in (after.student, after.teacher):
+        assert torch.equal(part.neck.pyramid.fpn_convs[0].conv.weight,
+                           trained.neck.fpn_convs[0].conv.weight)
+
+
+def test_keys_beside_the_model_are_named():
+    model = build_model(retinanet(FPN))
+    state_dict = {**model.state_dict(), 'ema_backbone_conv1_weight':
+                  torch.zeros(1)}
+    assert load_weights(model, state_dict, 'x.pth') == [
+        'ema_backbone_conv1_weight']
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda s: s.pop('bbox_head.retina_cls.bias'),
+     ['missing', 'bbox_head.retina_cls.bias']),
+    (lambda s: s.update({'neck.downsample_convs.0.conv.weight':
+                         torch.zeros(1)}), ['no place', 'downsample_convs']),
+    (lambda s: s.update({'backbone.conv1.weight': torch.zeros(2, 3, 7, 7)}),
+     ['backbone.conv1.weight', '[2, 3, 7, 7]']),
+])
+def test_a_checkpoint_of_another_model_is_refused(pair, change, words):
+    state_dict = dict(pair[0].state_dict())
+    change(state_dict)
+    with pytest.raises(ValueError, match='x.pth is a checkpoint of another') \
+            as caught:
+        compare(*pair, state_dict, 'x.pth')
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_graft_around_another_neck_does_not_take_the_weights():
+    cfg, other = retinanet(NECKS['PAFPN']), retinanet(FPN)
+    with pytest.raises(ValueError, match='do not all load'):
+        share_weights(build_model(cfg), build_model(graft(other)))
+
+
+# ------------------------------------------------------------------ failures
+
+
+def test_who_fails():
+    cfg = retinanet(FPN)
+    broken = graft(cfg)
+    broken.model.neck.num_levels = 9
+    with pytest.raises(RuntimeError, match='the grafted model does not build'):
+        prove(cfg, broken)
+    other = graft(cfg)
+    other.model.neck.key_strides = [1, 1, 1, 999]
+    plain = retinanet(FPN)
+    plain.model.type = 'DetectorOfAnotherPackage'
+    with pytest.raises(Unbuildable, match='DetectorOfAnotherPackage'):
+        prove(plain, other)
+    with pytest.raises(Unbuildable, match='no part with a backbone'):
+        prove(config(dict(type='FPN', in_channels=[1], out_channels=1,
+                          num_outs=1)), graft(cfg))
+
+
+def test_a_head_that_does_not_run_is_said():
+    """The neck is compared all the same."""
+    head = MODELS.get('mmdet.RetinaHead') or build_model(
+        retinanet(FPN)).bbox_head.__class__
+
+    @MODELS.register_module(force=True)
+    class HeadInTrainingAlone(head):
+
+        def forward(self, x):
+            raise NotImplementedError('no outputs in testing')
+
+    cfg = retinanet(FPN)
+    cfg.model.bbox_head.type = 'HeadInTrainingAlone'
+    proof = prove(cfg, graft(cfg))
+    assert proof.identical and not proof.heads_compared
+    assert proof.effective is None
+    assert 'no outputs in testing' in ' '.join(proof.notes)

@@ -1,0 +1,270 @@
+"""The short config that a graft is written to, and the command around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.graft_detectors import FPN, NECKS, retinanet, wrapped, write
+from mmengine.config import Config
+
+from fpt_plugin.commands.graft import graft
+from fpt_plugin.commands.graft.command import main, parser
+from fpt_plugin.commands.graft.text import (
+    base_name,
+    check_gives,
+    config_text,
+    difference,
+    write_config,
+)
+from fpt_plugin.commands.graft.weights import build_model, randomise
+
+TOOL = Path(__file__).parents[3] / 'tools' / 'graft.py'
+
+
+def run(*args: str):
+    return main(parser().parse_args([str(a) for a in args]))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+@pytest.mark.parametrize('name', NECKS)
+def test_what_is_written_is_the_graft(name, tmp_path):
+    base = write(retinanet(NECKS[name]), tmp_path / 'configs' / 'plain.py')
+    out = tmp_path / 'elsewhere' / 'deep' / 'new.py'
+    run(base, '--out', out, '--no-proof', '--no-costs')
+    assert lines(out)[0] == "_base_ = '../../configs/plain.py'"
+    new = Config.fromfile(out)
+    want = graft(Config.fromfile(base))
+    assert new.to_dict() == want.to_dict()
+    assert os.listdir(out.parent) == ['new.py']
+    build_model(new)
+
+
+def test_over_an_fpn_it_is_three_lines(tmp_path):
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof')
+    assert lines(tmp_path / 'new.py') == [
+        "_base_ = 'plain.py'",
+        "custom_imports = dict(imports=['fpt_plugin'], "
+        'allow_failed_imports=False)', "model = dict(neck=dict(type='FPT'))"
+    ]
+
+
+def test_other_necks_keep_their_arguments_in_the_base(tmp_path):
+    for name, cfg, want in (
+        ('pafpn', retinanet(NECKS['PAFPN']),
+         "model = dict(neck=dict(type='FPT', pyramid=dict(type='PAFPN')))"),
+        ('teacher', wrapped(retinanet(FPN)),
+         "model = dict(detector=dict(neck=dict(type='FPT')))")):
+        base = write(cfg, tmp_path / f'{name}.py')
+        run(base, '--out', tmp_path / f'{name}_fpt.py', '--no-costs',
+            '--no-proof')
+        assert lines(tmp_path / f'{name}_fpt.py')[-1] == want
+
+
+def test_bases_of_the_hosts_stay_by_name(tmp_path):
+    base = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof',
+        '--lr-mult', '10', '--train-neck-only')
+    assert lines(tmp_path / 'new.py')[0] == f'_base_ = {base!r}'
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.model.neck.type == 'FPT' and cfg.model.neck.start_level == 1
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys['neck.fusions'] == dict(
+        lr_mult=10.0)
+    assert cfg.custom_hooks == [dict(type='TrainGraftOnlyHook')]
+    assert cfg.find_unused_parameters
+
+
+def test_through_a_link_to_a_folder(tmp_path):
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    (tmp_path / 'far' / 'away').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'far' / 'away')
+    out = tmp_path / 'link' / 'new.py'
+    run(base, '--out', out, '--no-costs', '--no-proof')
+    assert Config.fromfile(out).model.neck.type == 'FPT'
+    assert Config.fromfile(out.resolve()).model.neck.type == 'FPT'
+
+
+def test_options_of_the_command_line_are_written_too(tmp_path):
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof',
+        '--cfg-options', 'model.bbox_head.num_classes=7', '--levels', '2',
+        '--key-strides', '2', '1', '--neck-options', 'embed_channels=4')
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.model.bbox_head.num_classes == 7
+    assert cfg.model.neck == dict(
+        FPN, type='FPT', num_levels=2, key_strides=[2, 1], embed_channels=4)
+
+
+LAZY = '''from mmengine.config import read_base
+from mmdet.models import FPN, ResNet, RetinaNet
+default_scope = 'mmdet'
+model = dict(
+    type=RetinaNet,
+    backbone=dict(type=ResNet, depth=18),
+    neck=dict(type=FPN, in_channels=[64, 128, 256, 512], out_channels=16,
+              num_outs=5),
+    bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=16))
+'''
+
+
+def test_a_config_of_classes_is_written_out(tmp_path):
+    """A text config cannot have one in the lazy style as its base."""
+    (tmp_path / 'lazy.py').write_text(LAZY)
+    run(tmp_path / 'lazy.py', '--out', tmp_path / 'new.py', '--no-proof',
+        '--no-costs')
+    assert not any('_base_' in line for line in lines(tmp_path / 'new.py'))
+    neck = build_model(Config.fromfile(tmp_path / 'new.py')).neck
+    assert type(neck).__name__ == 'FPT' and neck.num_levels == 4
+    assert type(neck.pyramid).__name__ == 'FPN'
+
+
+# ---------------------------------------------------------------- differences
+
+
+@pytest.mark.parametrize('old, new, want', [
+    (dict(a=1), dict(a=1, b=2), dict(b=2)),
+    (dict(a=dict(b=1, c=2)), dict(a=dict(b=1, c=3)), dict(a=dict(c=3))),
+    (dict(a=dict(b=1, c=2)), dict(a=dict(b=1)),
+     dict(a=dict(_delete_=True, b=1))),
+    (dict(a=dict(x=dict(b=1, c=2), y=0)), dict(a=dict(x=dict(d=1), y=0)),
+     dict(a=dict(x=dict(_delete_=True, d=1)))),
+    (dict(a=None), dict(a=dict(b=1)), dict(a=dict(_delete_=True, b=1))),
+    (dict(a=[1, dict(b=1)]), dict(a=[1, dict(b=2)]),
+     dict(a=[1, dict(b=2)])),
+    (dict(a=1, b=(1, 2)), dict(a=True, b=[1, 2]), dict(a=True, b=[1, 2])),
+    (dict(a=dict(b=1)), dict(a=dict(b=1)), dict()),
+    (dict(a=dict(b=1)), dict(a=3), dict(a=3)),
+])
+def test_difference(old, new, want, tmp_path):
+    assert repr(difference(old, new)) == repr(want)
+    (tmp_path / 'old.py').write_text(config_text(Config(), Config(old), None))
+    text = config_text(Config(old), Config(new), 'old.py')
+    write_config(text, Config(new), tmp_path / 'new.py')
+    assert repr(Config.fromfile(tmp_path / 'new.py').to_dict()) == repr(new)
+
+
+def test_a_key_of_the_top_level_cannot_go():
+    with pytest.raises(ValueError, match="without \\['b'\\]"):
+        difference(dict(a=1, b=2), dict(a=1))
+
+
+def test_keys_that_are_no_names(tmp_path):
+    new = dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')})
+    text = config_text(Config(), Config(new), None)
+    write_config(text, Config(new), tmp_path / 'new.py')
+    assert Config.fromfile(tmp_path / 'new.py').to_dict() == new
+
+
+def test_a_text_that_gives_something_else_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match='model.neck'):
+        write_config('model = dict(neck=1)', Config(dict(model=dict(neck=2))),
+                     tmp_path / 'new.py')
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match='at b'):
+        check_gives(Config(dict(a=1)), Config(dict(a=1, b=2)))
+
+
+def test_base_names(tmp_path):
+    assert base_name('mmseg::a/b.py', tmp_path) == 'mmseg::a/b.py'
+    write(retinanet(FPN), tmp_path / 'x' / 'b.py')
+    assert base_name(tmp_path / 'x' / 'b.py', tmp_path / 'y') == '../x/b.py'
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_the_whole_command(tmp_path, capsys):
+    """Config, proof with a trained model's weights, figures."""
+    cfg = retinanet(FPN)
+    base = write(cfg, tmp_path / 'plain.py')
+    model = build_model(cfg)
+    randomise(model, seed=3)
+    torch.save(dict(state_dict=model.state_dict(), meta={}),
+               tmp_path / 'old.pth')
+    run(base, '--out', tmp_path / 'new.py', '--checkpoint',
+        tmp_path / 'old.pth', '--shape', '64', '64', '--repeats', '1',
+        '--json', tmp_path / 'figures.json')
+    shown = capsys.readouterr().out
+    assert 'predictions' in shown and 'fpt' in shown and 'MiB' in shown
+    assert Config.fromfile(tmp_path / 'new.py').load_from == str(
+        tmp_path / 'old.pth')
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['identical'] is True
+    costs = figures['costs']
+    assert costs['time_ratio'] > 0
+    assert set(costs['seconds']['grafted']) - set(
+        costs['seconds']['plain']) == {'fpt'}
+    for name, seconds in costs['seconds'].items():
+        assert 'total' in seconds and min(seconds.values()) > 0
+        assert costs['peak_bytes'][name] > 0
+    plain, grafted = (costs['counts'][n] for n in ('plain', 'grafted'))
+    assert grafted['total']['macs'] > plain['total']['macs'] > 0
+    assert grafted['total']['parameters'] - plain['total']['parameters'] == [
+        p['parameters'] for p in grafted['parts'] if p['name'] == 'fpt'][0]
+
+
+def test_without_out_it_is_printed(tmp_path, capsys):
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    run(base, '--no-proof', '--no-costs')
+    assert "neck=dict(type='FPT')" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ['plain.py']
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--neck-options', 'fusion=concat'], ['changes neck', '--no-proof']),
+    (['--out', '{base}', '--force'], ['is the config to graft']),
+    (['--out', 'new.yaml'], ['.py']),
+    (['--write-checkpoint'], ['--backbone']),
+    (['--checkpoint', 'missing.pth'], ['missing.pth']),
+    (['--lr-mult', '0'], ['lr_mult']),
+    (['--levels', '9'], ['levels', '9']),
+    (['--sweep', 'mmdet'], ['name a config, or --sweep']),
+    (['--backbone', 'lambda-resnet50'], ['depth 50', '18']),
+])
+def test_a_failed_command_writes_nothing(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    before = Path(base).read_text()
+    flags = [flag.format(base=base) for flag in flags]
+    if '--out' not in flags:
+        flags += ['--out', 'new.py']
+    with pytest.raises((OSError, ValueError)) as caught:
+        run(base, '--no-costs', *flags)
+    for word in words:
+        assert word in str(caught.value)
+    assert os.listdir(tmp_path) == ['plain.py']
+    assert Path(base).read_text() == before
+
+
+def test_an_existing_file_needs_force(tmp_path):
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    out = tmp_path / 'new.py'
+    out.write_text('mine = 1\n')
+    with pytest.raises(FileExistsError, match='--force'):
+        run(base, '--out', out, '--no-proof', '--no-costs')
+    assert out.read_text() == 'mine = 1\n'
+    run(base, '--out', out, '--no-proof', '--no-costs', '--force')
+    assert 'FPT' in out.read_text()
+    with pytest.raises(IsADirectoryError):
+        (tmp_path / 'folder.py').mkdir()
+        run(base, '--out', tmp_path / 'folder.py', '--no-proof')
+
+
+def test_the_tool_says_why(tmp_path):
+    (tmp_path / 'empty.py').write_text('default_scope = "mmdet"\n')
+    result = subprocess.run(
+        [sys.executable, str(TOOL), str(tmp_path / 'empty.py')],
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, 'PYTHONPATH': str(TOOL.parents[1])})
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        'graft failed: the config must set model')

@@ -1,0 +1,259 @@
+"""Backbone and neck as ONNX and as programs of torch.export."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.shipped_configs import CONFIGS
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import nn
+
+from fpt_plugin import FPT, LambdaLayer
+from fpt_plugin.commands import export as module
+from fpt_plugin.commands.export.graph import export
+
+ROOT = Path(__file__).parents[2]
+
+
+class Model(nn.Module):
+    """What exporting reads of a detector."""
+
+    def __init__(self, backbone, neck=None):
+        super().__init__()
+        self.backbone = backbone
+        if neck is not None:
+            self.neck = neck
+
+
+class Tiny(BaseModule):
+    """Two maps, of strides 8 and 16, behind a lambda layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=8, padding=1)
+        self.attend = LambdaLayer(8, num_heads=2, query_depth=4, context_size=5)
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        x = self.attend(self.stem(x))
+        return x, self.down(x)
+
+
+def perturbed(model, seed=0):
+    """Zero weights would hide what they multiply."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny(**neck):
+    neck = FPT(
+        **{
+            **dict(in_channels=[8, 12], out_channels=8,
+                   pyramid=dict(type='BottomUpPyramid')),
+            **neck
+        })
+    return perturbed(Model(Tiny(), neck))
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+def test_one_file_serves_every_size(suffix, tmp_path):
+    out = tmp_path / f'model{suffix}'
+    result = export(
+        tiny(), out, (64, 96), divisor=16, checks=[(96, 64), (32, 160)])
+    assert result.out == out and out.stat().st_size > 0
+    assert result.opset == (18 if suffix == '.onnx' else None)
+    assert result.outputs == (8, 8)
+    assert list(result.differences) == [(64, 96), (96, 64), (32, 160)]
+    assert max(result.differences.values()) <= 1e-5
+    if suffix == '.onnx':
+        import onnx
+        graph = onnx.load(out)
+        assert graph.opset_import[0].version == 18
+        dims = graph.graph.input[0].type.tensor_type.shape.dim
+        assert dims[0].dim_value == 1 and dims[1].dim_value == 3
+        assert all(dim.dim_param for dim in dims[2:])
+        # of plain operators: nothing of torch's or the plugin's own
+        assert {node.domain for node in graph.graph.node} <= {''}
+
+
+def test_the_model_stays_as_it_was(tmp_path):
+    model = tiny().train()
+    image = torch.randn(1, 3, 32, 32)
+    model.eval()
+    before = model.neck(model.backbone(image))
+    model.train()
+    export(model, tmp_path / 'a.pt2', (32, 32), divisor=None)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    model.eval()
+    for a, b in zip(model.neck(model.backbone(image)), before):
+        assert torch.equal(a, b)
+
+
+def test_local_attention(tmp_path):
+    """Windows whose centres the graph computes."""
+    neck = dict(
+        in_channels=[8, 12], num_outs=2, num_levels=2,
+        grounding_transformer=dict(type='LocalGroundingTransformer'),
+        key_strides=2)
+    result = export(
+        tiny(**neck), tmp_path / 'a.onnx', (64, 96), divisor=16,
+        checks=[(96, 64)])
+    assert max(result.differences.values()) <= 1e-5
+
+
+RESNET = dict(type='mmdet.ResNet', depth=18, base_channels=16)
+D8 = dict(
+    type='mmseg.MobileNetV2', strides=(1, 2, 2, 1, 1, 1, 1),
+    dilations=(1, 1, 1, 2, 2, 4, 4), out_indices=(1, 2, 4, 6),
+    norm_cfg=dict(type='SyncBN'))
+NETWORKS = {
+    'ResNet, FPT over FPN': (RESNET, dict(
+        in_channels=[16, 32, 64, 128], num_outs=5)),
+    'LambdaResNet, FPT over FPN': (dict(type='LambdaResNet', depth='26t'), dict(
+        in_channels=[256, 512, 1024, 2048], num_outs=5)),
+    'MobileNetV2-d8, UFP with LGT': (D8, dict(
+        in_channels=[24, 32, 96, 320], num_outs=4, pyramid=dict(type='UFP'),
+        grounding_transformer=dict(type='LocalGroundingTransformer'))),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_networks(name, suffix, tmp_path):
+    backbone, neck = NETWORKS[name]
+    model = perturbed(
+        Model(
+            MODELS.build(backbone),
+            MODELS.build(dict(neck, type='FPT', out_channels=32))))
+    result = export(
+        model, tmp_path / f'a{suffix}', (128, 192),
+        checks=[(192, 128), (160, 256)])
+    assert len(result.differences) == 3
+    assert max(result.differences.values()) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NETWORKS)
+def test_networks_compile_in_one_graph(name):
+    backbone, neck = NETWORKS[name]
+    features = module.Features(
+        perturbed(
+            Model(
+                MODELS.build(dict(backbone, norm_cfg=dict(type='BN'))),
+                MODELS.build(dict(neck, type='FPT', out_channels=32)))))
+    compiled = torch.compile(features, fullgraph=True, backend='aot_eager')
+    image = torch.randn(1, 3, 96, 128)
+    for got, want in zip(compiled(image), features(image)):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+# --------------------------------------------------------------------- refusals
+
+
+class Undecided(BaseModule):
+    """A backbone whose graph depends on the numbers in the image."""
+
+    def forward(self, x):
+        return (x * 2 if x.sum() > 0 else x, )
+
+
+def test_what_cannot_be_exported_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match='Undecided cannot be exported: .*'
+                       'take another backbone'):
+        export(Model(Undecided()), tmp_path / 'a.pt2', (64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_map_of_one_pixel_is_no_free_size(tmp_path):
+    """torch takes sides of 1 for constants."""
+    model = tiny(num_outs=4, num_levels=2)
+    with pytest.raises(RuntimeError, match='(constant|Guard) .*larger --shape'):
+        export(model, tmp_path / 'a.pt2', (64, 64), divisor=16)
+
+
+def test_compiled_operators_are_named(tmp_path):
+    neck = MODELS.build(
+        dict(type='mmdet.FPN_CARAFE', in_channels=[8, 12], out_channels=8,
+             num_outs=2))
+    with pytest.raises(RuntimeError, match='compiled operators .*CARAFE'):
+        export(Model(Tiny(), neck), tmp_path / 'a.onnx', (64, 64))
+
+
+def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
+    run = module._run
+    monkeypatch.setattr(module, '_run', lambda *args: [x + 1
+                                                       for x in run(*args)])
+    with pytest.raises(RuntimeError, match='differs from torch by'):
+        export(tiny(), tmp_path / 'a.pt2', (32, 32), divisor=None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('options, error, words', [
+    (dict(out='a.pt'), ValueError, 'out must end in one of'),
+    (dict(shape=(65, 64)), ValueError, r'shape must be multiples .*\(65, 64\)'),
+    (dict(shape=(32, 64)), ValueError, 'from 64 to'),
+    (dict(shape=(64, )), ValueError, 'shape must be height and width'),
+    (dict(shape=(64, 64.)), TypeError, 'shape must be an int, got 64.0'),
+    (dict(checks=[(64, 70)]), ValueError, 'checks must be multiples'),
+    (dict(divisor=None, checks=[(64, 96)]), ValueError, 'checks must be the'),
+    (dict(opset=11), ValueError, 'opset must be at least 18, got 11'),
+])
+def test_bad_arguments(options, error, words, tmp_path):
+    options = dict(dict(out='a.onnx', shape=(64, 64)), **options)
+    out = tmp_path / options.pop('out')
+    with pytest.raises(error, match=words):
+        export(Model(Tiny()), out, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_order_that_is_asked_for_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('FPT_ATTENTION', 'chunked')
+    with pytest.raises(ValueError, match="FPT_ATTENTION must not.*'chunked'"):
+        export(Model(Tiny()), tmp_path / 'a.pt2', (64, 64))
+
+
+def test_what_is_there_stays(tmp_path):
+    out = tmp_path / 'a.pt2'
+    out.write_text('mine')
+    with pytest.raises(FileExistsError, match='--force'):
+        export(Model(Tiny()), out, (64, 64))
+    assert out.read_text() == 'mine'
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(ImportError, match='pip install onnxscript'):
+        export(Model(Tiny()), tmp_path / 'a.onnx', (64, 64))
+
+
+@pytest.mark.slow
+def test_command(tmp_path):
+    config = CONFIGS / 'fpt/retinanet_r50_fpt_1x_coco.py'
+    command = [
+        sys.executable, 'tools/export.py', config, 'none', tmp_path / 'a.onnx',
+        '--shape', '128', '192', '--cfg-options', 'model.backbone.depth=18',
+        'model.backbone.base_channels=16', 'model.backbone.init_cfg=None',
+        'model.neck.in_channels=[16,32,64,128]', 'model.neck.out_channels=32',
+        'model.bbox_head.in_channels=32'
+    ]
+
+    def run(*flags):
+        return subprocess.run([*map(str, command), *flags], cwd=ROOT,
+                              capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert 'ONNX opset 18' in done.stdout
+    assert done.stdout.count('differs from torch by') == 2
+    again = run()
+    assert again.returncode == 1 and '--force' in again.stderr
+    assert 'Traceback' not in again.stderr

@@ -1,0 +1,327 @@
+"""Published checkpoints: what stays, what goes, and that anyone can load them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import alone
+from helpers.small_models import DETECTORS, SEGMENTORS, train
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from fpt_plugin.commands import publish_model as module
+from fpt_plugin.commands.publish_model import clean_meta, main, parser, plain, publish
+
+ROOT = Path(__file__).parents[2]
+STATE = OrderedDict(weight=torch.arange(6.).reshape(2, 3), bias=torch.tensor(2))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """What training left, by the name of the shipped config."""
+    return cache(lambda name: train(name, tmp_path_factory.mktemp('run')))
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write a checkpoint and give its name."""
+
+    def save(content, name='in.pth'):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def names(folder):
+    """Everything in a folder, hidden or not."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def load(path):
+    """Read a file as one does where nothing but torch is installed."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        return torch.load(path, weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+
+
+def assert_same(state, other):
+    assert list(state) == list(other)
+    for key, value in other.items():
+        assert state[key].dtype == value.dtype
+        assert torch.equal(state[key], value)
+
+
+# ------------------------------------------------------------- of real training
+
+DETECTOR, SEGMENTOR = list(DETECTORS)[1], list(SEGMENTORS)[0]
+ALONE = {
+    DETECTOR:
+    """
+from mmdet.apis import DetInferencer
+boxes = DetInferencer(weights=weights, device='cpu')(image)['predictions'][0]
+print(repr(sum(map(sum, boxes['bboxes']))), len(boxes['bboxes']))
+""",
+    SEGMENTOR:
+    """
+from mmseg.apis import MMSegInferencer
+labels = MMSegInferencer(None, weights, device='cpu')(image)['predictions']
+print(labels.sum(), labels.shape)
+"""
+}
+
+
+@pytest.mark.parametrize('name', ALONE)
+def test_of_real_training(trained, tmp_path, capsys, name):
+    """The inferencers predict the same from it, alone, in a fresh process."""
+    run = trained(name)
+    report = publish(run.checkpoint, tmp_path / 'out.pth')
+    before = torch.load(run.checkpoint, weights_only=True)
+    after = load(report.out)
+    assert after.keys() == {'meta', 'state_dict'}
+    assert_same(after['state_dict'], before['state_dict'])
+    assert after['state_dict']._metadata == before['state_dict']._metadata
+    for key in ('cfg', 'epoch', 'iter', 'mmengine_version'):
+        assert after['meta'][key] == before['meta'][key]
+    assert after['meta']['dataset_meta']['classes'] == \
+        before['meta']['dataset_meta']['classes']
+    assert {'optimizer', 'param_schedulers', 'message_hub',
+            'meta.time'} <= set(report.dropped)
+    assert report.sizes[1] < report.sizes[0]
+
+    def code(weights):
+        return (f'weights, image = {str(weights)!r}, {run.images[0]!r}\n'
+                + ALONE[name])
+
+    fresh = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code(report.out)],
+        capture_output=True,
+        text=True,
+        timeout=300)
+    assert fresh.returncode == 0, fresh.stderr
+    capsys.readouterr()
+    with alone():
+        exec(code(run.checkpoint), {})
+    here = capsys.readouterr().out
+    assert fresh.stdout.splitlines()[-1] == here.splitlines()[-1]
+
+
+# ---------------------------------------------------------------- the file's name
+
+
+def test_the_name_tells_the_content(save, tmp_path):
+    source = save(dict(state_dict=STATE, meta=dict(epoch=1)))
+    out = publish(source, tmp_path / 'new' / 'net.pth').out
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert out.name == f'net-{digest[:8]}.pth'
+    assert names(out.parent) == [out.name]
+    # The same content has the same digest, whatever its name and its trainer.
+    for again in (source, out,
+                  save(dict(state_dict=STATE, meta=dict(epoch=1), optimizer={}),
+                       'other.pth')):
+        copy = publish(again, tmp_path / 'copy.pt', force=True).out
+        assert copy.name == f'copy-{digest[:8]}.pt'
+    assert publish(source, tmp_path / 'v1.0').out.name == f'v1.0-{digest[:8]}.pth'
+    other = save(dict(state_dict={'a': STATE['weight'] + 1}))
+    assert digest[:8] not in publish(other, tmp_path / 'net.pth').out.name
+
+
+def test_what_is_there_stays(save, tmp_path):
+    source = save(dict(state_dict=STATE))
+    out = publish(source, tmp_path / 'out.pth').out
+    good = out.read_bytes()
+    out.write_text('mine')
+    with pytest.raises(FileExistsError, match='--force'):
+        publish(source, tmp_path / 'out.pth')
+    assert out.read_text() == 'mine'
+    publish(source, tmp_path / 'out.pth', force=True)
+    assert out.read_bytes() == good
+    assert names(tmp_path) == ['in.pth', out.name]
+
+
+def test_the_source_stays(save, tmp_path):
+    source = save(dict(state_dict=STATE, optimizer=dict(a=1)))
+    before = source.read_bytes()
+    out = publish(source, source).out
+    assert out != source and source.read_bytes() == before
+    assert_same(load(out)['state_dict'], STATE)
+
+
+# ------------------------------------------------------------------------ weights
+
+
+def test_views_and_ties(save, tmp_path):
+    big = torch.rand(1000, 100)
+    view, tied = big[3:5], torch.rand(50, 50)
+    state = {
+        'view': view,
+        'view.again': big[3:5],
+        'column': big[:, 0],
+        'tied.0': tied,
+        'tied.1': tied,
+        'transposed': tied.t(),
+        'scalar': big[7, 7],
+        'parameter': nn.Parameter(torch.rand(3)),
+        'empty': torch.rand(0, 3),
+        'half': torch.rand(4).half(),
+        'counter': torch.tensor(3),
+        'sparse': torch.eye(3).to_sparse(),
+    }
+    source = save(dict(state_dict=state))
+    report = publish(source, tmp_path / 'out.pth')
+    found = load(report.out)['state_dict']
+    sparse = found.pop('sparse')
+    assert torch.equal(sparse.to_dense(), torch.eye(3))
+    state.pop('sparse')
+    assert_same(found, state)
+    assert report.sizes[1] < 4 * (2500 + 1000 + 200) + 8000
+    assert all(type(value) is torch.Tensor for value in found.values())
+    for one, other in (('view', 'view.again'), ('tied.0', 'tied.1')):
+        assert found[one].data_ptr() == found[other].data_ptr()
+    assert not any(value.requires_grad for value in found.values())
+
+
+def test_the_averaged_weights_are_those_published(save, tmp_path):
+    last = {f'module.{key}': value + 1 for key, value in STATE.items()}
+    report = publish(
+        save(dict(state_dict=STATE, ema_state_dict=last)), tmp_path / 'out.pth')
+    assert_same(load(report.out)['state_dict'], STATE)
+    assert 'ema_state_dict' in report.dropped
+    assert any('averaged' in line for line in report.lines())
+
+
+@pytest.mark.parametrize('content, nest', [
+    (STATE, ''),
+    (dict(model=STATE, optimizer={}), 'model'),
+])
+def test_checkpoints_of_others(save, tmp_path, content, nest):
+    report = publish(save(content), tmp_path / 'out.pth')
+    assert_same(load(report.out)['state_dict'], STATE)
+    text = '\n'.join(report.lines())
+    assert 'no config is inside' in text
+    assert (f'those under {nest}' in text) == bool(nest)
+    assert report.dropped == (('optimizer', ) if nest else ())
+
+
+# --------------------------------------------------------------------------- meta
+
+
+def test_meta_becomes_plain(save, tmp_path):
+    palette = np.array([[1, 2, 3]])
+    meta = dict(
+        cfg='a = 1',
+        epoch=np.float64(3),
+        CLASSES=('cat', ),
+        dataset_meta=OrderedDict(
+            classes=('cat', ), palette=palette, weight=torch.tensor([.5])),
+        mmdet_version='3.3.0',
+        hook_msgs=dict(path='/home/me'),
+        time='now',
+        env_info='host')
+    out = publish(
+        save(dict(state_dict=STATE, meta=meta)), tmp_path / 'out.pth').out
+    found = load(out)['meta']
+    assert found.pop('fpt_plugin_version')
+    assert found == dict(
+        cfg='a = 1',
+        epoch=3.,
+        CLASSES=('cat', ),
+        dataset_meta=dict(
+            classes=('cat', ), palette=[[1, 2, 3]], weight=[.5]),
+        mmdet_version='3.3.0')
+    assert type(found['dataset_meta']) is dict
+
+
+def test_what_only_the_message_hub_knows():
+    hub = dict(
+        runtime_info=dict(cfg='b = 2', epoch=4, dataset_meta={'classes': ('a', )}),
+        log_scalars=dict(loss=HistoryBuffer([1.], [1])))
+    meta, dropped = clean_meta(dict(message_hub=hub, meta=dict(epoch=5)))
+    assert meta['cfg'] == 'b = 2' and meta['epoch'] == 5
+    assert meta['dataset_meta'] == {'classes': ('a', )} and not dropped
+
+
+def test_objects_do_not_get_in():
+    meta, dropped = clean_meta(dict(meta=dict(seed=object(), cfg='a')))
+    assert 'seed' not in meta and dropped == ['meta.seed']
+    assert type(plain(ConfigDict(a=[ConfigDict(b=1)]))['a'][0]) is dict
+    assert plain({1, }) == [1] and plain(np.str_('a')) == 'a'
+    assert plain((True, None, np.bool_(False))) == (True, None, False)
+    assert type(plain(np.bool_(False))) is bool
+    for value in (object(), [Path('a')], np.longdouble(1), np.array([object()])):
+        with pytest.raises(TypeError, match='plain'):
+            plain(value)
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def test_files_that_are_no_checkpoints(save, tmp_path):
+    (tmp_path / 'text.pth').write_text('nothing')
+    for source, error, words in (
+        (tmp_path / 'none.pth', FileNotFoundError, 'none.pth'),
+        (tmp_path, IsADirectoryError, 'is a folder'),
+        (tmp_path / 'text.pth', ValueError, 'is not a checkpoint'),
+        (save(dict(epoch=1)), ValueError, 'holds no state dict'),
+        (save([1, 2], 'list.pth'), ValueError, 'no state dict'),
+    ):
+        before = names(tmp_path)
+        with pytest.raises(error, match=words):
+            publish(source, tmp_path / 'out.pth')
+        assert names(tmp_path) == before
+
+
+def test_names_that_cannot_be_written(save, tmp_path):
+    source = save(dict(state_dict=STATE))
+    with pytest.raises(IsADirectoryError, match='name the file'):
+        publish(source, tmp_path)
+    with pytest.raises(ValueError, match=r'name it \.pth'):
+        publish(source, tmp_path / 'out.safetensors')
+    with pytest.raises(OSError):
+        publish(source, source / 'out.pth')
+    assert names(tmp_path) == ['in.pth']
+
+
+def test_a_failed_write_leaves_nothing(save, tmp_path, monkeypatch):
+
+    def full(self, data):
+        self.touch()
+        raise OSError('disk full')
+
+    source = save(dict(state_dict=STATE))
+    monkeypatch.setattr(module.Path, 'write_bytes', full)
+    with pytest.raises(OSError, match='disk full'):
+        publish(source, tmp_path / 'out.pth')
+    assert names(tmp_path) == ['in.pth']
+
+
+def test_the_command(save, tmp_path, capsys):
+    source = save(dict(state_dict=STATE, optimizer={}, meta=dict(cfg='a = 1')))
+    out = tmp_path / 'out.pth'
+    report = main(parser().parse_args([str(source), str(out)]))
+    text = capsys.readouterr().out
+    assert re.search(r'written .*out-[0-9a-f]{8}\.pth', text)
+    assert str(report.out) in text and 'left out optimizer' in text
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'publish_model.py', source, out],
+        capture_output=True,
+        text=True,
+        timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.startswith('publish_model failed: ')
+    assert '--force' in result.stderr and 'Traceback' not in result.stderr
+    assert torch.load(io.BytesIO(report.out.read_bytes()), weights_only=True)

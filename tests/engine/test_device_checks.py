@@ -1,0 +1,102 @@
+"""Configs that ask for what a CPU does not have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper
+
+from fpt_plugin.engine import device_checks
+from fpt_plugin.engine.device_checks import check_amp, check_sync_bn
+
+ROOT = Path(__file__).parents[2]
+on_a_cpu = pytest.mark.skipif(get_device() != 'cpu', reason='there is no lack')
+
+
+def on(device, monkeypatch):
+    monkeypatch.setattr(device_checks, 'get_device', lambda: device)
+
+
+def amp(wrapper='AmpOptimWrapper'):
+    return Config(dict(optim_wrapper=dict(type=wrapper, loss_scale='dynamic')))
+
+
+@pytest.mark.parametrize('device', ['cpu', 'mps'])
+@pytest.mark.parametrize('flag, words', [
+    (True, '--amp needs a CUDA device, got {!r}.* leave the flag out'),
+    (False, "optim_wrapper.type='AmpOptimWrapper' of the config needs a CUDA "
+     "device, got {!r}.* without loss_scale")
+])
+def test_amp_is_refused_without_a_scaler(device, flag, words, monkeypatch):
+    on(device, monkeypatch)
+    for wrapper in ('AmpOptimWrapper', AmpOptimWrapper):
+        with pytest.raises(ValueError, match=words.format(device)):
+            check_amp(amp(wrapper), flag)
+
+
+def test_amp_elsewhere(monkeypatch):
+    on('cuda', monkeypatch)
+    check_amp(amp(), True)
+    on('cpu', monkeypatch)
+    check_amp(amp('OptimWrapper'), False)
+    check_amp(Config(), False)
+
+
+def model(launcher='pytorch', **more):
+    sync, plain = dict(type='SyncBN', requires_grad=True), dict(type='BN')
+    return Config(dict(
+        launcher=launcher,
+        model=dict(
+            backbone=dict(norm_cfg=sync),
+            neck=[dict(norm_cfg=plain), dict(pyramid=dict(norm_cfg=sync))]),
+        **more))
+
+
+def test_sync_bn_is_refused_by_its_places(monkeypatch):
+    on('cpu', monkeypatch)
+    with pytest.raises(ValueError, match='one process') as refused:
+        check_sync_bn(model())
+    options = str(refused.value).partition('--cfg-options ')[2].split()
+    assert options == [
+        'model.backbone.norm_cfg.type=BN',
+        'model.neck.1.pyramid.norm_cfg.type=BN'
+    ]
+    # What the message says helps.
+    cfg = model()
+    cfg.merge_from_dict(dict(option.split('=') for option in options))
+    check_sync_bn(cfg)
+    cfg.sync_bn = 'torch'
+    with pytest.raises(ValueError, match='sync_bn=None'):
+        check_sync_bn(cfg)
+
+
+def test_sync_bn_elsewhere(monkeypatch):
+    on('cuda', monkeypatch)
+    check_sync_bn(model())
+    on('cpu', monkeypatch)
+    check_sync_bn(model('none'))
+    check_sync_bn(Config(dict(model=dict(backbone=dict(type='ResNet')))))
+
+
+@on_a_cpu
+def test_the_tool_says_so_in_one_line(tmp_path):
+    """Before it asks for data or weights."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'tools/train.py'),
+            str(ROOT / 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'),
+            '--amp', '--work-dir', str(tmp_path / 'run')
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600)
+    assert run.returncode == 1
+    assert 'train failed: --amp needs a CUDA device' in run.stderr
+    assert 'Traceback' not in run.stderr
+    assert not (tmp_path / 'run').exists()

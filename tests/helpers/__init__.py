@@ -1,0 +1,1 @@
+"""Oracles, miniature data sets, base testers and other helpers of the tests."""

@@ -1,0 +1,187 @@
+"""Layers and the neck as the formulas of functional/reference.py make them.
+
+They read weights and arguments of a layer, and not its forward; with the layer
+and the maps in float64 they are what the fuzz compares with.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fpt_plugin.functional import reference
+from fpt_plugin.layers import (
+    GroundingTransformer,
+    LocalGroundingTransformer,
+    RenderingTransformer,
+    SelfTransformer,
+)
+from helpers.oracles import pool, project
+
+
+def shares(layer, key):
+    """pi_n from the mean key."""
+    if layer.mixture_weight is None:
+        return key.new_ones(len(key), 1)
+    return (key.mean(dim=(2, 3)) @ layer.mixture_weight.T).softmax(dim=1)
+
+
+def parts(layer, x):
+    """(B, E, H, W) to (B, N, d, H, W)."""
+    count = layer.num_mixtures
+    return x.unflatten(1, (count, x.shape[1] // count))
+
+
+def mixture(layer, x, source, similarity, key_stride):
+    """Every pixel of ``x`` looks at every pooled pixel of ``source``."""
+    source = pool(source, key_stride) if key_stride > 1 else source
+    key = project(layer.key, source)
+    out = reference.mixture_attention(
+        parts(layer, project(layer.query, x)).flatten(3).mT,
+        parts(layer, key).flatten(3).mT,
+        project(layer.value, source).flatten(2).mT,
+        shares(layer, key),
+        similarity=similarity,
+        scale=layer.scale)
+    return out.mT.unflatten(2, x.shape[2:])
+
+
+def self_transformer(layer, x, key_stride=None):
+    return mixture(layer, x, x, 'dot', key_stride or layer.key_stride)
+
+
+def grounding_transformer(layer, fine, coarse, key_stride=None):
+    return mixture(layer, fine, coarse, 'neg_euclid', key_stride
+                   or layer.key_stride)
+
+
+def local_grounding_transformer(layer, fine, coarse):
+    key = project(layer.key, coarse)
+    return reference.local_mixture_attention(
+        parts(layer, project(layer.query, fine)),
+        parts(layer, key),
+        project(layer.value, coarse),
+        shares(layer, key),
+        window=layer.window,
+        similarity='neg_euclid',
+        pad=layer.pad,
+        scale=layer.scale)
+
+
+def rendering_transformer(layer, coarse, fine, dtype=torch.float32):
+    """Q of the coarse map, weighted by the mean K; V strided to its size."""
+    weight = project(layer.key, fine).mean(dim=(2, 3), keepdim=True)
+    query = _conv3x3(layer.query_conv, project(layer.query, coarse) * weight)
+    stride = max(1, round(fine.shape[2] / coarse.shape[2]))
+    value = _conv3x3(layer.value_conv, project(layer.value, fine), stride)
+    value = _nearest(value, coarse.shape[2:], dtype)
+    return _conv3x3(layer.out_conv, query + value)
+
+
+def _nearest(x, size, dtype):
+    """Which pixel is nearest is torch's to say, of a map of this ``dtype``.
+
+    In float32 86 * (45 / 129) is less than 30, and so it may be in float64:
+    the kernel that torch takes for the size decides.
+    """
+    numbers = torch.arange(x.shape[2:].numel(), dtype=dtype)
+    pixels = F.interpolate(
+        numbers.view(1, 1, *x.shape[2:]), size=tuple(size), mode='nearest')
+    return x.flatten(2)[:, :, pixels.long().flatten()].unflatten(2, size)
+
+
+def _conv3x3(conv, x, stride=1):
+    return F.conv2d(x, conv.weight, conv.bias, stride, padding=1)
+
+
+def normalised(norm, x):
+    """A norm by plain operators.
+
+    The backward pass of torch's batch norm gives other numbers on a CPU where
+    one image comes in channels_last with an unusual stride of the batch.
+    """
+    shape = (1, -1, 1, 1)
+    if isinstance(norm, torch.nn.GroupNorm):
+        grouped = x.unflatten(1, (norm.num_groups, -1))
+        var, mean = torch.var_mean(
+            grouped, dim=(2, 3, 4), correction=0, keepdim=True)
+        out = ((grouped - mean) / (var + norm.eps).sqrt()).flatten(1, 2)
+    else:
+        assert not norm.training
+        out = (x - norm.running_mean.view(shape)) / (
+            norm.running_var.view(shape) + norm.eps).sqrt()
+    return out * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def lambda_layer(layer, x):
+    """Norms by their formula; all position lambdas by a convolution."""
+    heads, depth, intra = (layer.num_heads, layer.query_depth,
+                           layer.intra_depth)
+    query, key, value = F.conv2d(x, layer.qkv.weight).split(
+        [heads * depth, depth * intra, layer.value_depth * intra], dim=1)
+    query = normalised(layer.norm_q, query).unflatten(1, (heads, depth))
+    value = normalised(layer.norm_v, value).unflatten(1, (intra, layer.value_depth))
+    content = reference.content_lambda(
+        key.unflatten(1, (intra, depth)).transpose(1, 2).flatten(3),
+        value.flatten(3))
+    if layer.content_bias is not None:
+        content = content + layer.content_bias[:, None]
+    out = reference.position_lambda(query, value, layer.embedding)
+    out = out + torch.einsum('bhkyx,bkv->bhvyx', query, content)
+    out = out.flatten(1, 2)
+    if layer.residual:
+        out = x + layer.gate[:, None, None] * normalised(
+            layer.norm_out, out)
+    return out
+
+
+FORMULAS = {
+    SelfTransformer: self_transformer,
+    GroundingTransformer: grounding_transformer,
+    LocalGroundingTransformer: local_grounding_transformer,
+    RenderingTransformer: rendering_transformer,
+}
+
+
+def strides_of(maps):
+    """The default preset: each level is pooled to the coarsest one's grid."""
+    strides = [1]
+    for fine, coarse in reversed(list(zip(maps, maps[1:]))):
+        ratio = max(f / c for f, c in zip(fine.shape[2:], coarse.shape[2:]))
+        strides.insert(0, strides[0] * max(1, round(ratio)))
+    return strides
+
+
+def fpt(neck, inputs):
+    """The whole neck, of the pyramid as the host computes it."""
+    maps = list(inputs if neck.pyramid is None else neck.pyramid(inputs))
+    count = neck.num_levels
+    strides = neck.key_strides or strides_of(maps[:count])
+    outs = []
+    for level in range(count):
+        found = []
+        for layers in (neck.self_transformers, neck.grounding_transformers,
+                       neck.rendering_transformers):
+            for source in range(count):
+                name = f'{level}_{source}'
+                if name not in layers:
+                    continue
+                args = [maps[level]]
+                args += [maps[source]] if source != level else []
+                if isinstance(layers[name],
+                              (SelfTransformer, GroundingTransformer)):
+                    args.append(strides[source])
+                found.append(FORMULAS[type(layers[name])](layers[name], *args))
+        outs.append(_fused(neck.fusions[level], maps[level], found))
+    return outs + maps[count:]
+
+
+def _fused(fusion, x, found):
+    if isinstance(fusion, torch.nn.Identity):
+        return x
+    if not hasattr(fusion, 'reduce'):  # the paper's
+        return fusion.norm(_conv3x3(fusion.out_conv, torch.cat([x, *found], 1)))
+    reduce = fusion.reduce
+    out = fusion.norm(
+        F.conv2d(torch.cat(found, 1), reduce.weight, reduce.bias))
+    return x + _conv3x3(fusion.out_conv, out)

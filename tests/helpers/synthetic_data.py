@@ -1,0 +1,83 @@
+"""Small data that several tests write: wheels, photographs, COCO folders."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fpt_plugin.commands.quickstart.packages import Package
+
+
+def write_wheel(folder, members):
+    """Write an archive of named bytes; the package that it is the wheel of.
+
+    Args:
+        folder: Where ``Package.fetch`` will find it.
+        members: Bytes by their names in the wheel.
+    """
+    path = Path(folder) / 'synthetic-0.0.0-py3-none-any.whl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return Package(
+        requirement='synthetic==0.0.0',
+        wheel=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        content='synthetic content',
+        source='a test',
+        licence='none')
+
+
+def voc_xml(boxes):
+    """A Pascal VOC annotation; its corners count pixels from 1.
+
+    Args:
+        boxes: x0, y0, x1, y1 in pixels counted from 0, ends exclusive.
+    """
+    objects = ''.join(
+        f'<object><name>Tree</name><bndbox><xmin>{x0 + 1}</xmin>'
+        f'<ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>'
+        '</object>' for x0, y0, x1, y1 in boxes)
+    return f'<annotation>{objects}</annotation>'.encode()
+
+
+def write_coco_squares(root, count=4, size=64):
+    """Write photographs of bright squares in COCO's layout.
+
+    Args:
+        root: Gets ``images/`` and ``annotations.json``.
+        count: Photographs, one square in each.
+        size: Side of a photograph, pixels.
+    """
+    root = Path(root)
+    (root / 'images').mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(1, count + 1):
+        image = generator.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        side = size // 2
+        # On a coarse grid, as anchors are: a small detector can find them.
+        x, y = (int(v) * size // 4 for v in generator.integers(0, 3, 2))
+        image[y:y + side, x:x + side] += 150
+        name = f'{i:03d}.png'
+        if not cv2.imwrite(str(root / 'images' / name), image):
+            raise OSError(f'cannot write {name}')
+        images.append(dict(id=i, file_name=name, height=size, width=size))
+        annotations.append(
+            dict(
+                id=i,
+                image_id=i,
+                category_id=1,
+                bbox=[x, y, side, side],
+                area=side * side,
+                iscrowd=0))
+    (root / 'annotations.json').write_text(
+        json.dumps(
+            dict(
+                images=images,
+                annotations=annotations,
+                categories=[dict(id=1, name='square')])))

@@ -1,0 +1,161 @@
+"""Every public module under autocast, at odd sizes and at one pixel.
+
+The layers' digits at unit scale and their large activations are in
+tests/layers/test_precision.py.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.base import backbone_maps
+from helpers.oracles import maps_of, randomise, relative_error, settle_norms
+from mmengine.registry import MODELS
+
+import fpt_plugin
+from fpt_plugin.layers.narrow_maps import widen
+
+CHANNELS = [8, 16, 24, 32]
+SIZES = [(13, 22), (7, 1), (1, 1)]
+LAYER = dict(in_channels=32)
+NECK = dict(in_channels=CHANNELS, out_channels=16)
+OVER_FPN = dict(NECK, num_outs=5, pyramid=dict(type='mmdet.FPN'))
+WINDOWS = dict(type='LocalGroundingTransformer', window=5)
+
+
+def one_map(height, width):
+    return maps_of((height, width), batch=1, channels=32)
+
+
+def two_maps(height, width):
+    """Fine and coarse."""
+    return maps_of((height, width), (-(-height // 2), -(-width // 2)), batch=1,
+                   channels=32)
+
+
+def pyramid(height, width):
+    return [backbone_maps(CHANNELS, height, width, batch=1)]
+
+
+def dilated(height, width):
+    return [[torch.randn(1, c, height, width) for c in CHANNELS]]
+
+
+def image(height, width):
+    return [torch.randn(1, 3, 4 * height - 3, 4 * width - 3)]
+
+
+# The config of each, and what makes its inputs.
+CASES = {
+    'SelfTransformer': (LAYER, one_map),
+    'GroundingTransformer': (LAYER, two_maps),
+    'LocalGroundingTransformer': (LAYER, two_maps),
+    'RenderingTransformer': (LAYER, lambda *size: two_maps(*size)[::-1]),
+    'LambdaLayer': (dict(LAYER, context_size=9), one_map),
+    'LambdaLayer, residual': (dict(LAYER, context_size=9, residual=True), one_map),
+    'FPT': (OVER_FPN, pyramid),
+    'FPT, concat': (dict(
+        OVER_FPN, fusion='concat', embed_channels=16, key_strides=1), pyramid),
+    'FPT, norms': (dict(
+        OVER_FPN, fusion_norm_cfg=dict(type='GN', num_groups=2),
+        checkpoint_branches=True), pyramid),
+    'FPT, concat and norms': (dict(
+        OVER_FPN, fusion='concat', fusion_norm_cfg=dict(type='GN', num_groups=2)),
+                              pyramid),
+    'FPT, windows over UFP': (dict(
+        NECK, pyramid=dict(type='UFP', norm_cfg=dict(type='GN', num_groups=2)),
+        grounding_transformer=WINDOWS, fusion='concat', key_strides=1), dilated),
+    'SelfTransformerNeck': (OVER_FPN, pyramid),
+    'GroundingTransformerNeck': (OVER_FPN, pyramid),
+    'RenderingTransformerNeck': (OVER_FPN, pyramid),
+    'BottomUpPyramid': (dict(
+        NECK, num_outs=5, add_extra_convs='on_output'), pyramid),
+    'UFP': (dict(NECK, norm_cfg=dict(type='GN', num_groups=2)), dilated),
+    'LambdaResNet': (dict(
+        depth='26t', zero_init_residual=False), image),
+}
+
+
+def build(name):
+    """With every parameter drawn: zeros would hide what they multiply."""
+    args, _ = CASES[name]
+    module = MODELS.build(copy.deepcopy(dict(args, type=name.split(',')[0])))
+    # A backbone of drawn norms is chaotic: a rounding grows from block to block.
+    return module if name == 'LambdaResNet' else randomise(module)
+
+
+def outs_of(module, inputs):
+    outs = module(*inputs)
+    return outs if isinstance(outs, tuple) else (outs, )
+
+
+def converted(inputs, dtype):
+    return [x.to(dtype) if torch.is_tensor(x) else [y.to(dtype) for y in x]
+            for x in inputs]
+
+
+def test_every_public_module_is_here():
+    modules = {name for name in fpt_plugin.__all__
+               if isinstance(getattr(fpt_plugin, name), type)
+               and name in MODELS.module_dict}
+    assert modules == {name.split(',')[0] for name in CASES}
+
+
+def roundings(module, name, dtype, size):
+    """How far outputs and gradients are off, in units of the type's eps.
+
+    Returns:
+        The worst output's, and that of all gradients together.
+    """
+    inputs = CASES[name][1](*size)
+    twin = copy.deepcopy(module).double()
+    module.zero_grad()
+    with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
+        outs = outs_of(module, inputs)
+        loss = sum(out.float().square().mean() for out in outs)
+    loss.backward()
+    want = outs_of(twin, converted(inputs, torch.float64))
+    sum(out.square().mean() for out in want).backward()
+    assert all(out.isfinite().all() for out in outs)
+    for parameter_name, parameter in module.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+    grads, want_grads = (
+        torch.cat([p.grad.flatten().double() for p in m.parameters()])
+        for m in (module, twin))
+    eps = torch.finfo(dtype).eps
+    return (max(map(relative_error, outs, want)) / eps,
+            relative_error(grads, want_grads) / eps)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', CASES)
+def test_outputs_and_gradients(name, dtype):
+    module = settle_norms(build(name), *CASES[name][1](*SIZES[0]))
+    for size in SIZES:
+        torch.manual_seed(1)
+        output, gradient = roundings(module, name, dtype, size)
+        limits = 3, 6
+        if name == 'LambdaResNet':
+            # Deep networks multiply roundings; no more than in float32.
+            torch.manual_seed(1)
+            exact = roundings(module, name, torch.float32, size)
+            limits = [max(1, x) * most for x, most in zip(exact, limits)]
+        assert output <= limits[0] and gradient <= limits[1], size
+
+
+@pytest.mark.parametrize('stride', [2, 4, 8])
+@pytest.mark.parametrize('width', [1, 2, 3, 7, 8, 9])
+def test_zeros_beside_narrow_maps_change_nothing(stride, width):
+    """Of any convolution that is padded to keep the size at a stride of 1."""
+    x = torch.randn(2, 3, 5, width, dtype=torch.float64)
+    wide = widen(x, stride)
+    assert wide.shape[3] == max(width, stride)
+    for kernel in (3, 7):
+        weight = torch.randn(4, 3, kernel, kernel, dtype=torch.float64)
+        torch.testing.assert_close(
+            F.conv2d(wide, weight, None, stride, kernel // 2),
+            F.conv2d(x, weight, None, stride, kernel // 2))

@@ -1,0 +1,382 @@
+"""Every shipped config parses and builds; representatives train a step."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import combinations
+from math import prod
+
+import pytest
+import torch
+from helpers.shipped_configs import (
+    ALL,
+    CONFIGS,
+    STACK,
+    build,
+    folder,
+    host_has,
+    host_of,
+    load,
+    load_host,
+    without_fpt,
+)
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+
+from fpt_plugin import FPT, UFP, BottomUpPyramid, LambdaLayer, LambdaResNet
+from fpt_plugin.necks.fusion import ConcatFusion
+
+# What a folder's configs are about: the modules, and the part of the model
+# that has a column of its own in the folder's README.
+MODULES = dict(
+    fpt=(FPT, BottomUpPyramid, UFP),
+    lambda_resnet=LambdaLayer,
+    quickstart=FPT)
+PARTS = dict(fpt='fpt', lambda_resnet='backbone')
+REPRESENTATIVES = (
+    'fpt/faster-rcnn_r50_fpt_1x_coco.py',
+    'fpt/retinanet_r50_fpt_1x_coco.py',
+    'fpt/mask-rcnn_r50_fpt-paper_1x_coco.py',
+    'fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
+    'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
+    'fpt/upernet_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
+    'fpt/retinanet_pvt-t_fpt_1x_coco.py',
+    'fpt/sem-fpn_pvtv2-b0_fpt_4xb4-160k_ade20k-512x512.py',
+    'lambda_resnet/faster-rcnn_lambda-r50_fpt_1x_coco.py',
+    'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py',
+    'lambda_resnet/fcn_lambda-r50-d8_4xb2-80k_cityscapes-512x1024.py',
+    'lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py',
+    'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py',
+    'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py',
+)
+# What others are compared with.
+PLAIN = 'quickstart/deformable-detr_mobilenet-v2_four-tiles.py'
+# With a backbone that nobody has trained.
+HYBRIDS = [name for name in ALL if '_lambda-r' in name]
+PLUGIN = 'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py'
+SIZE = (96, 128)  # of the images of a training step
+
+
+def build_part(cfg: Config, part: str) -> torch.nn.Module:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model[part])
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_parses_and_builds(name):
+    cfg = load(name)
+    assert 'fpt_plugin' in cfg.custom_imports.imports
+    model = build(cfg)
+    ours = any(
+        isinstance(module, MODULES[folder(name)]) for module in model.modules())
+    assert ours == (name != PLAIN)
+    # GPUs times images a GPU; mmdet's configs leave out what is usual there.
+    batch = re.search(r'_(\d+)xb(\d+)-', name)
+    if batch:
+        assert cfg.train_dataloader.batch_size == int(batch[2])
+    if 'coco' in name:
+        assert cfg.auto_scale_lr.base_batch_size == (
+            prod(map(int, batch.groups())) if batch else 16)
+
+
+def bbox_heads(cfg: Config) -> list:
+    heads = (cfg.model.get('roi_head') or cfg.model).bbox_head
+    return heads if isinstance(heads, list) else [heads]
+
+
+def detection_batch(cfg: Config, model: torch.nn.Module) -> dict:
+    from mmdet.testing import demo_mm_inputs
+    return demo_mm_inputs(
+        2, [[3, *SIZE]] * 2,
+        num_classes=bbox_heads(cfg)[0].num_classes,
+        with_mask=getattr(model, 'with_mask', False))
+
+
+def segmentation_batch(cfg: Config) -> dict:
+    from mmseg.structures import SegDataSample
+    classes = cfg.model.decode_head.num_classes
+    samples = [
+        SegDataSample(
+            metainfo=dict(img_shape=SIZE),
+            gt_sem_seg=PixelData(data=torch.randint(classes, (1, *SIZE))))
+        for _ in range(2)
+    ]
+    return dict(
+        inputs=[torch.randint(256, (3, *SIZE)) for _ in samples],
+        data_samples=samples)
+
+
+def train_step(cfg: Config) -> None:
+    """One step of training; norms of all GPUs are of one process here."""
+    segments = cfg.default_scope == 'mmseg'
+    if not segments and bbox_heads(cfg)[0].num_classes == 1:
+        # mmdet's random labels begin at 1, which one class does not have
+        for head in bbox_heads(cfg):
+            head.num_classes = 2
+    if cfg.model.get('as_two_stage'):
+        cfg.model.num_queries = 20  # no more than small maps have pixels
+    # Batches are padded to the size of the crops.
+    if segments:
+        cfg.model.data_preprocessor.size = SIZE
+    for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
+        augment.size = SIZE
+    model = build(cfg).train()
+    model.init_weights()
+    data = segmentation_batch(cfg) if segments else detection_batch(
+        cfg, model)
+    data = model.data_preprocessor(data, True)
+    assert data['inputs'].shape == (2, 3, *SIZE)
+    total, _ = model.parse_losses(model(**data, mode='loss'))
+    total.backward()
+    assert total.isfinite()
+    # Several processes take such parameters only where the config says so.
+    without_gradient = [
+        key for key, p in model.named_parameters()
+        if p.requires_grad and p.grad is None
+    ]
+    assert not without_gradient or cfg.get(
+        'find_unused_parameters'), without_gradient
+
+
+@pytest.mark.parametrize('name', REPRESENTATIVES)
+def test_trains_a_step(name):
+    train_step(load(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name', [name for name in ALL if name not in REPRESENTATIVES])
+def test_all_train_a_step(name):
+    train_step(load(name))
+
+
+@pytest.mark.parametrize('config, short, pyramid, gt, whole', [
+    ('mask-rcnn_r50_{}_1x_coco', 'bup', BottomUpPyramid, 'gt', 'fpt-paper'),
+    ('fcn_r101-d8_{}_4xb2-80k_cityscapes-769x769', 'ufp', UFP, 'lgt',
+     'ufp-fpt'),
+])
+def test_the_ablation_adds_up(config, short, pyramid, gt, whole):
+    """Each row has the pyramid and its own branches, and one fusion."""
+    kinds = {
+        'st': 'self_transformers',
+        gt: 'grounding_transformers',
+        'rt': 'rendering_transformers'
+    }
+    rows = {
+        '-'.join((short, *row)): set(row)
+        for length in (1, 2) for row in combinations(kinds, length)
+    }
+    rows[whole] = set(kinds)
+    for row, wanted in rows.items():
+        neck = build_part(load(f'fpt/{config.format(row)}.py'), 'neck')
+        present = {k for k, name in kinds.items() if len(getattr(neck, name))}
+        assert present == wanted
+        assert type(neck.pyramid) is pyramid
+        assert neck.key_strides == (1, 1, 1, 1)
+        assert {type(fusion) for fusion in neck.fusions} == {ConcatFusion}
+    plain = build_part(load(f'fpt/{config.format(short)}.py'), 'neck')
+    assert type(plain) is pyramid
+
+
+def test_fine_tuning_moves_new_layers_faster():
+    cfg = load('fpt/faster-rcnn_r50_fpt_finetune-4e_coco.py')
+    model = build(cfg)
+    from mmengine.optim import build_optim_wrapper
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = {}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in wrapper.optimizer.param_groups:
+        for p in group['params']:
+            rates[names[id(p)]] = group['lr']
+    for name, rate in rates.items():
+        new = name.startswith('neck.') and not name.startswith('neck.pyramid.')
+        assert rate == pytest.approx(0.02 if new else 0.002), name
+
+
+def test_frozen_fine_tuning():
+    neck = build(load('fpt/faster-rcnn_r50_fpt-frozen_finetune-4e_coco.py')).neck
+    assert not any(p.requires_grad for p in neck.pyramid.parameters())
+
+
+@pytest.mark.parametrize('name', HYBRIDS)
+def test_what_is_new_learns(name):
+    """All of a hybrid, until the command line names weights for it."""
+    cfg = Config.fromfile(CONFIGS / name)
+    with torch.device('meta'):
+        backbone = build_part(cfg, 'backbone').train()
+    assert isinstance(backbone, LambdaResNet)
+    assert not backbone.init_cfg
+    assert all(p.requires_grad for p in backbone.parameters())
+    norms = [m for m in backbone.modules() if hasattr(m, 'running_mean')]
+    assert norms and all(
+        isinstance(m, torch.nn.SyncBatchNorm) and m.training for m in norms)
+    cfg.merge_from_dict({
+        'model.backbone.init_cfg.type': 'Pretrained',
+        'model.backbone.init_cfg.checkpoint': 'checkpoints/lambda.pth'
+    })
+    assert cfg.model.backbone.init_cfg.checkpoint == 'checkpoints/lambda.pth'
+    if '-200e_' in name:
+        assert (cfg.train_cfg.max_epochs *
+                cfg.train_dataloader.dataset.times) == 200
+
+
+def test_converted_convolutions_start_a_hybrid(tmp_path):
+    from fpt_plugin.commands.convert_weights.command import (
+        convert_weights,
+        torchvision_resnet,
+    )
+    source, out = tmp_path / 'resnet50.pth', tmp_path / 'lambda_r50.pth'
+    resnet = MODELS.build(dict(type='mmdet.ResNet', depth=50))
+    torch.save(resnet.state_dict(), source)
+    convert_weights(torchvision_resnet(50), source, out)
+    cfg = load('lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(out))
+    backbone = build_part(cfg, 'backbone')
+    backbone.init_weights()
+    assert torch.equal(backbone.layer3[2].conv2.weight,
+                       resnet.layer3[2].conv2.weight)
+    assert isinstance(backbone.layer3[3].conv2, LambdaLayer)
+    assert torch.equal(backbone.layer3[3].conv3.weight,
+                       resnet.layer3[3].conv3.weight)
+
+
+def test_a_missing_file_of_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(CONFIGS /
+                          'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py')
+    backbone = build_part(cfg, 'backbone')
+    assert (backbone.depth, backbone.frozen_stages) == ('50ts', 1)
+    with pytest.raises(
+            FileNotFoundError, match='checkpoints/lambda_resnet50ts.pth'):
+        backbone.init_weights()
+
+
+def test_the_plugin_keeps_a_trained_resnet(tmp_path):
+    cfg = load(PLUGIN)
+    resnet = build_part(load_host(PLUGIN), 'backbone')
+    for module in resnet.modules():  # as if it were trained
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -.1, .1)
+            torch.nn.init.uniform_(module.running_var, .5, 2)
+    torch.save(resnet.state_dict(), tmp_path / 'resnet.pth')
+    loaded = build_part(cfg, 'backbone')
+    keys = loaded.load_state_dict(resnet.state_dict(), strict=False)
+    assert keys.unexpected_keys == []
+    assert all('.lambda_layer' in key for key in keys.missing_keys)
+    cfg.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
+    initialised = build_part(cfg, 'backbone')
+    initialised.init_weights()
+    assert sum(isinstance(m, LambdaLayer) for m in loaded.modules()) == 6 + 3
+    for backbone in (resnet, loaded, initialised):
+        backbone.train()  # mmdet's gives back nothing
+    x = torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        expected = resnet(x)
+        for backbone in (loaded, initialised):
+            assert all(map(torch.equal, backbone(x), expected))
+
+
+# ------------------------------------------------------------------ READMEs
+
+
+# What rows say of a config, and of the model beside it, which some lack: millions
+# of parameters, GMACs, those of the part; GiB kept by one image, of the neck and
+# of all.
+OWN = re.compile(r'\| (?P<parameters>\d+\.\d) \| (?P<macs>\d+) \| (?P<part>\d+) \|'
+                 r'( (?P<neck_gib>\d+\.\d\d), (?P<gib>\d+\.\d\d) \|)?')
+OTHER = re.compile(r'\| (?P<parameters>\d+\.\d), (?P<macs>\d+)(, (?P<part>\d+))?'
+                   r'(, (?P<gib>\d+\.\d\d))? \|')
+
+
+def costs_of_readmes() -> list[tuple[str, dict, dict, tuple | None]]:
+    """Configs, what the READMEs say they cost, and the models beside them.
+
+    Last the size of the image, where it is not the usual one. Braces of names
+    are spelt out.
+    """
+    found = []
+    for name in PARTS:
+        for line in (CONFIGS / name / 'README.md').read_text().splitlines():
+            match = re.match(r'\| `([\w{},-]+)` \|', line)
+            if not match:
+                continue
+            own, other = (
+                {key: value for key, value in (cell.groupdict() if cell else {})
+                 .items() if value is not None}
+                for cell in (OWN.search(line), OTHER.search(line)))
+            size = re.search(r'\| (\d+)x(\d+) \|', line)
+            head, *options = re.split(r'\{(.*)\}', match[1])
+            for option in options[0].split(',') if options else ['']:
+                config = head + option + (options[1] if options else '')
+                found.append((f'{name}/{config}.py', own, other,
+                              tuple(map(int, size.groups())) if size else None))
+    return found
+
+
+def test_readmes_name_every_config():
+    assert {name for name, *_ in costs_of_readmes()} == {
+        name for name in ALL if folder(name) in PARTS
+    }
+
+
+@cache
+def counted(config: str, part: str, size: tuple[int, int] | None,
+            depth: int | None = None, fpt: bool = True) -> dict[str, str]:
+    from fpt_plugin.commands.complexity.command import complexity
+    result = complexity(
+        config if fpt else without_fpt(config), size,
+        cfg_options=depth and {'model.backbone.depth': depth})
+    assert result.complete
+    neck = [p for p in result.parts if p.name in ('pyramid', 'fpt')]
+    macs = sum(p.macs for p in result.parts if p.name == part)
+    return dict(
+        parameters=f'{result.total.parameters / 1e6:.1f}',
+        macs=f'{result.total.macs / 1e9:.0f}',
+        part=f'{macs / 1e9:.0f}',
+        neck_gib=f'{sum(p.saved_bytes for p in neck) / 2**30:.2f}',
+        gib=f'{result.total.saved_bytes / 2**30:.2f}')
+
+
+def assert_told(told: dict[str, str], counted: dict[str, str]) -> None:
+    """To the digit; some models of the fork are a little larger."""
+    for key, figure in told.items():
+        assert float(figure) == pytest.approx(
+            float(counted[key]), rel=0.005 if STACK == 'onedl' else 0, abs=0), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, own, other, size', costs_of_readmes())
+def test_costs_of_the_readmes(name, own, other, size):
+    """Beside a host's config, whose ResNet is as deep; else without FPT."""
+    part = PARTS[folder(name)]
+    wanted = {'parameters', 'macs', 'part'}
+    assert set(own) == (wanted | {'neck_gib', 'gib'} if part == 'fpt' else wanted)
+    assert_told(own, counted(str(CONFIGS / name), part, size))
+    if not other:
+        return
+    if host_has(name):
+        depth = load(name).model.backbone.get('depth')
+        depth = depth if depth is None or isinstance(depth, int) else 50
+        expected = counted(host_of(name), part, size, depth)
+    else:
+        expected = counted(name, part, size, fpt=False)
+    assert_told(other, expected)
+
+
+def test_the_projects_readme_says_the_same():
+    """Its rows link to configs, whose own rows the test above counts."""
+    rows = {name: (own, other) for name, own, other, _ in costs_of_readmes()}
+    linked = re.findall(
+        r'\| ([\d.]+), (\d+), ([\d.]+) '
+        r'\| \[([\d.]+), (\d+), ([\d.]+)\]\(configs/(.*?)\) '
+        r'\| (\d+); ([\d.]+) \|',
+        (CONFIGS.parent / 'README.md').read_text())
+    assert len(linked) == 18
+    for *numbers, name, part, neck_gib in linked:
+        own, other = rows[name]
+        keys = ('parameters', 'macs', 'gib')
+        assert numbers == [*map(other.get, keys), *map(own.get, keys)]
+        assert (part, neck_gib) == (own['part'], own['neck_gib'])

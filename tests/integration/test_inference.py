@@ -1,0 +1,226 @@
+"""The hosts' inferencers and functions on our models, as users call them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers.runs import alone
+from helpers.small_models import DETECTORS, SEGMENTORS, train
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmengine.config import Config
+from mmseg.apis import (
+    MMSegInferencer,
+    inference_model,
+    init_model,
+    show_result_pyplot,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """What training left, by the name of the shipped config."""
+    return cache(lambda name: train(name, tmp_path_factory.mktemp('run')))
+
+
+def config_in(checkpoint: str) -> Config:
+    meta = torch.load(checkpoint, weights_only=True)['meta']
+    return Config.fromstring(meta['cfg'], '.py')
+
+
+def assert_loaded(model: torch.nn.Module, checkpoint: str):
+    """Every tensor of the model is the checkpoint's."""
+    saved = torch.load(checkpoint, weights_only=True)['state_dict']
+    found = model.state_dict()
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[key], saved[key]) for key in saved)
+
+
+# -------------------------------------------------------------------- detection
+
+
+def detector_ways(run, image):
+    """Model and prediction of each way from files to detections."""
+
+    def inferencer(*args):
+        made = DetInferencer(*args, device='cpu', show_progress=False)
+        found = made(image, return_datasamples=True)['predictions']
+        return made.model, found[0]
+
+    def function(config):
+        model = init_detector(config, run.checkpoint, device='cpu')
+        return model, inference_detector(model, image)
+
+    return dict(
+        config_and_weights=lambda: inferencer(run.config, run.checkpoint),
+        weights_alone=lambda: inferencer(None, run.checkpoint),
+        functions=lambda: function(run.config),
+        functions_with_the_config_inside=lambda: function(
+            config_in(run.checkpoint)),
+        functions_on_pixels=lambda: detect_pixels(run, image))
+
+
+def detect_pixels(run, image):
+    model = init_detector(run.config, run.checkpoint, device='cpu')
+    return model, inference_detector(model, cv2.imread(image))
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detectors(trained, name):
+    run = trained(name)
+    found = {}
+    for way, detect in detector_ways(run, run.images[0]).items():
+        with alone():
+            model, sample = detect()
+        assert_loaded(model, run.checkpoint)
+        assert model.dataset_meta['classes'] == ('square', ), way
+        found[way] = sample.pred_instances
+    first = found['config_and_weights']
+    assert len(first) > 10 and first.scores.unique().numel() > 5
+    for way, instances in found.items():
+        for key in ('bboxes', 'scores', 'labels'):
+            assert torch.equal(instances[key], first[key]), way
+
+
+@alone()
+def test_a_detector_writes_pictures_and_boxes(trained, tmp_path):
+    run = trained('fpt/retinanet_r50_fpt_1x_coco.py')
+    detector = DetInferencer(
+        run.config, run.checkpoint, device='cpu', show_progress=False)
+    single = [
+        detector(image)['predictions'][0]['bboxes'] for image in run.images
+    ]
+    assert single[0] != single[1]
+    both = detector(
+        run.images,
+        batch_size=2,
+        out_dir=str(tmp_path),
+        no_save_pred=False,
+        pred_score_thr=0.)['predictions']
+    for image, boxes, found in zip(run.images, single, both):
+        # A batch of two sums in another order.
+        np.testing.assert_allclose(found['bboxes'], boxes, atol=1e-3)
+        file = tmp_path / 'preds' / f'{Path(image).stem}.json'
+        assert json.loads(file.read_text())['bboxes'] == found['bboxes']
+        drawn = cv2.imread(str(tmp_path / 'vis' / Path(image).name))
+        plain = cv2.imread(image)
+        assert drawn.shape == plain.shape and (drawn != plain).any()
+
+
+# ----------------------------------------------------------------- segmentation
+
+
+def segmentor_ways(run, image):
+    """Model and label map of each way from files to segmentation."""
+
+    def inferencer(*args):
+        made = MMSegInferencer(*args, device='cpu')
+        return made.model, torch.from_numpy(made(image)['predictions'])
+
+    def function(config, pixels):
+        model = init_model(config, run.checkpoint, device='cpu')
+        return model, inference_model(model, pixels).pred_sem_seg.data[0]
+
+    return dict(
+        config_and_weights=lambda: inferencer(run.config, run.checkpoint),
+        weights_alone=lambda: inferencer(None, run.checkpoint),
+        functions=lambda: function(run.config, image),
+        functions_with_the_config_inside=lambda: function(
+            config_in(run.checkpoint), image),
+        functions_on_pixels=lambda: function(run.config, cv2.imread(image)))
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_segmentors(trained, name):
+    run = trained(name)
+    found = {}
+    for way, segment in segmentor_ways(run, run.images[0]).items():
+        with alone():
+            model, found[way] = segment()
+        assert_loaded(model, run.checkpoint)
+        assert len(model.dataset_meta['classes']) == 19, way
+    first = found['config_and_weights']
+    assert first.shape == cv2.imread(run.images[0]).shape[:2]
+    assert first.unique().numel() > 2
+    for way, labels in found.items():
+        assert torch.equal(labels, first), way
+
+
+@alone()
+def test_a_segmentor_writes_pictures_and_labels(trained, tmp_path):
+    run = trained('fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py')
+    image = run.images[0]
+    segmentor = MMSegInferencer(run.config, run.checkpoint, device='cpu')
+    labels = segmentor(image, out_dir=str(tmp_path))['predictions']
+    written, = (tmp_path / 'pred').iterdir()
+    assert (cv2.imread(str(written), cv2.IMREAD_GRAYSCALE) == labels).all()
+    drawn = cv2.imread(str(tmp_path / 'vis' / Path(image).name))
+    assert drawn.shape[:2] == labels.shape
+    assert (drawn != cv2.imread(image)).any()
+
+    model = init_model(run.config, run.checkpoint, device='cpu')
+    picture = tmp_path / 'picture.png'
+    show_result_pyplot(
+        model,
+        image,
+        inference_model(model, image),
+        show=False,
+        draw_gt=False,
+        out_file=str(picture))
+    assert cv2.imread(str(picture)).shape[:2] == labels.shape
+
+
+# ----------------------------------------------------------------------- README
+
+SECTION = re.compile(r'^## Inference$(.*?)^## ', re.MULTILINE | re.DOTALL)
+HOSTS = dict(mmdet=list(DETECTORS)[0], mmseg=list(SEGMENTORS)[0])
+
+
+def snippets() -> dict[str, str]:
+    """The Python blocks of the README's section, by the host they import."""
+    section = SECTION.search((ROOT / 'README.md').read_text())
+    assert section, 'README.md has no section "## Inference"'
+    blocks = re.findall(r'^```python\n(.*?)^```$', section[1],
+                        re.MULTILINE | re.DOTALL)
+    found = {re.search(r'\bmm(det|seg)\b', block)[0]: block for block in blocks}
+    assert len(found) == len(blocks), 'one block a host'
+    return found
+
+
+def test_the_readme_has_a_snippet_for_each_host():
+    assert snippets().keys() == HOSTS.keys()
+
+
+@pytest.mark.parametrize('host', HOSTS)
+def test_the_readme_s_snippets_run(trained, tmp_path, host):
+    """As they stand, in a process of their own, with files of their names."""
+    code, run = snippets()[host], trained(HOSTS[host])
+    sources = dict(pth=run.checkpoint, py=run.config, png=run.images[0])
+    given = re.findall(r"'([\w./-]+\.(pth|py|png|jpg))'", code)
+    assert {suffix for _, suffix in given} & {'png', 'jpg'}
+    for file, suffix in given:
+        target = tmp_path / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == 'jpg':
+            cv2.imwrite(str(target), cv2.imread(run.images[0]))
+        else:
+            shutil.copy(sources[suffix], target)
+    before = set(tmp_path.rglob('*'))
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code],
+                            cwd=tmp_path,
+                            capture_output=True,
+                            text=True,
+                            timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert any(path.is_file() for path in set(tmp_path.rglob('*')) - before)

@@ -1,0 +1,387 @@
+"""Checkpoints are read safely, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.foreign_checkpoints import RESNET_50, command, meta_state, resnet_state
+from mmengine.logging.history_buffer import HistoryBuffer
+from torch import nn
+
+from fpt_plugin.commands.convert_weights.command import main, parser
+from fpt_plugin.io import checkpoints as module
+from fpt_plugin.io.checkpoints import (
+    check_out,
+    fetch_state_dict,
+    read_state_dict,
+    read_weights,
+    write_weights,
+)
+from fpt_plugin.io.files import sha256_of
+
+STATE = {'a.weight': torch.arange(3.), 'a.bias': torch.tensor(2)}
+
+
+def names(folder):
+    """Everything in a folder, hidden or not."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write a checkpoint and give its name."""
+
+    def save(content, name='in.pth', **options):
+        torch.save(content, tmp_path / name, **options)
+        return tmp_path / name
+
+    return save
+
+
+def assert_is(weights, state=STATE):
+    assert weights.state_dict.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(weights.state_dict[key], value)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize('content, nest', [
+    (STATE, ''),
+    (OrderedDict(STATE), ''),
+    (dict(state_dict=STATE, epoch=3, arch='resnet50', optimizer=None),
+     'state_dict'),
+    (dict(model=STATE), 'model'),
+    (dict(state_dict_ema=OrderedDict(STATE)), 'state_dict_ema'),
+])
+def test_nests(save, content, nest):
+    weights = read_weights(save(content))
+    assert_is(weights)
+    assert (weights.nest, weights.unread, weights.outside) == (nest, [], [])
+
+
+def test_one_of_several_nests_is_read(save):
+    other = {key: value + 1 for key, value in STATE.items()}
+    weights = read_weights(
+        save(dict(state_dict_ema=other, state_dict=STATE)))
+    assert_is(weights)
+    assert weights.nest == 'state_dict'
+    assert weights.unread == ['state_dict_ema']
+
+
+@pytest.mark.parametrize('prefix', [
+    'module.', 'backbone.', 'module.backbone.', 'backbone.module.'
+])
+def test_prefixes(save, prefix):
+    assert_is(read_weights(save({prefix + k: v for k, v in STATE.items()})))
+
+
+def test_of_a_detector_only_the_backbone_is_read(save):
+    state = {f'module.backbone.{key}': value for key, value in STATE.items()}
+    state['module.neck.lateral_convs.0.conv.weight'] = torch.rand(1)
+    weights = read_weights(save(state))
+    assert_is(weights)
+    assert weights.outside == ['neck.lateral_convs.0.conv.weight']
+
+
+def test_keys_with_and_without_a_prefix(save):
+    with pytest.raises(ValueError, match='a.weight with and without module.'):
+        read_weights(save({**STATE, 'module.a.weight': torch.rand(1)}))
+
+
+def test_a_whole_detector_is_read(save):
+    """With the versions of its modules, by which old keys are understood."""
+    net = nn.Sequential(OrderedDict(backbone=nn.Linear(1, 1),
+                                    head=nn.BatchNorm1d(1)))
+    weights = read_state_dict(save(dict(state_dict=net.state_dict())))
+    assert_is(weights, net.state_dict())
+    assert weights.state_dict._metadata['head']['version'] == 2
+    assert_is(
+        read_state_dict(save({f'module.{k}': v for k, v in STATE.items()})))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder of what is downloaded."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    return tmp_path / 'hub' / 'checkpoints'
+
+
+def test_a_checkpoint_of_the_web_is_fetched_once(save, hub, monkeypatch):
+    source, fetched = save(STATE), []
+
+    def download(url, path, digest):
+        fetched.append((url, digest))
+        Path(path).write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    for _ in range(2):
+        assert_is(fetch_state_dict('https://a.example/b/c.pth?x=1'))
+    fetch_state_dict('https://a.example/b/fpn_1x_2020-c0ffee12.pth')
+    assert fetched == [
+        ('https://a.example/b/c.pth?x=1', None),
+        ('https://a.example/b/fpn_1x_2020-c0ffee12.pth', 'c0ffee12')]
+    assert names(hub) == ['c.pth', 'fpn_1x_2020-c0ffee12.pth']
+
+
+def published(save, tmp_path, digest=None):
+    """A checkpoint with the digits of its digest in its name; its URL."""
+    source = save(STATE)
+    digest = digest or sha256_of(source)[:8]
+    path = tmp_path / f'fpn_1x_2020-{digest}.pth'
+    source.rename(path)
+    return path.as_uri()
+
+
+def test_downloads_of_the_right_digest_are_read(save, hub, tmp_path):
+    url = published(save, tmp_path)
+    for _ in range(2):
+        assert_is(fetch_state_dict(url))
+
+
+def test_downloads_of_another_digest_are_refused(save, hub, tmp_path):
+    with pytest.raises(RuntimeError, match='hash.*c0ffee12'):
+        fetch_state_dict(published(save, tmp_path, 'c0ffee12'))
+    assert names(hub) == []
+
+
+def test_what_others_left_in_the_cache_is_checked(save, hub, tmp_path):
+    url = published(save, tmp_path)
+    hub.mkdir(parents=True)
+    left = hub / url.rpartition('/')[2]
+    left.write_bytes(b'half of a file')
+    with pytest.raises(RuntimeError, match='is not the file of its name'):
+        fetch_state_dict(url)
+    assert left.read_bytes() == b'half of a file'
+    left.unlink()
+    assert_is(fetch_state_dict(url))
+
+
+def test_old_formats(save):
+    assert_is(
+        read_weights(save(STATE, _use_new_zipfile_serialization=False)))
+    parameters = {key: value.float() for key, value in STATE.items()}
+    path = save({k: nn.Parameter(v) for k, v in parameters.items()}, 'in.pt')
+    assert_is(read_weights(str(path)), parameters)
+
+
+def test_checkpoints_of_mmengine_s_training(save):
+    """They hold a log, which the package allows to be read."""
+    history = HistoryBuffer([1., 2.], [1, 1])
+    assert_is(
+        read_weights(
+            save(dict(state_dict=STATE, message_hub=dict(loss=history)))))
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path), )
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_nothing_in_a_checkpoint_is_run(save, tmp_path, legacy):
+    path = save(
+        dict(state_dict=STATE, extra=Trap(tmp_path / 'sprung')),
+        _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError) as caught:
+        read_weights(path)
+    assert not (tmp_path / 'sprung').exists()
+    message = str(caught.value)
+    assert 'mkdir' in message and 'not safe' in message and '\n' not in message
+
+
+def test_whole_models_are_refused(save):
+    with pytest.raises(ValueError, match='holds torch.nn.modules.linear.Linear'):
+        read_weights(save(nn.Linear(1, 1)))
+    with pytest.raises(ValueError, match='not safe'):
+        read_weights(save(dict(model=nn.Linear(1, 1))))
+
+
+def broken(path, kind):
+    """Make a file that is no checkpoint."""
+    if kind == 'half':
+        torch.save(STATE, path)
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == 'zip':
+        with zipfile.ZipFile(path, 'w') as file:
+            file.writestr('a.txt', 'text')
+    elif kind == 'pickle':
+        path.write_bytes(pickle.dumps(Path('.')))
+    else:
+        path.write_bytes({
+            'empty': b'',
+            'text': b'Not Found\n',
+            'html': b'<!DOCTYPE html>\n<html>\n',
+            'pickled text': pickle.dumps('text'),
+            'noise': bytes(range(256)) * 40,
+        }[kind])
+
+
+@pytest.mark.parametrize('kind', [
+    'empty', 'text', 'html', 'pickled text', 'noise', 'half', 'zip', 'pickle'
+])
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_files_that_are_no_checkpoints(tmp_path, kind, suffix):
+    path = tmp_path / f'in{suffix}'
+    broken(path, kind)
+    with pytest.raises(ValueError) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('content, words', [
+    ([1, 2], 'one list and no state dict'),
+    (torch.rand(1), 'one Tensor and no state dict'),
+    ({}, 'it has nothing'),
+    (dict(epoch=1, lr=.1), 'it has epoch, lr'),
+    (dict(state_dict={}), 'it has state_dict'),
+    (dict(a=torch.rand(1), b=1), 'it has a, b'),
+    ({1: torch.rand(1)}, 'it has 1'),
+])
+def test_checkpoints_without_a_state_dict(save, content, words):
+    with pytest.raises(ValueError) as caught:
+        read_weights(save(content))
+    assert words in str(caught.value)
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path / 'none.pth')
+    with pytest.raises(IsADirectoryError, match='is a folder'):
+        read_weights(tmp_path)
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError):
+        read_weights(tmp_path / 'file' / 'in.pth')
+
+
+# ------------------------------------------------------------------ safetensors
+
+
+def test_safetensors(tmp_path):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    save_file(STATE, tmp_path / 'in.safetensors')
+    assert_is(read_weights(tmp_path / 'in.safetensors'))
+
+
+def test_safetensors_by_a_stand_in(tmp_path, monkeypatch):
+    path = tmp_path / 'in.safetensors'
+    path.write_bytes(b'tensors')
+    package, torch_part = (types.ModuleType('safetensors'),
+                           types.ModuleType('safetensors.torch'))
+
+    def load_file(name, device):
+        assert (name, device) == (str(path), 'cpu')
+        return {f'module.{key}': value for key, value in STATE.items()}
+
+    torch_part.load_file = load_file
+    monkeypatch.setitem(sys.modules, 'safetensors', package)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', torch_part)
+    monkeypatch.setattr(module, 'find_spec', lambda name: name)
+    assert_is(read_weights(path))
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    path = tmp_path / 'in.safetensors'
+    path.write_bytes(b'tensors')
+    monkeypatch.setattr(module, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match='pip install safetensors'):
+        read_weights(path)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_weights(STATE, tmp_path / 'a' / 'b' / 'out.pth')
+    assert names(tmp_path / 'a' / 'b') == ['out.pth']
+    assert_is(read_weights(tmp_path / 'a' / 'b' / 'out.pth'))
+
+
+@pytest.mark.parametrize('error, raised', [
+    (OSError('disk full'), OSError),
+    (RuntimeError('[enforce fail at x.cc:1] no space\nat y'), OSError),
+    (KeyboardInterrupt(), KeyboardInterrupt),
+])
+@pytest.mark.parametrize('old', [False, True])
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, error,
+                                              raised, old):
+
+    def half(content, path):
+        Path(path).write_bytes(b'half')
+        raise error
+
+    out = tmp_path / 'out.pth'
+    if old:
+        out.write_text('old')
+    monkeypatch.setattr(module.torch, 'save', half)
+    with pytest.raises(raised) as caught:
+        write_weights(STATE, out)
+    assert names(tmp_path) == (['out.pth'] if old else [])
+    assert not old or out.read_text() == 'old'
+    assert '\n' not in str(caught.value)
+
+
+def test_what_must_not_be_written_to(tmp_path):
+    source = tmp_path / 'in.pth'
+    source.touch()
+    (tmp_path / 'link.pth').symlink_to(source)
+    os.link(source, tmp_path / 'hard.pth')
+    for name in ('in.pth', 'link.pth', 'hard.pth', 'a/../in.pth'):
+        with pytest.raises(ValueError, match='name another file'):
+            check_out(source, tmp_path / name)
+    with pytest.raises(IsADirectoryError, match='name the file'):
+        check_out(source, tmp_path)
+    with pytest.raises(ValueError, match=r'name it \.pth'):
+        check_out(source, tmp_path / 'out.safetensors')
+    check_out(source, tmp_path / 'out.pth')
+
+
+# ------------------------------------------------------------ the whole command
+
+
+def tiny(state):
+    """Tensors of these shapes that take no room in a file."""
+    return {k: torch.zeros(()).expand(v.shape) for k, v in state.items()}
+
+
+@pytest.mark.parametrize('words, state', [
+    (command('26t'), meta_state('26rpt')),
+    (command('26t'), {**meta_state('26t'), 'other.weight': torch.rand(1)}),
+    (['torchvision-resnet'], resnet_state((3, 4, 23, 3))),
+])
+def test_a_refused_checkpoint_leaves_nothing(save, tmp_path, words, state):
+    path = save(tiny(state))
+    before = path.read_bytes()
+    for out in (tmp_path / 'out.pth', path):
+        with pytest.raises(ValueError):
+            main(parser().parse_args([*words, str(path), str(out)]))
+        assert names(tmp_path) == ['in.pth'] and path.read_bytes() == before
+
+
+def test_a_failing_command_leaves_nothing(save, tmp_path, monkeypatch):
+    path = save(tiny(resnet_state(RESNET_50)))
+
+    def fail(content, path):
+        Path(path).write_bytes(b'half')
+        raise OSError('disk full')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.torch, 'save', fail)
+        with pytest.raises(OSError, match='disk full'):
+            main(parser().parse_args(
+                ['torchvision-resnet', str(path), str(tmp_path / 'out.pth')]))
+    assert names(tmp_path) == ['in.pth']
