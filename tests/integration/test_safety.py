@@ -117,7 +117,7 @@ def test_no_source_runs_what_it_reads(path):
 
 def test_the_sources_are_those_of_the_package():
     names = {path.relative_to(ROOT).as_posix() for path in SOURCES}
-    assert {'fpt_plugin/compat.py', 'fpt_plugin/utils/weight_files.py',
+    assert {'fpt_plugin/io/checkpoints.py', 'fpt_plugin/openmmlab/safe_loading.py',
             'tools/test.py'} <= names
 
 
