@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 
 from ...openmmlab.models import load_config
 from ..common import shipped_config
-from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .detection import CACHE
+from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .nuclei import HISTOLYTICS, prepare_nuclei, prepare_stroma
 from .pictures import write_rows
 
