@@ -33,6 +33,15 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _read(path: str) -> dict:
+    """A result of the benchmark, with the names of version 0.1.0 replaced."""
+    content = json.loads(Path(path).read_text(encoding='utf-8'))
+    content.setdefault('environment', content.get('surroundings'))
+    for record in content['records']:
+        record.setdefault('candidates', record.get('contestants'))
+    return content
+
+
 def bars(paths: list[str]) -> tuple[list[dict], dict]:
     """The cases of some result files, and the machine of the first.
 
@@ -41,11 +50,11 @@ def bars(paths: list[str]) -> tuple[list[dict], dict]:
     """
     cases, where = [], None
     for path in paths:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-        where = where or content['surroundings']
+        content = _read(path)
+        where = where or content['environment']
         found = [
             record for record in content['records'] if any(
-                'both_bytes' in c for c in record['contestants'].values())
+                'both_bytes' in c for c in record['candidates'].values())
         ]
         if not found:
             raise ValueError('results must hold cases with memory, measured '
@@ -65,7 +74,7 @@ def draw(paths: list[str], out: str) -> Path:
     from matplotlib import pyplot as plt
 
     cases, where = bars(paths)
-    names = [n for n in COLOURS if any(n in c['contestants'] for c in cases)]
+    names = [n for n in COLOURS if any(n in c['candidates'] for c in cases)]
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.2), sharex=True)
     quantities = (
         ('seconds', lambda c: c['both']['median']),
@@ -73,9 +82,9 @@ def draw(paths: list[str], out: str) -> Path:
     )
     for axis, (label, value) in zip(axes, quantities):
         for place, name in enumerate(names):
-            shown = [(x, value(case['contestants'][name]))
+            shown = [(x, value(case['candidates'][name]))
                      for x, case in enumerate(cases)
-                     if 'both' in case['contestants'].get(name, {})]
+                     if 'both' in case['candidates'].get(name, {})]
             axis.bar([x + 0.27 * (place - 1) for x, _ in shown],
                      [y for _, y in shown],
                      width=0.25,
@@ -83,7 +92,7 @@ def draw(paths: list[str], out: str) -> Path:
                      label=LABELS[name])
         for x, case in enumerate(cases):
             for place, name in enumerate(names):
-                if 'skipped' in case['contestants'].get(name, {}):
+                if 'skipped' in case['candidates'].get(name, {}):
                     axis.text(
                         x + 0.27 * (place - 1), axis.get_ylim()[0], ' not run',
                         rotation=90, ha='center', va='bottom', fontsize=7)

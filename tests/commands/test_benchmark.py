@@ -51,8 +51,8 @@ def test_attention(tmp_path, capsys):
                 '--shape', 65, 96, '--channels', 16, '--repeats', 2, '--batch',
                 2, '--no-memory', '--out', tmp_path / 'a.json')
     content = json.loads(out.read_text())
-    assert content['surroundings']['torch'] == torch.__version__
-    assert content['surroundings']['threads'] == torch.get_num_threads()
+    assert content['environment']['torch'] == torch.__version__
+    assert content['environment']['threads'] == torch.get_num_threads()
     sizes = {r['case']: (r['queries'], r['keys'], r['parts'])
              for r in content['records']}
     assert sizes == {
@@ -61,10 +61,10 @@ def test_attention(tmp_path, capsys):
         'gt:P2-P3@4': ([17, 24], [3, 3], 4)
     }
     for record in content['records']:
-        assert list(record['contestants']) == [
+        assert list(record['candidates']) == [
             'fpt_plugin', 'reference', 'sdpa'
         ]
-        for found in record['contestants'].values():
+        for found in record['candidates'].values():
             assert found['forward']['median'] > 0 < found['both']['median']
             assert found['error'] < 1e-5
     shown = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_local_attention(tmp_path):
     records = json.loads(out.read_text())['records']
     assert [(r['fine'], r['coarse']) for r in records
             ] == [([9, 8], [9, 8]), ([8, 8], [4, 3])]
-    errors = [c['error'] for c in records[0]['contestants'].values()]
+    errors = [c['error'] for c in records[0]['candidates'].values()]
     assert len(errors) == 2 and max(errors) < 1e-5
 
 
@@ -87,7 +87,7 @@ def test_neck(tmp_path):
                 '--repeats', 1, '--no-memory', '--out', tmp_path / 'a.json')
     default, paper = json.loads(out.read_text())['records']
     assert default['preset'] == 'default' and paper['preset'] == 'paper'
-    assert set(default['contestants']) == {'fpt', 'resnet50', 'fpn'}
+    assert set(default['candidates']) == {'fpt', 'resnet50', 'fpn'}
 
 
 def test_neck_of_segmentors(tmp_path):
@@ -95,7 +95,7 @@ def test_neck_of_segmentors(tmp_path):
     out = bench('neck', '--preset', 'ufp', '--shape', 65, 97, '--repeats', 1,
                 '--no-memory', '--out', tmp_path / 'a.json')
     record, = json.loads(out.read_text())['records']
-    assert list(record['contestants']) == ['fpt']
+    assert list(record['candidates']) == ['fpt']
     case = NeckCase('ufp', shape=(65, 97), preset='ufp')
     maps = case.run('fpt', case.prepare('fpt'))
     assert [tuple(x.shape) for x in maps] == 4 * [(1, 256, 9, 13)]
@@ -109,11 +109,11 @@ def test_lambda(tmp_path, capsys):
     assert [(r['size'], r['channels'], r['window']) for r in records
             ] == [([9, 8], 4, 5), ([5, 6], 3, 5)]
     for record in records:
-        assert list(record['contestants']) == [
+        assert list(record['candidates']) == [
             'fpt_plugin', 'conv2d', 'depthwise', 'conv3d', 'conv3d-v-first',
             'attention', 'lambda', 'fft'
         ]
-        for found in record['contestants'].values():
+        for found in record['candidates'].values():
             assert found['forward']['median'] > 0 < found['both']['median']
             assert 0 < found['error'] < 1e-5
     assert 'conv3d-v-first' in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_lambda(tmp_path, capsys):
 
 def test_lambda_of_an_intra_depth_without_orders():
     case = LambdaCase.parse('9x8x4', intra=2, orders=False)
-    assert case.contestants() == ('fpt_plugin', 'conv2d', 'conv3d',
+    assert case.candidates() == ('fpt_plugin', 'conv2d', 'conv3d',
                                   'conv3d-v-first')
     # one set of lambdas, or one more for each head
     assert case.least_bytes('fpt_plugin') == 0
@@ -135,14 +135,14 @@ def test_backbone(tmp_path):
     plain, dilated = json.loads(out.read_text())['records']
     assert (plain['depth'], plain['dilated']) == (50, False)
     assert dilated['dilated'] and dilated['shape'] == [33, 64]
-    assert list(plain['contestants']) == ['LambdaResNet', 'mmdet.ResNet']
+    assert list(plain['candidates']) == ['LambdaResNet', 'mmdet.ResNet']
 
 
 def test_backbones_compare_maps_of_one_size():
     for text in ('50', '50-d8'):
         case = BackboneCase.parse(text, (65, 97))
         sizes = [[tuple(x.shape) for x in case.run(name, case.prepare(name))]
-                 for name in case.contestants()]
+                 for name in case.candidates()]
         assert sizes[0] == sizes[1]
         assert sizes[0][3][2:] == ((3, 4) if text == '50' else (9, 13))
 
@@ -157,9 +157,9 @@ def test_segmentors(tmp_path):
     assert (whole['mode'], slide['mode']) == ('whole', 'slide')
     for record in (whole, slide):
         assert record['shape'] == [65, 97]
-        assert list(record['contestants']) == [
+        assert list(record['candidates']) == [
             config.stem, 'fpn_r50_4xb2-80k_cityscapes-512x1024']
-        for found in record['contestants'].values():
+        for found in record['candidates'].values():
             assert found['forward']['median'] > 0 and 'both' not in found
     assert 'whole' in show([whole])
 
@@ -170,7 +170,7 @@ def test_segmentors_slide_in_the_windows_of_their_config():
     plain = SegmentorCase(
         'slide', mode='slide', shape=(65, 97),
         configs=('mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py', ))
-    model, image = plain.prepare(*plain.contestants())
+    model, image = plain.prepare(*plain.candidates())
     assert model.test_cfg == dict(
         mode='slide', crop_size=(769, 769), stride=(513, 513))
     model.test_cfg.update(crop_size=(65, 65), stride=(33, 33))
@@ -183,7 +183,7 @@ def test_segmentors_slide_in_the_windows_of_their_config():
 
 def test_peak_memory_is_what_a_pass_holds(progress):
     record, = measure([Holding('held')], 1, 1 << 40, progress, times=False)
-    once, twice = record['contestants'].values()
+    once, twice = record['candidates'].values()
     assert 'forward' not in once
     show([record])
     for found, size in ((once, 1 << 26), (twice, 1 << 27)):
@@ -193,8 +193,8 @@ def test_peak_memory_is_what_a_pass_holds(progress):
 
 def test_what_does_not_fit_is_left_out_by_name(progress):
     record, = measure([Holding('held')], 1, 1 << 26, progress, memory=False)
-    assert 'median' in record['contestants']['once']['forward']
-    assert record['contestants']['twice'] == dict(
+    assert 'median' in record['candidates']['once']['forward']
+    assert record['candidates']['twice'] == dict(
         skipped='would hold more than 0 GiB')
     assert 'would hold' in show([record])
 

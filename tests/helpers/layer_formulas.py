@@ -84,7 +84,8 @@ def _nearest(x, size, dtype):
     In float32 86 * (45 / 129) is less than 30, and so it may be in float64:
     the kernel that torch takes for the size decides.
     """
-    numbers = torch.arange(x.shape[2:].numel(), dtype=dtype)
+    numbers = torch.arange(
+        x.shape[2:].numel(), dtype=dtype, device=x.device)
     pixels = F.interpolate(
         numbers.view(1, 1, *x.shape[2:]), size=tuple(size), mode='nearest')
     return x.flatten(2)[:, :, pixels.long().flatten()].unflatten(2, size)

@@ -9,25 +9,25 @@ from fpt_plugin.commands.benchmark.measuring import Case
 
 @dataclass(frozen=True)
 class Holding(Case):
-    """Holds a known number of bytes; the other contestant twice as many."""
+    """Holds a known number of bytes; the other candidate twice as many."""
 
     size: int = 1 << 26
 
-    def contestants(self):
+    def candidates(self):
         return ('once', 'twice')
 
-    def prepare(self, contestant):
+    def prepare(self, candidate):
         return torch.ones(1, requires_grad=True)
 
     def leaves(self, state):
         return [state]
 
-    def run(self, contestant, state):
-        count = self.size // 4 * (2 if contestant == 'twice' else 1)
+    def run(self, candidate, state):
+        count = self.size // 4 * (2 if candidate == 'twice' else 1)
         return state * torch.ones(count).sum()
 
-    def least_bytes(self, contestant):
-        return self.size * (2 if contestant == 'twice' else 1)
+    def least_bytes(self, candidate):
+        return self.size * (2 if candidate == 'twice' else 1)
 
     def errors(self, states):
         return dict.fromkeys(states, 0.5)

@@ -27,7 +27,7 @@ def run_with_gradients(function, inputs, **options):
     out = function(*leaves, **options)
     generator = torch.Generator().manual_seed(1)
     upstream = torch.randn(
-        out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+        out.shape, generator=generator, dtype=torch.float64).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 

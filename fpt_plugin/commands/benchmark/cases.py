@@ -17,10 +17,12 @@ from ...functional import (
     mixture_attention,
     reference,
 )
+from ...functional.checks import PATHS
 from .measuring import Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
 PARTS = dict(st=2, gt=4)
+LOCAL_PATHS = ('chunked', 'eager')
 # Rows of a large problem whose exact output float64 computes.
 SAMPLED = 64
 
@@ -38,6 +40,7 @@ class AttentionCase(Case):
         branch: ``'st'`` or ``'gt'``.
         queries: Pixels of the map of the queries.
         keys: Pixels of the map of the keys, after pooling.
+        paths: Whether each path takes part, beside the one that is chosen.
     """
 
     branch: str = 'st'
@@ -45,6 +48,7 @@ class AttentionCase(Case):
     keys: tuple[int, int] = (1, 1)
     channels: int = 256
     batch: int = 1
+    paths: bool = False
 
     @classmethod
     def parse(cls, text: str, shape: tuple[int, int], **kwargs) -> AttentionCase:
@@ -72,11 +76,12 @@ class AttentionCase(Case):
         (height, width), (rows, columns) = self.queries, self.keys
         return height * width, rows * columns
 
-    def contestants(self) -> tuple[str, ...]:
-        """Ours, the plain formula, one call of torch's attention a part."""
-        return ('fpt_plugin', 'reference', 'sdpa')
+    def candidates(self) -> tuple[str, ...]:
+        """Ours, the plain formula, and each path or torch's attention."""
+        others = PATHS if self.paths else ('sdpa', )
+        return ('fpt_plugin', 'reference', *others)
 
-    def prepare(self, contestant: str) -> list[Tensor]:
+    def prepare(self, candidate: str) -> list[Tensor]:
         """Query, key, value and weights."""
         (queries, keys), parts = self.lengths, PARTS[self.branch]
         depth = self.channels // parts
@@ -92,17 +97,17 @@ class AttentionCase(Case):
         """All four."""
         return state
 
-    def run(self, contestant: str, state: list[Tensor]) -> Tensor:
+    def run(self, candidate: str, state: list[Tensor]) -> Tensor:
         """(B, Lq, C)."""
         options = dict(similarity=SIMILARITY[self.branch])
-        if contestant == 'reference':
+        if candidate == 'reference':
             return reference.mixture_attention(*state, **options)
-        path = 'fused' if contestant == 'sdpa' else 'chunked'
+        path = dict(fpt_plugin=None, sdpa='fused').get(candidate, candidate)
         return mixture_attention(*state, **options, path=path)
 
-    def least_bytes(self, contestant: str) -> int:
+    def least_bytes(self, candidate: str) -> int:
         """The maps of all parts, before and after the softmax."""
-        if contestant != 'reference':
+        if candidate not in ('reference', 'eager'):
             return 0
         queries, keys = self.lengths
         size = getattr(torch, self.dtype).itemsize
@@ -131,13 +136,21 @@ class AttentionCase(Case):
 
 @dataclass(frozen=True)
 class LocalCase(Case):
-    """One Locality-constrained Grounding Transformer's attention."""
+    """One Locality-constrained Grounding Transformer's attention.
+
+    Attributes:
+        fine: Rows and columns of the map of the queries.
+        coarse: Rows and columns of the map of keys and values.
+        window: Side of the window.
+        paths: Whether each path takes part, beside the one that is chosen.
+    """
 
     fine: tuple[int, int] = (1, 1)
     coarse: tuple[int, int] = (1, 1)
     channels: int = 256
     window: int = 5
     batch: int = 1
+    paths: bool = False
 
     @classmethod
     def parse(cls, text: str, **kwargs) -> LocalCase:
@@ -155,11 +168,11 @@ class LocalCase(Case):
             name=text, fine=tuple(sides[:2]), coarse=tuple(sides[-2:]),
             **kwargs)
 
-    def contestants(self) -> tuple[str, ...]:
-        """Ours, and windows unfolded."""
-        return ('fpt_plugin', 'reference')
+    def candidates(self) -> tuple[str, ...]:
+        """Ours, windows unfolded, and each path."""
+        return ('fpt_plugin', 'reference', *(LOCAL_PATHS if self.paths else ()))
 
-    def prepare(self, contestant: str) -> list[Tensor]:
+    def prepare(self, candidate: str) -> list[Tensor]:
         """Query, key, value and weights."""
         parts = PARTS['gt']
         depth = self.channels // parts
@@ -175,16 +188,17 @@ class LocalCase(Case):
         """All four."""
         return state
 
-    def run(self, contestant: str, state: list[Tensor]) -> Tensor:
+    def run(self, candidate: str, state: list[Tensor]) -> Tensor:
         """(B, C, H, W)."""
-        function = (
-            reference.local_mixture_attention
-            if contestant == 'reference' else local_mixture_attention)
-        return function(*state, window=self.window, similarity='neg_euclid')
+        options = dict(window=self.window, similarity='neg_euclid')
+        if candidate == 'reference':
+            return reference.local_mixture_attention(*state, **options)
+        path = None if candidate == 'fpt_plugin' else candidate
+        return local_mixture_attention(*state, **options, path=path)
 
-    def least_bytes(self, contestant: str) -> int:
+    def least_bytes(self, candidate: str) -> int:
         """Keys and values, window^2 times, on the fine grid."""
-        if contestant != 'reference':
+        if candidate not in ('reference', 'eager'):
             return 0
         copies = 2 * self.batch * self.channels * self.window**2
         pixels = self.fine[0] * self.fine[1]
@@ -253,19 +267,19 @@ class NeckCase(Case):
     batch: int = 1
     only: bool = False
 
-    def contestants(self) -> tuple[str, ...]:
+    def candidates(self) -> tuple[str, ...]:
         """FPT first, then what it is compared to."""
         alone = self.only or self.preset == 'ufp'
         return ('fpt', ) if alone else ('fpt', 'resnet50', 'fpn')
 
-    def prepare(self, contestant: str) -> tuple[torch.nn.Module, Any]:
+    def prepare(self, candidate: str) -> tuple[torch.nn.Module, Any]:
         """The module, and its inputs."""
         torch.manual_seed(0)
-        if contestant == 'resnet50':
+        if candidate == 'resnet50':
             model = MODELS.build(BACKBONE)
             inputs = self._randn(self.batch, 3, *self.shape, seed=0)
         else:
-            whole = contestant == 'fpn' or self.preset == 'ufp'
+            whole = candidate == 'fpn' or self.preset == 'ufp'
             channels = FPN['in_channels'] if whole else [256] * 4
             levels = (2, 3, 3, 3) if self.preset == 'ufp' else (2, 3, 4, 5)
             inputs = tuple(
@@ -276,7 +290,7 @@ class NeckCase(Case):
                 if whole else dict(
                     in_channels=256, out_channels=256, pyramid=None,
                     num_levels=4)
-            model = MODELS.build(FPN if contestant == 'fpn' else dict(
+            model = MODELS.build(FPN if candidate == 'fpn' else dict(
                 type='FPT', **args, **PRESETS[self.preset]))
         model = model.to(self.device, getattr(torch, self.dtype))
         model.train()  # a host's backbone may return nothing here
@@ -288,7 +302,7 @@ class NeckCase(Case):
         inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         return [*model.parameters(), *inputs]
 
-    def run(self, contestant: str,
+    def run(self, candidate: str,
             state: tuple[torch.nn.Module, Any]) -> Sequence[Tensor]:
         """The maps."""
         model, inputs = state

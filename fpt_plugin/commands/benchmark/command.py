@@ -11,9 +11,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ...io.files import write_json
+from . import gpu
 from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
-from .measuring import Case, measure, surroundings
+from .measuring import Case, environment, measure
 from .segmentors import SegmentorCase
 
 ERRORS = (ValueError, )
@@ -78,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
         default=SEGMENTORS,
         metavar='CONFIG',
         help='the first one is what the others are compared with')
+    gpu.add_flags(
+        commands.add_parser(
+            'gpu', help='every suite on one GPU, in one run; '
+            'benchmarks/gpu.sh runs the tests first'))
     shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
     for command in (attention, neck, backbone, segmentor):
         command.add_argument(
@@ -89,6 +94,9 @@ def parser() -> argparse.ArgumentParser:
             help='pixels of the image; 512 1024 for Cityscapes')
     for command in (attention, local):
         command.add_argument('--channels', type=int, default=256)
+        command.add_argument(
+            '--paths', action='store_true',
+            help='measure each path beside the one that is chosen')
     for command in (attention, local, neck, lambdas, backbone, segmentor):
         command.add_argument('--batch', type=int, default=1)
         command.add_argument('--repeats', type=int, default=7)
@@ -139,13 +147,15 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     if args.command == 'attention':
         return [
             AttentionCase.parse(
-                text, tuple(args.shape), channels=args.channels, **common)
+                text, tuple(args.shape), channels=args.channels,
+                paths=args.paths, **common)
             for text in args.cases
         ]
     if args.command == 'local-attention':
         return [
             LocalCase.parse(
-                text, channels=args.channels, window=args.window, **common)
+                text, channels=args.channels, window=args.window,
+                paths=args.paths, **common)
             for text in args.cases
         ]
     if args.command == 'lambda':
@@ -180,12 +190,14 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     ]
 
 
-def main(args: argparse.Namespace) -> Path:
-    """What tools/benchmark.py does.
+def main(args: argparse.Namespace) -> Path | gpu.Result:
+    """Measure, print the table and write the JSON.
 
     Returns:
-        The JSON file.
+        The JSON file; of ``gpu`` with what failed.
     """
+    if args.command == 'gpu':
+        return gpu.main(args)
     cases = cases_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -199,41 +211,42 @@ def main(args: argparse.Namespace) -> Path:
         records = measure(cases, args.repeats, int(args.limit_gib * 2**30),
                           progress,
                           memory=not args.no_memory, times=not args.no_times)
-    where = surroundings(args.device)
+    where = environment(args.device)
     console.print(table(records, where))
     write_json(
         out,
         dict(
             command=args.command,
             repeats=args.repeats,
-            surroundings=where,
+            environment=where,
             records=records))
     console.print(f'Written to {out}')
     return out
 
 
 def table(records: list[dict], where: dict) -> Table:
-    """The records as a table; times relative to the first contestant's."""
+    """The records as a table; times relative to the first candidate's."""
     table = Table(
         title=f'{where["device"]}, {where["threads"]} threads, torch '
         f'{where["torch"]}: medians (spread between quartiles)')
-    for column in ('case', 'contestant'):
+    for column in ('case', 'candidate'):
         table.add_column(column)
     for column in ('forward', 'ratio', 'with backward', 'ratio', 'memory',
                    'with backward', 'error'):
         table.add_column(column, justify='right')
     for record in records:
-        ours = next(iter(record['contestants'].values()))
-        for i, (name, found) in enumerate(record['contestants'].items()):
+        ours = next(iter(record['candidates'].values()))
+        for i, (name, found) in enumerate(record['candidates'].items()):
             cells = [record['case'] if i == 0 else '', name]
-            if 'skipped' in found:
-                table.add_row(*cells, found['skipped'])
+            reason = found.get('failed', found.get('skipped'))
+            if reason is not None:
+                table.add_row(*cells, reason)
                 continue
             for kind in ('forward', 'both'):
                 cells += ['', ''] if kind not in found else [
                     f'{_milliseconds(found[kind]["median"])} '
                     f'({_milliseconds(found[kind]["spread"])})',
-                    '' if i == 0 or 'skipped' in ours else
+                    '' if i == 0 or kind not in ours else
                     f'{found[kind]["median"] / ours[kind]["median"]:.2f}x'
                 ]
             cells += [
@@ -242,7 +255,7 @@ def table(records: list[dict], where: dict) -> Table:
             ]
             cells.append(f'{found["error"]:.0e}' if 'error' in found else '')
             table.add_row(*cells, end_section=i + 1 == len(
-                record['contestants']))
+                record['candidates']))
     return table
 
 

@@ -63,7 +63,7 @@ class LambdaCase(Case):
         height, width, channels = map(int, match.groups())
         return cls(name=text, size=(height, width), channels=channels, **kwargs)
 
-    def contestants(self) -> tuple[str, ...]:
+    def candidates(self) -> tuple[str, ...]:
         """What is chosen, what users use today, and each order."""
         formulas = [
             name for name in FORMULAS
@@ -72,7 +72,7 @@ class LambdaCase(Case):
         orders = ORDERS if self.orders else ()
         return ('fpt_plugin', *formulas, *orders)
 
-    def prepare(self, contestant: str) -> list[Tensor]:
+    def prepare(self, candidate: str) -> list[Tensor]:
         """Query, value and embedding."""
         lead = self.batch, self.heads, self.depth
         return [
@@ -87,18 +87,18 @@ class LambdaCase(Case):
         """All three."""
         return state
 
-    def run(self, contestant: str, state: list[Tensor]) -> Tensor:
+    def run(self, candidate: str, state: list[Tensor]) -> Tensor:
         """(B, h, v, H, W)."""
-        if contestant in FORMULAS:
-            return FORMULAS[contestant](*state)
+        if candidate in FORMULAS:
+            return FORMULAS[candidate](*state)
         return position_lambda(
-            *state, path=contestant if contestant in ORDERS else None)
+            *state, path=candidate if candidate in ORDERS else None)
 
-    def least_bytes(self, contestant: str) -> int:
+    def least_bytes(self, candidate: str) -> int:
         """The lambdas of all pixels; the broadcast product has h of them."""
-        if contestant not in FORMULAS:
+        if candidate not in FORMULAS:
             return 0
-        copies = 1 + self.heads if contestant.startswith('conv3d') else 1
+        copies = 1 + self.heads if candidate.startswith('conv3d') else 1
         numbers = copies * self.batch * self.depth * self.channels
         return numbers * self.size[0] * self.size[1] * getattr(
             torch, self.dtype).itemsize
@@ -160,14 +160,14 @@ class BackboneCase(Case):
             name=text, depth=int(match[1]), dilated=dilated,
             shape=shape or ((512, 1024) if dilated else (800, 1344)), **kwargs)
 
-    def contestants(self) -> tuple[str, ...]:
+    def candidates(self) -> tuple[str, ...]:
         """Ours and the host's."""
         return ('LambdaResNet', 'mmdet.ResNet')
 
-    def prepare(self, contestant: str) -> tuple[torch.nn.Module, Tensor]:
+    def prepare(self, candidate: str) -> tuple[torch.nn.Module, Tensor]:
         """The backbone, training with its norms in evaluation; an image."""
         torch.manual_seed(0)
-        cfg = dict(type=contestant, depth=self.depth, norm_eval=True)
+        cfg = dict(type=candidate, depth=self.depth, norm_eval=True)
         if self.dilated:
             cfg.update(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
         model = MODELS.build(cfg).to(self.device, getattr(torch, self.dtype))
@@ -178,7 +178,7 @@ class BackboneCase(Case):
         """Parameters and image."""
         return [*state[0].parameters(), state[1]]
 
-    def run(self, contestant: str,
+    def run(self, candidate: str,
             state: tuple[torch.nn.Module, Tensor]) -> Sequence[Tensor]:
         """The maps."""
         return state[0](state[1])

@@ -32,14 +32,14 @@ class SegmentorCase(Case):
     shape: tuple[int, int] = (1024, 2048)
     batch: int = 1
 
-    def contestants(self) -> tuple[str, ...]:
+    def candidates(self) -> tuple[str, ...]:
         """Names of the configs."""
         return tuple(Path(config.rpartition('::')[2]).stem
                      for config in self.configs)
 
-    def prepare(self, contestant: str) -> tuple[nn.Module, Tensor]:
+    def prepare(self, candidate: str) -> tuple[nn.Module, Tensor]:
         """The segmentor with random weights; an image."""
-        config = self.configs[self.contestants().index(contestant)]
+        config = self.configs[self.candidates().index(candidate)]
         cfg = load_config(config)
         cfg.model.pop('pretrained', None)
         test = cfg.model.setdefault('test_cfg', {})
@@ -55,7 +55,7 @@ class SegmentorCase(Case):
         """None: nothing is learnt."""
         return []
 
-    def run(self, contestant: str,
+    def run(self, candidate: str,
             state: tuple[nn.Module, Tensor]) -> Sequence[Tensor]:
         """(B, classes, H, W)."""
         model, image = state

@@ -151,7 +151,7 @@ def costs(plain: Config,
             shape=shape,
             heads=timed != NECK_ONLY,
             contents={name: _content(cfg) for name, cfg in configs.items()})
-        peaks = {name: peak_in_fresh_process(case, name, backward=False)
+        peaks = {name: peak_in_fresh_process(case, name, 'forward')
                  for name in BOTH}
     return Costs(shape, counts, seconds, peaks, timed)
 
@@ -265,13 +265,13 @@ class GraftCase(Case):
     heads: bool = True
     contents: dict[str, dict] = field(default_factory=dict)
 
-    def contestants(self) -> tuple[str, ...]:
+    def candidates(self) -> tuple[str, ...]:
         """The plain model first."""
         return BOTH
 
-    def prepare(self, contestant: str) -> Any:
+    def prepare(self, candidate: str) -> Any:
         """The model and an image."""
-        content = self.contents[contestant]
+        content = self.contents[candidate]
         import_modules_from_strings(content['imports'],
                                     allow_failed_imports=True)
         cfg = Config(dict(model=ConfigDict(content['model']),
@@ -284,6 +284,6 @@ class GraftCase(Case):
         """None: nothing is trained."""
         return []
 
-    def run(self, contestant: str, state: Any) -> Any:
+    def run(self, candidate: str, state: Any) -> Any:
         """A forward pass."""
         return _forward(*state, self.heads)

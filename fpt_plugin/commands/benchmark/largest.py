@@ -1,0 +1,214 @@
+"""The largest image that a network takes in the memory of a device."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ...openmmlab.models import describe
+from .measuring import resident_peak, run_pass
+from .networks import NetworkCase
+
+# What a process needs on a CUDA device beside torch's tensors.
+CONTEXT_GIB = 0.5
+# Sides grow in steps of this many pixels; 25 steps are 800 x 1344.
+STEP = 32
+# Stop when the result is known to this share of a side.
+PRECISION = 0.03
+TRIALS = 6
+
+
+def image_shape(steps: int) -> tuple[int, int]:
+    """Height and width of an image of about 800:1344, multiples of 32."""
+    return STEP * steps, STEP * round(steps * 42 / 25)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pass at one size.
+
+    Attributes:
+        fits: Whether it ran within the limit.
+        peak: Its bytes; 0 where it did not run.
+        seconds: How long it took.
+        error: Why it did not run, where that is not memory.
+    """
+
+    fits: bool
+    peak: int = 0
+    seconds: float = 0.
+    error: str | None = None
+
+
+def search(attempt: Callable[[int], bool], guess: int, most: int,
+           trials: int = TRIALS) -> tuple[int, int]:
+    """Find the largest number of steps that fits, from a good guess.
+
+    Args:
+        attempt: Whether a number of steps fits; monotonic.
+        guess: Where to begin.
+        most: The largest number to try.
+        trials: Most attempts.
+
+    Returns:
+        The largest number that was seen to fit (0: none), and the smallest
+        that was seen not to (``most + 1``: none).
+    """
+    fitting, failing = 0, most + 1
+    for _ in range(trials):
+        if failing - fitting <= max(1, round(PRECISION * fitting)):
+            break
+        guess = min(max(guess, fitting + 1), failing - 1)
+        if attempt(guess):
+            fitting = guess
+            guess = round(1.04 * guess) if failing > most else (
+                (fitting + failing) // 2)
+        else:
+            failing = guess
+            guess = round(0.92 * guess) if fitting == 0 else (
+                (fitting + failing) // 2)
+    return fitting, failing
+
+
+def _line(sizes: Sequence[float], amounts: Sequence[float]) -> tuple[float, float]:
+    """Offset and slope through two points, neither of them negative."""
+    (x0, x1), (y0, y1) = sizes, amounts
+    slope = max(0., (y1 - y0) / (x1 - x0))
+    return max(0., y1 - slope * x1), slope
+
+
+class LargestImage:
+    """Searches of one network and dtype; the case's shape does not matter.
+
+    Args:
+        case: Gives device, network and dtype.
+        probes: Two numbers of steps that surely fit, to predict the others.
+        longest: No attempt is made that is predicted to take more seconds.
+    """
+
+    def __init__(self,
+                 case: NetworkCase,
+                 probes: tuple[int, int] = (19, 31),
+                 longest: float = 6.) -> None:
+        self.case = case
+        self.probes = probes
+        self.longest = longest
+        self._state = case.prepare(case.names[0])
+        self._probed: dict[str, list[Trial]] = {}
+        # The optimiser's state, libraries and their workspaces.
+        for kind in ('step', 'forward'):
+            self._try(probes[0], kind, self._limit(None))
+
+    def find(self, kind: str, gib: float, deadline: float) -> dict[str, Any]:
+        """Search the largest image of one pass in a device of ``gib`` GiB.
+
+        Args:
+            kind: ``'forward'`` or ``'step'``.
+            gib: Memory of the device that is imitated.
+            deadline: No further attempt starts later, by ``time.monotonic()``.
+
+        Returns:
+            ``shape``, the largest that ran, ``peak_bytes`` and ``seconds`` of
+            that pass, ``too_large``, the smallest shape that did not run, and
+            ``limited_by``: ``'memory'``, ``'time'`` or an error.
+        """
+        limit = self._limit(gib)
+        record = dict(
+            network=self.case.names[0], dtype=self.case.dtype, kind=kind,
+            gib=gib, limit_bytes=limit, shape=None, too_large=None)
+        if time.monotonic() > deadline:
+            return dict(record, limited_by='time')
+        found: dict[int, Trial] = {}
+
+        def attempt(steps: int) -> bool:
+            if time.monotonic() > deadline:
+                found[steps] = Trial(False, error='time')
+            else:
+                found[steps] = self._try(steps, kind, limit)
+            return found[steps].fits
+
+        guess, most = self._predict(kind, limit)
+        fitting, failing = search(attempt, guess, most)
+        if fitting:
+            record.update(
+                shape=image_shape(fitting), peak_bytes=found[fitting].peak,
+                seconds=found[fitting].seconds)
+        if failing > most:
+            return dict(record, limited_by='time')
+        error = found[failing].error
+        if error != 'time':
+            record['too_large'] = image_shape(failing)
+        return dict(record, limited_by=error or 'memory')
+
+    def _limit(self, gib: float | None) -> int:
+        """Bytes that torch may take of a device of ``gib`` GiB; None: this one."""
+        if self.case.device == 'cuda':
+            total = torch.cuda.get_device_properties(0).total_memory
+            gib = min(total / 2**30, total if gib is None else gib)
+        elif gib is None:
+            return 1 << 60
+        return int(max(gib - CONTEXT_GIB, 0.1 * gib) * 2**30)
+
+    def _predict(self, kind: str, limit: int) -> tuple[int, int]:
+        """A guess of the largest number of steps, and the most to try."""
+        if kind not in self._probed:
+            self._probed[kind] = [
+                self._try(steps, kind, self._limit(None))
+                for steps in self.probes
+            ]
+        trials = self._probed[kind]
+        pixels = [steps**2 for steps in self.probes]
+        offset, slope = _line(pixels, [t.peak for t in trials])
+        guess = int((max(0., limit - offset) / max(slope, 1.))**0.5)
+        # Attention takes the square of the pixels, the rest is linear.
+        linear, square = _line(
+            pixels, [t.seconds / p for t, p in zip(trials, pixels)])
+        most = max(1, guess)
+        while most > 1 and linear * most**2 + square * most**4 > self.longest:
+            most = int(0.95 * most)
+        # With room for a guess that was too small.
+        most = most if most < guess else round(1.5 * guess) + 2
+        return max(1, min(guess, most)), most
+
+    def _try(self, steps: int, kind: str, limit: int) -> Trial:
+        """One pass at one size, in at most ``limit`` bytes."""
+        state = self._state
+        case = replace(self.case, shape=image_shape(steps))
+        cuda = case.device == 'cuda'
+        for leaf in case.leaves(state):
+            leaf.grad = None
+        state.image = None
+        gc.collect()
+        try:
+            if cuda:
+                total = torch.cuda.get_device_properties(0).total_memory
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.set_per_process_memory_fraction(
+                    min(1., limit / total))
+            before = 0 if cuda else resident_peak(reset=True)
+            started = time.perf_counter()
+            state.image = torch.zeros(
+                case.batch, 3, *case.shape, device=case.device)
+            run_pass(case, case.names[0], state, kind)
+            if cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            # What the allocator reserved is what a smaller device must have.
+            peak = torch.cuda.max_memory_reserved() if cuda else \
+                resident_peak() - before + case.held_bytes(state)
+            return Trial(peak <= limit, peak, seconds)
+        except torch.cuda.OutOfMemoryError:
+            return Trial(False)
+        except RuntimeError as error:
+            # Such as a library that allocates by itself, or 32-bit indices.
+            return Trial(False, error=describe(error))
+        finally:
+            state.image = None
+            if cuda:
+                torch.cuda.set_per_process_memory_fraction(1.)

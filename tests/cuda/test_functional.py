@@ -1,0 +1,254 @@
+"""The functions on a GPU against the formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.oracles import all_agree, run_with_gradients
+
+from fpt_plugin.functional import (
+    content_lambda,
+    local_mixture_attention,
+    mixture_attention,
+    position_lambda,
+    reference,
+)
+from fpt_plugin.functional.checks import PATHS, SIMILARITIES
+from fpt_plugin.functional.lambdas import PATHS as ORDERS
+
+pytestmark = pytest.mark.cuda
+
+# Relative to the norm: of the output and of each gradient.
+TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.bfloat16: 2e-2,
+    torch.float16: 3e-3,
+}
+DTYPES = list(TOLERANCES)
+# B, N, Lq, Lk, d, C
+ATTENTION = [(2, 2, 37, 19, 8, 24), (1, 4, 1, 1, 4, 8), (1, 1, 5, 130, 3, 7),
+             (2, 4, 1050, 273, 32, 128)]
+# window, fine, coarse, pad
+WINDOWS = [(5, (9, 8), (9, 8), 'zero'), (5, (9, 8), (9, 8), 'mask'),
+           (3, (13, 10), (7, 5), 'zero'), (5, (1, 1), (1, 1), 'mask'),
+           (5, (4, 3), (8, 6), 'zero'), (5, (33, 17), (33, 17), 'zero')]
+# query (B, h, k, H, W), value (B, u, v, H, W), sides of the window
+LAMBDAS = [((2, 2, 3, 9, 8), (2, 1, 4, 9, 8), (5, 5)),
+           ((1, 4, 16, 1, 1), (1, 1, 8, 1, 1), (23, 23)),
+           ((1, 2, 3, 5, 7), (1, 2, 3, 5, 7), (3, 7)),
+           ((2, 4, 16, 25, 42), (2, 1, 32, 25, 42), (23, 23))]
+
+
+def randn(device, dtype, *shapes):
+    """Tensors with means of their own in each channel."""
+    return [(torch.randn(shape, device=device) +
+             torch.randn(shape[:2] + (1, ) * (len(shape) - 2), device=device)
+             ).to(dtype) for shape in shapes]
+
+
+def shares(device, dtype, batch, parts):
+    """As the layers give them: in float32 at least."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.randn(batch, parts, device=device).softmax(1).to(wide)
+
+
+def attention_operands(device, dtype, sizes=ATTENTION[0]):
+    batch, parts, queries, keys, depth, channels = sizes
+    return [
+        *randn(device, dtype, (batch, parts, queries, depth),
+               (batch, parts, keys, depth), (batch, keys, channels)),
+        shares(device, dtype, batch, parts)
+    ]
+
+
+def local_operands(device, dtype, fine, coarse, batch=2):
+    return [
+        *randn(device, dtype, (batch, 2, 6, *fine), (batch, 2, 6, *coarse),
+               (batch, 10, *coarse)),
+        shares(device, dtype, batch, 2)
+    ]
+
+
+def lambda_operands(device, dtype, query, value, window):
+    return randn(device, dtype, query, value,
+                 (query[2], value[1], *window))
+
+
+def agree(function, formula, operands, tolerance, **options):
+    """The output and all gradients, with the formula's of the same numbers."""
+    want = run_with_gradients(formula, [x.double() for x in operands], **{
+        key: value for key, value in options.items() if key != 'path'})
+    got = run_with_gradients(function, operands, **options)
+    assert got[0].dtype == operands[2 if len(operands) == 4 else 1].dtype
+    assert all(g.dtype == x.dtype for g, x in zip(got[1:], operands))
+    all_agree(got, want, tolerance)
+
+
+def train(function, operands, **options):
+    """A forward and a backward pass, without any transfer of ours."""
+    leaves = [x.detach().requires_grad_() for x in operands]
+    out = function(*leaves, **options)
+    out.backward(torch.ones_like(out))
+
+
+def without_sync(no_sync, function, operands, **options):
+    train(function, operands, **options)  # libraries start, caches fill
+    with no_sync():
+        train(function, operands, **options)
+
+
+def refuses_float16(path, similarity, dtype):
+    """Squared norms in float16 overflow: only the fused kernels have them."""
+    return path == 'fused' and similarity == 'neg_euclid' \
+        and dtype == torch.float16
+
+
+# ------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize('sizes', ATTENTION, ids=str)
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+@pytest.mark.parametrize('path', [None, *PATHS])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_attention(device, dtype, path, similarity, sizes):
+    operands = attention_operands(device, dtype, sizes)
+    options = dict(similarity=similarity, path=path)
+    if refuses_float16(path, similarity, dtype):
+        with pytest.raises(ValueError, match='float16'):
+            mixture_attention(*operands, **options)
+        return
+    agree(mixture_attention, reference.mixture_attention, operands,
+          TOLERANCES[dtype], **options)
+
+
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+@pytest.mark.parametrize('path', [None, *PATHS])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_attention_does_not_wait(device, no_sync, dtype, path, similarity):
+    without_sync(no_sync, mixture_attention, attention_operands(device, dtype),
+                 similarity=similarity, path=path)
+
+
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+def test_attention_of_unusual_strides(device, similarity):
+    """As the layers split a map in channels_last."""
+    maps = [x.contiguous(memory_format=torch.channels_last)
+            for x in randn(device, torch.float32, (2, 12, 5, 7), (2, 12, 3, 4),
+                           (2, 12, 3, 4))]
+    query, key = (x.unflatten(1, (2, 6)).flatten(3).mT for x in maps[:2])
+    operands = [query, key, maps[2].flatten(2).mT,
+                shares(device, torch.float32, 2, 2)]
+    agree(mixture_attention, reference.mixture_attention, operands, 1e-5,
+          similarity=similarity)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_distances_far_from_zero(device, dtype):
+    """Squared norms of 10,000 times the distances lose no digits."""
+    query, key, value, weights = attention_operands(
+        device, dtype, (1, 2, 40, 30, 8, 8))
+    far = [(x.float() / 8 + 32).to(dtype) for x in (query, key)]
+    agree(mixture_attention, reference.mixture_attention,
+          [*far, value, weights], 3 * TOLERANCES[dtype],
+          similarity='neg_euclid')
+
+
+# --------------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize('window, fine, coarse, pad', WINDOWS)
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+@pytest.mark.parametrize('path', [None, 'eager'])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_local_attention(device, dtype, path, similarity, window, fine, coarse,
+                         pad):
+    agree(local_mixture_attention, reference.local_mixture_attention,
+          local_operands(device, dtype, fine, coarse), TOLERANCES[dtype],
+          window=window, similarity=similarity, pad=pad, path=path)
+
+
+@pytest.mark.parametrize('fine', [(9, 8), (18, 15)])
+@pytest.mark.parametrize('pad', ['zero', 'mask'])
+def test_local_attention_does_not_wait(device, no_sync, pad, fine):
+    without_sync(no_sync, local_mixture_attention,
+                 local_operands(device, torch.float32, fine, (9, 8)), window=5,
+                 pad=pad)
+
+
+# --------------------------------------------------------------------- lambdas
+
+
+@pytest.mark.parametrize('query, value, window', LAMBDAS)
+@pytest.mark.parametrize('path', [None, *ORDERS])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_position_lambda(device, dtype, path, query, value, window):
+    agree(position_lambda, reference.position_lambda,
+          lambda_operands(device, dtype, query, value, window),
+          TOLERANCES[dtype], path=path)
+
+
+@pytest.mark.parametrize('path', [None, *ORDERS])
+def test_position_lambda_does_not_wait(device, no_sync, path):
+    without_sync(no_sync, position_lambda,
+                 lambda_operands(device, torch.float32, *LAMBDAS[0]), path=path)
+
+
+@pytest.mark.parametrize('key, value', [
+    ((2, 3, 1, 20), (2, 1, 4, 20)), ((1, 3, 2, 1), (1, 2, 4, 1)),
+    ((2, 16, 4, 1050), (2, 4, 64, 1050))])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_content_lambda(device, no_sync, dtype, key, value):
+    operands = randn(device, dtype, key, value)
+    want = run_with_gradients(
+        reference.content_lambda, [x.double() for x in operands])
+    got = run_with_gradients(content_lambda, operands)
+    assert got[0].dtype == torch.promote_types(dtype, torch.float32)
+    all_agree(got, want, TOLERANCES[dtype])
+    without_sync(no_sync, content_lambda, operands)
+
+
+# -------------------------------------------------------- autocast and compile
+
+FUNCTIONS = {
+    'attention': (
+        mixture_attention, reference.mixture_attention,
+        dict(similarity='neg_euclid'),
+        lambda device: attention_operands(device, torch.float32)),
+    'local': (
+        local_mixture_attention, reference.local_mixture_attention,
+        dict(window=3),
+        lambda device: local_operands(device, torch.float32, (9, 8), (5, 4))),
+    'position': (
+        position_lambda, reference.position_lambda, {},
+        lambda device: lambda_operands(device, torch.float32, *LAMBDAS[0])),
+    'content': (
+        content_lambda, reference.content_lambda, {},
+        lambda device: randn(device, torch.float32, (2, 3, 1, 20),
+                             (2, 1, 4, 20))),
+}
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_leaves_float32_as_it_is(device, dtype, name):
+    function, formula, options, make = FUNCTIONS[name]
+    operands = make(device)
+    want = run_with_gradients(formula, [x.double() for x in operands],
+                              **options)
+
+    def forward(*leaves, **options):
+        with torch.autocast(device.type, dtype):
+            return function(*leaves, **options)
+
+    got = run_with_gradients(forward, operands, **options)
+    all_agree(got, want, 1e-5)
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_compiled_in_one_graph(device, name):
+    function, _, options, make = FUNCTIONS[name]
+    operands = make(device)
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
+    all_agree(run_with_gradients(compiled, operands, **options),
+              run_with_gradients(function, operands, **options), 1e-5)
