@@ -13,8 +13,9 @@ from fpt_plugin.functional import (
     position_lambda,
     reference,
 )
-from fpt_plugin.functional.checks import PATHS, SIMILARITIES
+from fpt_plugin.functional.checks import SIMILARITIES
 from fpt_plugin.functional.lambdas import PATHS as ORDERS
+from fpt_plugin.functional.paths import MIXTURE_PATHS as PATHS
 
 pytestmark = pytest.mark.cuda
 

@@ -17,12 +17,12 @@ from ...functional import (
     mixture_attention,
     reference,
 )
-from ...functional.checks import PATHS
+from ...functional.paths import LOCAL_PATHS
+from ...functional.paths import MIXTURE_PATHS as PATHS
 from .measuring import Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
 PARTS = dict(st=2, gt=4)
-LOCAL_PATHS = ('chunked', 'eager')
 # Rows of a large problem whose exact output float64 computes.
 SAMPLED = 64
 
