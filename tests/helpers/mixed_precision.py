@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+
 from helpers.oracles import relative_error
 
 # float16 with a scaled loss, as mmengine's AmpOptimWrapper trains.
