@@ -1,5 +1,6 @@
 """Package metadata; needs nothing but setuptools to build."""
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -8,17 +9,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
-# The two OpenMMLab distributions share their import names, so neither can be
-# a hard requirement.
-STOCK = [
-    'mmengine==0.10.7', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2',
-    # mmseg imports them without requiring them; mmengine imports pkg_resources
-    'ftfy', 'regex', 'setuptools<81'
-]
-ONEDL = [
-    'onedl-mmengine>=0.10.9', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
-    'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'
-]
+PINS = runpy.run_path(str(ROOT / 'fpt_plugin' / 'openmmlab' / 'pins.py'))
+
 # cityscapesscripts: mmdet's metric of Cityscapes, both hosts' converters; pyarrow:
 # the polygons of the quickstart's second microscope image; onnx...: what
 # tools/export.py writes and compares.
@@ -30,10 +22,17 @@ DEV = [
 
 
 def read_version() -> str:
-    """The version without importing the package, which would import torch."""
-    scope: dict = {}
-    exec((ROOT / 'fpt_plugin' / 'version.py').read_text(), scope)
-    return scope['__version__']
+    """Return the version without importing the package, which would import torch."""
+    return runpy.run_path(str(ROOT / 'fpt_plugin' / 'version.py'))['__version__']
+
+
+def stack(name: str) -> list[str]:
+    """Return what an OpenMMLab distribution and our use of it need.
+
+    The distributions share their import names, so neither can be a hard
+    requirement.
+    """
+    return [*PINS['REQUIREMENTS'][name].values(), *PINS['BESIDES'][name]]
 
 
 class BuildWithConfigs(build_py):
@@ -93,7 +92,7 @@ setup(
     cmdclass=dict(build_py=BuildWithConfigs),
     python_requires='>=3.9',
     install_requires=['torch>=2.1', 'numpy'],
-    extras_require=dict(stock=STOCK, onedl=ONEDL, dev=DEV),
+    extras_require=dict(stock=stack('stock'), onedl=stack('onedl'), dev=DEV),
     classifiers=[
         'Programming Language :: Python :: 3',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',

@@ -7,6 +7,7 @@ type such as ``'fpt_plugin.FPT'``. Where only torch is installed,
 """
 
 import sys
+import warnings
 from importlib.util import find_spec
 
 from .version import __version__
@@ -22,6 +23,11 @@ def _is_doctor() -> bool:
 
 
 if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
+    with warnings.catch_warnings():
+        # Of stock mmengine; its cure, setuptools<81, is in our requirements.
+        warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+        import mmengine.utils  # noqa: F401
+
     from .backbones import LambdaResNet
     from .detectors import PyramidMemoryDETR
     from .engine import (

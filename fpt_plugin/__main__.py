@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from fpt_plugin.commands import COMMANDS
+from fpt_plugin.commands.quiet import quiet_deprecations
 
 
 def usage() -> str:
@@ -28,6 +30,11 @@ def run(name: str, arguments: Sequence[str] | None = None) -> None:
         name: One of :data:`fpt_plugin.commands.COMMANDS`.
         arguments: Of the command; None: those of the process.
     """
+    with quiet_deprecations() if COMMANDS[name].quiet else nullcontext():
+        _run(name, arguments)
+
+
+def _run(name: str, arguments: Sequence[str] | None) -> None:
     command = import_module(f'fpt_plugin.commands.{COMMANDS[name].module}')
     args = command.parser().parse_args(arguments)
     try:

@@ -17,12 +17,10 @@ while [ $# -gt 0 ]; do
     esac
 done
 case $stack in
-    stock) venv=.venv mmcv=mmcv==2.1.0 setuptools='setuptools<81' ;;
-    onedl) venv=.venv-onedl mmcv=onedl-mmcv==2.3.6 setuptools='setuptools' ;;
+    stock) venv=.venv ;;
+    onedl) venv=.venv-onedl ;;
     *) echo "--stack must be stock or onedl, got '$stack'" >&2; exit 2 ;;
 esac
-# Plain "torch" may resolve to a build with several GB of CUDA libraries.
-torch=${TORCH:-torch==2.13.0}
 
 say() { printf '%s\n' "$*" >&2; }
 fail() {
@@ -30,15 +28,6 @@ fail() {
         "Run the same command again afterwards: what is there is kept."
     exit 1
 }
-
-# The environment is whole when this file names what it was made from.
-stamp=$venv/.fpt-plugin
-wanted="$stack $torch $mmcv $(cat setup.py pyproject.toml | cksum)"
-python=$venv/bin/python
-if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-    echo "$PWD/$python"
-    exit 0
-fi
 
 base=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
 [ -n "$base" ] || fail "no Python found" "Install Python 3.11."
@@ -48,6 +37,24 @@ base=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
 "$base" -c 'import ensurepip, venv' 2>/dev/null \
     || fail "$base cannot make virtual environments" \
             "Install its venv package (Debian, Ubuntu: python3.11-venv)."
+
+# What to install, from the one place that names the versions.
+pins=fpt_plugin/openmmlab/pins.py
+{ read -r torch; read -r mmcv; read -r setuptools; read -r mmdet; } < <(
+    "$base" -c 'import runpy, sys
+pins, stack = runpy.run_path(sys.argv[1]), sys.argv[2]
+print(pins["TORCH"], pins["BUILT"][stack], pins["BESIDES"][stack][-1],
+      pins["REQUIREMENTS"][stack]["mmdet"], sep="\n")' "$pins" "$stack")
+torch=${TORCH:-$torch}
+
+# The environment is whole when this file names what it was made from.
+stamp=$venv/.fpt-plugin
+wanted="$stack $torch $mmcv $(cat setup.py pyproject.toml "$pins" | cksum)"
+python=$venv/bin/python
+if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    echo "$PWD/$python"
+    exit 0
+fi
 
 rm -f "$stamp"
 [ -x "$python" ] || { say "Making $venv"; "$base" -m venv "$venv" >&2; }
@@ -104,7 +111,7 @@ install "torch ($torch)" "$torch"
 install "build tools" "$setuptools" wheel ninja psutil numpy
 built || build_mmcv
 if [ "$stack" = onedl ]; then
-    install "onedl-mmdetection" --no-build-isolation 'onedl-mmdetection>=3.5.1'
+    install "onedl-mmdetection" --no-build-isolation "$mmdet"
 fi
 install "this package with the $stack distribution and the test tools" \
     --no-build-isolation -e ".[$stack,dev]"

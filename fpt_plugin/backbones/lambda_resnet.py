@@ -17,9 +17,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..functional.cpu_workarounds import widen_inputs
 from ..layers import LambdaLayer
 from ..layers.checks import check_flags, check_positive_int, refusing
-from ..layers.narrow_maps import widen_inputs
 from ..openmmlab.versions import check_versions
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck

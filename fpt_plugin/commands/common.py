@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -111,9 +110,25 @@ def launch_config(args: argparse.Namespace) -> Config:
         raise ValueError('the config must set default_scope to one of '
                          f'{SCOPES}, got {cfg.default_scope!r} in {args.config}')
     if cfg.default_scope == 'mmdet':
-        mmdet_utils = import_module('mmdet.utils')
-        mmdet_utils.setup_cache_size_limit_of_dynamo()
+        from mmdet.utils import setup_cache_size_limit_of_dynamo
+        setup_cache_size_limit_of_dynamo()
     return cfg
+
+
+def shipped_config(name: str | Path) -> Path:
+    """Return the path of one of our configs, in a checkout or an installed wheel.
+
+    Args:
+        name: The path below configs/, or any absolute path.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f'fpt_plugin has no config {name}')
 
 
 @contextmanager

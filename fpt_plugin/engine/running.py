@@ -17,7 +17,6 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
-from ..openmmlab.named_samples import name_broken_samples
 from ..openmmlab.safe_loading import refuse_pickles
 
 # What looks at each host's data or models while they run.
@@ -54,13 +53,11 @@ def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's.
 
     A segmentor's labels are looked at on the way, and the levels of a
-    detector with deformable attention. Checkpoints are read as weights alone,
-    unless DeepSpeed wrote them, and saved whole; samples that cannot be read
-    are named.
+    detector with deformable attention. Checkpoints are read as weights only,
+    unless DeepSpeed wrote them, and saved whole.
     """
     if 'DeepSpeed' not in str((cfg.get('strategy') or {}).get('type')):
         refuse_pickles()  # DeepSpeed's checkpoints are some
-    name_broken_samples()
     keep_checkpoints_whole(cfg)
     start_cpu_processes(cfg)
     check = CHECKS[cfg.default_scope]

@@ -12,6 +12,8 @@ scores chunk by chunk, so nothing of size Lq x Lk is ever saved.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -19,33 +21,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import reference
+from .budget import chunk_length, score_budget
 from .checks import (
     accumulation_dtype,
     check_floating,
     check_ranks,
     check_similarity,
-    choose_path,
 )
-from .products import product
+from .cpu_workarounds import product
+from .paths import choose_mixture_path
 
-# Most scores of one mixture part that are ever held at once.
-SCORE_BUDGET = {'cpu': 1 << 23, 'cuda': 1 << 25}
-# How many stay in a CPU's caches between the operations that touch them: 4 MiB
-# of float32. More are only taken for chunks of up to so many queries, because
-# products of fewer rows are slow.
-CACHED_SCORES = {'cpu': 1 << 20}
-ROWS = 256
-
-
-def score_budget(device: torch.device) -> int:
-    """Scores that may be held at once; other accelerators count as CUDA."""
-    return SCORE_BUDGET.get(device.type, SCORE_BUDGET['cuda'])
-
-
-def cached_scores(device: torch.device) -> int:
-    """Scores that are best held at once."""
-    budget = score_budget(device)
-    return min(budget, CACHED_SCORES.get(device.type, budget))
+# Keys of a block of the fused kernels, blocks that keep a GPU busy, and queries
+# that make a block worth while.
+KEY_BLOCK, BUSY_BLOCKS, SHORTEST_PIECE = 128, 264, 1024
 
 
 def mixture_attention(query: Tensor,
@@ -74,20 +62,23 @@ def mixture_attention(query: Tensor,
             -||q - k||^2.
         scale: Factor of the similarity. ``None`` is 1 / sqrt(d); the papers
             to the letter is 1.
-        path: ``'chunked'``, ``'fused'`` (one call of torch's fused attention
-            a part) or ``'eager'`` (all scores at once, plain operators);
-            None: see :func:`fpt_plugin.functional.checks.choose_path`.
+        path: ``'chunked'``, ``'fused'`` (torch's fused attention, the parts
+            as heads) or ``'eager'`` (all scores at once, plain operators);
+            None: see :mod:`fpt_plugin.functional.paths`.
 
     Returns:
         (B, Lq, C) in the dtype of ``value``. Scores and sums are kept in
-        float32 (float64 for float64 inputs), also under autocast; the fused
-        path leaves that to torch's kernel.
+        float32 (float64 for float64 inputs), also under autocast. The fused
+        path keeps the operands and the sum over the parts in the dtype of
+        ``value``; torch's kernels keep scores and sums over keys in float32.
 
     Raises:
         TypeError: An argument is not a floating point tensor.
         ValueError: Shapes do not fit together, a dimension that must not be
             empty is, ``similarity`` or ``path`` is unknown, or ``path`` is
             ``'fused'`` where a distance would overflow in float16.
+        RuntimeError: ``path`` is ``'fused'``, torch has no fused kernel for
+            the operands, and their scores exceed the budget.
     """
     _check(query, key, value, weights, similarity)
     scale = int(query.shape[-1])**-0.5 if scale is None else float(scale)
@@ -95,7 +86,7 @@ def mixture_attention(query: Tensor,
         'chunked': _MixtureAttention.apply,
         'fused': _fused,
         'eager': _eager
-    }[choose_path(path)]
+    }[choose_mixture_path(path, query, value, similarity)]
     return compute(query, key, value, weights, similarity, scale)
 
 
@@ -136,38 +127,90 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str, scale: float) -> Tensor:
-    """One call of torch's fused attention a part, in the dtype of ``value``.
+    """One call of torch's fused attention, in the dtype of ``value``."""
+    batch, parts, queries, _ = query.shape
+    pieces = _pieces(query, key)
+    with torch.autocast(value.device.type, enabled=False):
+        query, key = _fused_operands(query, key, similarity, value.dtype)
+        depth, width = _fused_widths(query, value)
+        query = F.pad(query, (0, depth - query.shape[3], 0, -queries % pieces))
+        query = query.unflatten(2, (pieces, -1)).flatten(1, 2)
+        key = F.pad(key, (0, depth - key.shape[3]))
+        key = key.repeat_interleave(pieces, dim=1)
+        values = F.pad(value, (0, width - value.shape[2])).unsqueeze(1)
+        values = values.expand(-1, parts * pieces, -1, -1)
+        # (B, N * pieces, l, depth), (..., Lk, depth), (..., Lk, width)
+        bounded = batch * parts * queries * key.shape[2] <= score_budget(
+            value.device)
+        with nullcontext() if bounded else _without_scores():
+            heads = F.scaled_dot_product_attention(
+                query, key, values, scale=scale)
+        heads = heads.unflatten(1, (parts, pieces)).flatten(2, 3)
+        heads = heads[:, :, :queries, :value.shape[2]]  # (B, N, Lq, C)
+        # Not a product: its gradient would be a few very long dot products.
+        return (heads * weights.to(value.dtype)[:, :, None, None]).sum(dim=1)
+
+
+def _fused_operands(query: Tensor, key: Tensor, similarity: str,
+                    dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Query and key whose scaled product is the score, in one dtype.
 
     A distance becomes a product: q' = [q, 1, 1], k' = [2 k, -||k||^2], the
     norm in two columns so that bfloat16 keeps twice its digits.
+
+    Returns:
+        (B, N, Lq, d') and (B, N, Lk, d').
     """
-    dtype = value.dtype
-    if similarity == 'neg_euclid':
-        if dtype == torch.float16:
-            raise ValueError("path='fused' cannot hold squared norms in "
-                             "float16; use bfloat16 or path='chunked', got "
-                             f'value of {dtype} with neg_euclid')
-        wide = accumulation_dtype(query, key)
-        centre = key.to(wide).mean(dim=-2, keepdim=True)
-        query, key = query.to(wide) - centre, key.to(wide) - centre
-        norm = -key.square().sum(-1, keepdim=True)
-        high = norm.to(dtype)
-        # What the fused kernels take: widths that are a multiple of 8.
-        fill = (-query.shape[-1] - 2) % 8
-        key = torch.cat([(2 * key).to(dtype), high,
-                         (norm - high).to(dtype)], dim=-1)
-        query = F.pad(query.to(dtype), (0, 2), value=1)
-        query, key = F.pad(query, (0, fill)), F.pad(key, (0, fill))
-    query, key = query.to(dtype), key.to(dtype)
-    out = value.new_zeros(query.shape[0], query.shape[2], value.shape[2])
-    for part, share in enumerate(weights.to(dtype).unbind(1)):
-        heads = F.scaled_dot_product_attention(
-            query[:, part, None],
-            key[:, part, None],
-            value[:, None],
-            scale=scale)
-        out = out + share[:, None, None] * heads[:, 0]
-    return out
+    wide = accumulation_dtype(query, key)
+    key = key.to(wide)
+    centre = key.mean(dim=-2, keepdim=True)
+    key = key - centre
+    if similarity == 'dot':
+        return query.to(dtype), key.to(dtype)
+    if dtype == torch.float16:
+        raise ValueError("path='fused' cannot hold squared norms in float16; "
+                         "use bfloat16 or path='chunked', got value of "
+                         f'{dtype} with neg_euclid')
+    norm = -key.square().sum(-1, keepdim=True)
+    high = norm.to(dtype)
+    key = torch.cat([(2 * key).to(dtype), high, (norm - high).to(dtype)], dim=-1)
+    query = (query.to(wide) - centre).to(dtype)
+    return F.pad(query, (0, 2), value=1), key
+
+
+def _fused_widths(query: Tensor, value: Tensor) -> tuple[int, int]:
+    """Columns of queries and values that the fused kernels take."""
+    depth, channels = query.shape[3], value.shape[2]
+    if query.device.type == 'cpu':
+        return (max(depth, channels), ) * 2
+    return depth + -depth % 8, channels + -channels % 8
+
+
+def _without_scores() -> AbstractContextManager:
+    """Leave scaled_dot_product_attention the kernels that keep no scores."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:  # torch < 2.3
+        return torch.backends.cuda.sdp_kernel(enable_math=False)
+    return sdpa_kernel([
+        getattr(SDPBackend, name) for name in
+        ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION')
+        if hasattr(SDPBackend, name)
+    ])
+
+
+def _pieces(query: Tensor, key: Tensor) -> int:
+    """Pieces that the queries are cut into, as further heads.
+
+    In the backward pass a fused kernel gives each block of keys to one
+    multiprocessor, which reads all queries of a head. A few keys for very many
+    queries would leave most of them idle.
+    """
+    batch, parts, queries, _ = query.shape
+    if query.device.type == 'cpu' or batch == 0:
+        return 1
+    blocks = batch * parts * ceil(key.shape[2] / KEY_BLOCK)
+    return max(1, min(ceil(BUSY_BLOCKS / blocks), queries // SHORTEST_PIECE))
 
 
 def centred(key: Tensor) -> Tensor:
@@ -243,10 +286,8 @@ class _Chunks:
     def __init__(self, query: Tensor, key: Tensor) -> None:
         self.batch, _, self.queries, _ = query.shape
         self.keys = key.shape[2]
-        fitting, cached = (
-            scores(query.device) // max(1, self.batch * self.keys)
-            for scores in (score_budget, cached_scores))
-        self.length = max(1, min(self.queries, fitting, max(ROWS, cached)))
+        self.length = chunk_length(query.device, self.queries,
+                                   self.batch * self.keys)
         self.memory = query.new_empty(self.batch * self.length * self.keys)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
@@ -294,10 +335,7 @@ def _sum_over_rows(left: Tensor, right: Tensor) -> Tensor:
 
 def _inner(maps: Tensor, grad: Tensor) -> Tensor:
     """sum(maps * grad) of each image, (B, 1, 1); row by row for its digits."""
-    rows = torch.bmm(
-        maps.flatten(0, 1).unsqueeze(1),
-        grad.flatten(0, 1).unsqueeze(2))
-    return rows.view(maps.shape[:2]).sum(dim=1)[:, None, None]
+    return torch.linalg.vecdot(maps, grad).sum(dim=1)[:, None, None]
 
 
 class _MixtureAttention(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import score_budget
+from .budget import score_budget
 from .reference import mixture_map
 from .windows import centres
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import cached_scores
+from .budget import cached_scores
 
 
 def fft_size(height: int, width: int, rows: int,

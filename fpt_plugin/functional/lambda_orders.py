@@ -16,6 +16,7 @@ The first two work in strips of columns, see :mod:`.lambda_strips`.
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -45,32 +46,61 @@ def cropped(embedding: Tensor, size: tuple[int, int]) -> Tensor:
     return embedding
 
 
-def estimate(query: tuple[int, ...], value: tuple[int, ...],
-             embedding: tuple[int, ...]) -> dict[str, float]:
-    """What each order costs an image, in multiply-adds of a large product.
+class Costs(NamedTuple):
+    """What moving numbers costs, in multiply-adds of a large product.
 
-    The constants are what moving a number costs beside that, as measured on a
-    CPU (benchmarks/README.md): an entry of the attention order's matrices is
-    written and copied, a pixel of the lambda order is a small product of its
-    own, a frequency is transformed there and back.
+    Attributes:
+        entry: An entry of the attention order's matrices, written and copied.
+        pixel: A pixel of the lambda order, a small product of its own.
+        query: A number of the lambda order's queries and outputs.
+        frequency: A frequency, transformed there and back.
+        transformed: A number of the Fourier order's queries and outputs.
+        lambdas: A multiply-add of the lambda order's products.
+    """
+
+    entry: float
+    pixel: float
+    query: float
+    frequency: tuple[float, float]
+    transformed: float
+    lambdas: float
+
+
+# Measured, device type by device type (benchmarks/README.md). Other
+# accelerators count as CUDA, which was measured on an H200 with torch 2.11.
+COSTS = {
+    'cpu': Costs(70, 60_000, 200, (140, 150), 1200, 1),
+    'cuda': Costs(70, 60_000, 200, (280, 300), 2400, 3),
+}
+
+
+def estimate(query: tuple[int, ...],
+             value: tuple[int, ...],
+             embedding: tuple[int, ...],
+             device_type: str = 'cpu') -> dict[str, float]:
+    """What each order costs an image, in multiply-adds of a large product.
 
     Args:
         query: Shape (B, h, k, H, W).
         value: Shape (B, u, v, H, W).
         embedding: Shape (k, u, rows, columns).
+        device_type: Of the tensors.
     """
+    costs = COSTS.get(device_type, COSTS['cuda'])
     heads, depth, height, width = query[1:]
     intra, channels = value[1:3]
     rows, columns = embedding[2:]
     pixels = height * width
     # What cells see, that is what is computed for each of their pixels.
-    down, right = cell_size(height, width)
+    down, right = cell_size(height, width, device_type)
     seen = intra * (down + rows - 1) * (right + columns - 1)
     frequencies = prod(fft_size(height, width, rows, columns))
     queries = pixels * heads * (depth + channels)
+    each, once = costs.frequency
     return {
-        'attention': pixels * heads * seen * (depth + channels + 70),
-        'lambda': pixels * (depth * channels * seen + 60_000) + 200 * queries,
-        'fft': frequencies * depth * channels * (140 * intra + 150) +
-               1200 * queries,
+        'attention': pixels * heads * seen * (depth + channels + costs.entry),
+        'lambda': pixels * (costs.lambdas * depth * channels * seen +
+                            costs.pixel) + costs.query * queries,
+        'fft': frequencies * depth * channels * (each * intra + once) +
+               costs.transformed * queries,
     }

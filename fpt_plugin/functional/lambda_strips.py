@@ -11,41 +11,35 @@ speed of a matrix product.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil
-from typing import NamedTuple
+from math import ceil, prod
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import cached_scores
+from .tiles import Tile, overlap_add, tile_shape, tiles
 
 # Rows and columns of a cell: larger ones compute more in vain, smaller ones
-# have small products. Rows also keep the sums of overlapping blocks short.
-CELL = (2, 7)
+# have small products and more blocks to sum.
+# cuda: on an H200 cells of (4, 8) to (8, 16) are alike.
+CELL = {'cpu': (2, 7), 'cuda': (8, 8)}
 
 
-def cell_size(height: int, width: int) -> tuple[int, int]:
-    """A cell such that the last ones of a map do not stick out far."""
+def cell_size(height: int, width: int, device_type: str) -> tuple[int, int]:
+    """A cell that leaves little of the last ones outside of the map."""
+    most = CELL.get(device_type, CELL['cuda'])
     return tuple(
-        ceil(side / ceil(side / most))
-        for side, most in zip((height, width), CELL))
-
-
-class _Tile(NamedTuple):
-    """Cells of a strip of one image, as an index of (B, H, W, ...)."""
-
-    image: int
-    rows: slice
-    columns: slice
+        ceil(side / ceil(side / cell)) for side, cell in zip((height, width), most))
 
 
 class _Strips:
     """The operands of one call as their products want them.
 
+    An image has J strips of I cells each.
+
     Attributes:
-        query: (B, H', W', h, k), H' and W' in whole cells.
-        value: (B, u, v, H' + r - 1, W' + r - 1).
+        query: (B, J, I, G, T, h, k).
+        value: (B, u, v, H' + r - 1, W' + r - 1), H' and W' in whole cells.
     """
 
     def __init__(self, query: Tensor, value: Tensor, embedding: Tensor,
@@ -53,7 +47,7 @@ class _Strips:
         _, self.heads, self.depth, *self.size = query.shape
         self.intra, self.channels = value.shape[1:3]
         self.window = tuple(embedding.shape[2:])
-        self.cell = cell_size(*self.size)
+        self.cell = cell_size(*self.size, query.device.type)
         self.pixels = self.cell[0] * self.cell[1]
         self.seen = tuple(c + w - 1 for c, w in zip(self.cell, self.window))
         self.block = self.seen[0] * self.seen[1]
@@ -63,58 +57,69 @@ class _Strips:
         self.margin = tuple(side // 2 for side in self.window)
         top, left = self.margin
         self.value = F.pad(value, (left, left + right, top, top + down))
-        # Cells of a tile whose numbers fit the budget.
-        fitting = cached_scores(query.device) // (
-            self.pixels * per_pixel * self.block)
-        self.cells = max(1, min(self.query.shape[1] // self.cell[0], fitting))
+        # Images, strips and rows of cells of a tile.
+        self.steps = tile_shape(self.query.shape[:3],
+                                self.pixels * per_pixel * self.block,
+                                query.device)
 
     def pixels_first(self, x: Tensor) -> Tensor:
-        """(B, h, D, H, W) to (B, H', W', h, D)."""
-        return F.pad(x, self.fill).permute(0, 3, 4, 1, 2).contiguous()
+        """(B, h, D, H, W) to (B, J, I, G, T, h, D), pixels of a row together."""
+        x = F.pad(x, self.fill).permute(0, 3, 4, 1, 2).contiguous()
+        return self._in_cells(x)
+
+    def _in_cells(self, x: Tensor) -> Tensor:
+        """(B, H', W', h, D) to (B, J, I, G, T, h, D), a view."""
+        x = x.unflatten(2, (-1, self.cell[1])).unflatten(1, (-1, self.cell[0]))
+        return x.permute(0, 3, 1, 2, 4, 5, 6)
 
     def pixels_last(self, x: Tensor) -> Tensor:
-        """The inverse, a view."""
+        """The inverse of :meth:`pixels_first`, a view."""
+        x = x.permute(0, 2, 3, 1, 4, 5, 6).flatten(3, 4).flatten(1, 2)
         height, width = self.size
         return x[:, :height, :width].permute(0, 3, 4, 1, 2)
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """What is like the values, without margins: (B, u, v, H, W), a view."""
+        """Cut the margins off a gradient of the values: (B, u, v, H, W)."""
         (top, left), (height, width) = self.margin, self.size
         return x[..., top:top + height, left:left + width]
 
-    def tiles(self) -> Iterator[_Tile]:
-        """All of them, those of a strip one after the other."""
-        batch, height, width = self.query.shape[:3]
-        step = self.cells * self.cell[0]
-        for image in range(batch):
-            for column in range(0, width, self.cell[1]):
-                for row in range(0, height, step):
-                    yield _Tile(image, slice(row, min(row + step, height)),
-                                slice(column, column + self.cell[1]))
+    def tiles(self) -> Iterator[Tile]:
+        """Tiles as an index of (B, J, I, ...)."""
+        return tiles(self.query.shape[:3], self.steps)
 
-    def reach(self, x: Tensor, tile: _Tile, intra: int) -> Tensor:
-        """What a tile's windows see of what is like the values: (v, rows, C)."""
-        image, rows, columns = tile
-        return x[image, intra, :, rows.start:rows.stop + self.window[0] - 1,
-                 columns.start:columns.start + self.seen[1]]
+    def reach(self, x: Tensor, tile: Tile, intra: int) -> Tensor:
+        """What a tile's windows see of a map like the values, a view.
 
-    def blocks(self, tile: _Tile, intra: int) -> Tensor:
+        Returns:
+            (images, v, rows, columns).
+        """
+        rows, columns = (
+            slice(at.start * cell, (at.stop - 1) * cell + seen)
+            for at, cell, seen in zip((tile.rows, tile.strips), self.cell,
+                                      self.seen))
+        return x[tile.images, intra, :, rows, columns]
+
+    def blocks(self, tile: Tile, intra: int) -> Tensor:
         """The values that each cell's windows see: (cells, v, R * C)."""
-        strip = self.reach(self.value, tile, intra).contiguous()
-        count = (tile.rows.stop - tile.rows.start) // self.cell[0]
-        return strip.as_strided(
-            (count, self.channels, self.block),
-            (self.cell[0] * self.seen[1], strip.stride(0), 1))
+        x = self.reach(self.value, tile, intra)
+        x = x.unfold(3, self.seen[1], self.cell[1])
+        x = x.permute(0, 3, 1, 2, 4).contiguous()  # (images, strips, v, rows, C)
+        image, strip, channel, row, _ = x.stride()
+        x = x.as_strided(
+            (*tile.shape, self.channels, self.block),
+            (image, strip, self.cell[0] * row, channel, 1))
+        return x.flatten(0, 2)  # a view of one strip, a copy of several
 
-    def add_blocks(self, grad: Tensor, tile: _Tile, intra: int,
+    def add_blocks(self, grad: Tensor, tile: Tile, intra: int,
                    blocks: Tensor) -> None:
         """The transpose of :meth:`blocks`: add (cells, v, R * C) to a gradient."""
-        strip = self.reach(grad, tile, intra)
-        blocks = blocks.unflatten(2, self.seen).permute(2, 1, 0, 3)
-        step = self.cell[0]
-        end = (blocks.shape[2] - 1) * step + 1
-        for row, added in enumerate(blocks):
-            strip[:, row:row + end:step] += added
+        images, strips, cells = tile.shape
+        blocks = blocks.view(images, strips, cells, self.channels, *self.seen)
+        x = overlap_add(blocks.transpose(2, 3), 3, self.cell[0])
+        # (images, strips, v, rows, C)
+        x = overlap_add(x.permute(0, 2, 3, 1, 4), 3, self.cell[1])
+        grad = self.reach(grad, tile, intra)
+        grad += x[:, :, :grad.shape[2], :grad.shape[3]]
 
     def band(self, matrix: Tensor) -> Tensor:
         """The windows' own entries of a matrix of pixels and blocks.
@@ -134,12 +139,11 @@ class _Strips:
             (total * width, columns * each * width + self.seen[1],
              each * width + 1, width, self.seen[1], 1))
 
-    def of_cells(self, x: Tensor, tile: _Tile) -> Tensor:
-        """(B, H', W', h, D) to those of a tile's cells, (cells, G * T, h, D)."""
-        x = x[tile].unflatten(0, (-1, self.cell[0]))
-        return x.reshape(len(x), self.pixels, *x.shape[3:])
+    def of_cells(self, x: Tensor, tile: Tile) -> Tensor:
+        """(B, J, I, G, T, h, D) to those of a tile, (cells, G * T, h, D)."""
+        return x[tile].flatten(3, 4).flatten(0, 2)
 
-    def to_cells(self, x: Tensor, tile: _Tile, numbers: Tensor) -> None:
+    def to_cells(self, x: Tensor, tile: Tile, numbers: Tensor) -> None:
         """Write (cells, G * T * h, D), or of that many elements, into x."""
         x = x[tile]
         x.copy_(numbers.view_as(x))
@@ -148,7 +152,9 @@ class _Strips:
     def forward(cls, query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
         """(B, h, v, H, W), tile by tile."""
         x = cls(query, value, embedding)
-        out = x.query.new_empty(*x.query.shape[:-1], x.channels)
+        images, strips, cells, rows, columns, heads, _ = x.query.shape
+        out = x._in_cells(query.new_empty(
+            images, cells * rows, strips * columns, heads, x.channels))
         for tile in x.tiles():
             x.to_cells(out, tile, x.of_tile(tile))
         return x.pixels_last(out)
@@ -161,7 +167,7 @@ class AttentionOrder(_Strips):
         super().__init__(query, value, embedding, per_pixel=query.shape[1])
         # (u, r * r, k): rows that a product reads one after the other.
         self.embedding = embedding.flatten(2).permute(1, 2, 0).contiguous()
-        rows = self.cells * self.pixels * self.heads
+        rows = prod(self.steps) * self.pixels * self.heads
         self._entries = query.new_empty(rows, self.embedding.shape[1])
         # Only the bands are ever written, so one matrix a number of cells is
         # enough.
@@ -188,7 +194,7 @@ class AttentionOrder(_Strips):
         band.copy_(entries.view_as(band))
         return matrix
 
-    def of_tile(self, tile: _Tile) -> Tensor:
+    def of_tile(self, tile: Tile) -> Tensor:
         """The output of a tile's pixels, (cells, G * T * h, v)."""
         queries = self.of_cells(self.query, tile)
         total = None
@@ -207,9 +213,9 @@ class AttentionOrder(_Strips):
         grad = x.pixels_first(grad)
         grad_q, grad_v, grad_e = map(
             torch.zeros_like, (x.query, x.value, x.embedding))
-        of_values = query.new_empty(x.cells, x.channels, x.block)
-        of_matrix = query.new_empty(
-            x.cells, x.pixels * x.heads, x.block)
+        cells = prod(x.steps)
+        of_values = query.new_empty(cells, x.channels, x.block)
+        of_matrix = query.new_empty(cells, x.pixels * x.heads, x.block)
         of_entries = torch.empty_like(x._entries)
         for tile in x.tiles():
             queries = x.of_cells(x.query, tile)
@@ -248,7 +254,7 @@ class LambdaOrder(_Strips):
         band = self.band(self.matrix)
         band.copy_(embedding.transpose(0, 1)[:, None, None].expand_as(band))
 
-    def lambdas(self, tile: _Tile) -> Tensor:
+    def lambdas(self, tile: Tile) -> Tensor:
         """(cells * G * T, k, v)."""
         total = None
         for intra in range(self.intra):
@@ -258,7 +264,7 @@ class LambdaOrder(_Strips):
                 total.baddbmm_(matrix, blocks)
         return total.view(-1, self.depth, self.channels)
 
-    def of_tile(self, tile: _Tile) -> Tensor:
+    def of_tile(self, tile: Tile) -> Tensor:
         """The output of a tile's pixels, (cells * G * T, h, v)."""
         queries = self.of_cells(self.query, tile).flatten(0, 1)
         return torch.bmm(queries, self.lambdas(tile))

@@ -9,15 +9,15 @@ them, and the backward pass saves the three operands alone.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import reference
 from .checks import accumulation_dtype, check_floating, check_ranks, is_captured
+from .cpu_workarounds import transforms
 from .lambda_orders import ORDERS, cropped, estimate
+from .paths import requested
 
 PATHS = (*ORDERS, 'eager')
 
@@ -100,8 +100,8 @@ def position_lambda(query: Tensor,
     path = choose_order(path, query, value, embedding)
     if path == 'eager':
         return _eager(query, value, embedding)
-    if query.shape[0] == 0:
-        path = 'attention'  # MKL transforms no empty batch
+    if path == 'fft' and not transforms(value):
+        path = 'attention'
     return _PositionLambda.apply(query, value, embedding, path)
 
 
@@ -130,18 +130,15 @@ def choose_order(path: str | None, query: Tensor, value: Tensor,
     Raises:
         ValueError: What is asked for is unknown.
     """
-    origin = 'path'
-    if path is None:
-        path, origin = os.environ.get('FPT_LAMBDA'), 'FPT_LAMBDA'
-    if path and path not in PATHS:
-        raise ValueError(f'{origin} must be one of {PATHS}, got {path!r}')
+    path = requested(path, 'FPT_LAMBDA', PATHS)
     if path:
         return path
     # A loop over tiles would be frozen at the size that was captured.
     if is_captured():
         return 'eager'
     embedding = cropped(embedding, query.shape[3:])
-    costs = estimate(query.shape, value.shape, embedding.shape)
+    costs = estimate(query.shape, value.shape, embedding.shape,
+                     query.device.type)
     return min(costs, key=costs.get)
 
 

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from . import reference
 from .attention import (
-    cached_scores,
     score_gradient,
     score_operands,
     softmax_,
@@ -27,14 +26,14 @@ from .checks import (
     check_floating,
     check_ranks,
     check_similarity,
-    choose_path,
 )
+from .paths import choose_local_path
+from .tiles import Tile
 from .windows import (
     Band,
     Grouping,
-    add_blocks,
+    Strips,
     band,
-    tiles,
     window_blocks,
     window_views,
 )
@@ -71,7 +70,7 @@ def local_mixture_attention(query: Tensor,
         scale: Factor of the similarity; ``None`` is 1 / sqrt(d).
         path: ``'chunked'`` or ``'eager'`` (windows unfolded, plain
             operators); None: see
-            :func:`fpt_plugin.functional.checks.choose_path`.
+            :mod:`fpt_plugin.functional.paths`.
 
     Returns:
         (B, C, H, W) in the dtype of ``value``. Scores and sums are kept in
@@ -87,7 +86,7 @@ def local_mixture_attention(query: Tensor,
     compute = {
         'chunked': _LocalMixtureAttention.apply,
         'eager': _eager
-    }[choose_path(path, available=('chunked', 'eager'))]
+    }[choose_local_path(path)]
     return compute(query, key, value, weights, window, similarity, pad, scale)
 
 
@@ -154,19 +153,27 @@ def _eager(query, key, value, weights, window, similarity, pad, scale):
 
 
 class _Call:
-    """The operands of one call, channels last; h rows of w * Q queries."""
+    """The operands of one call, channels last; width is that of the strips.
+
+    Attributes:
+        query: (B, N, h, width * Q, d).
+        key: (B, N, h + w - 1, width + w - 1, d).
+        bias: Of the keys, (B, N, h + w - 1, width + w - 1), or None.
+        value: (B, h + w - 1, width + w - 1, C).
+        shares: Of the parts, (B, N).
+    """
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor,
                  weights: Tensor, window: int, similarity: str, pad: str,
                  scale: float) -> None:
         dtype = accumulation_dtype(query, key, value, weights)
-        self.window, self.reach = window, window - 1
-        self.coarse = tuple(key.shape[-2:])
-        self.grouping = Grouping(query.shape[-2:], self.coarse, query.device)
+        self.window, self.coarse = window, tuple(key.shape[-2:])
+        self.grouping = Grouping(query.shape[-2:], self.coarse)
+        self.strips = Strips(self.coarse, window, self.grouping.size)
+        self.fill = self.strips.width - self.coarse[1]
         key = key.to(dtype).movedim(2, -1)
-        # (B, N, h, w * Q, d), (B, N, h + w - 1, w + w - 1, d) and the like.
         self.query, self.key, self.bias = score_operands(
-            self.grouping.gather(query.to(dtype)), self._frame(key),
+            self.gather(query.to(dtype)), self._frame(key),
             key.mean(dim=(2, 3), keepdim=True), similarity, scale)
         if pad == 'mask':
             self._mask()
@@ -174,10 +181,21 @@ class _Call:
         self.shares = weights.to(dtype)
         self.banded = Band()
 
+    def gather(self, x: Tensor) -> Tensor:
+        """(..., D, H, W) to (..., h, width * Q, D)."""
+        x = self.grouping.gather(x)
+        fill = self.fill * self.grouping.size
+        return F.pad(x, (0, 0, 0, fill)) if fill else x
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`gather`."""
+        columns = self.coarse[1] * self.grouping.size
+        return self.grouping.scatter(x[..., :columns, :])
+
     def _frame(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Surround maps (..., h, w, D) with what windows see outside."""
         pad = self.window // 2
-        return F.pad(x, (0, 0, pad, pad, pad, pad), value=fill)
+        return F.pad(x, (0, 0, pad, pad + self.fill, pad, pad), value=fill)
 
     def crop(self, x: Tensor) -> Tensor:
         """The inverse of the frame, (..., D, h, w)."""
@@ -188,20 +206,15 @@ class _Call:
     def _mask(self) -> None:
         """Give the keys outside the map a bias that no softmax sees."""
         inside = self.key.new_zeros(*self.coarse, 1)
-        outside = self._frame(inside, fill=-torch.inf)[..., 0]
-        self.bias = outside.expand(self.key.shape[:-1]).contiguous() \
+        # Finite, because the windows of ignored queries see nothing else.
+        least = torch.finfo(inside.dtype).min / 4
+        outside = self._frame(inside, fill=least)[..., 0]
+        self.bias = outside.expand(self.key.shape[:-1]) \
             if self.bias is None else self.bias + outside
 
-    def tiles(self) -> Iterator[tuple[slice, slice, slice, slice]]:
-        """Rows and columns of queries, and of the keys that they see."""
-        size = self.grouping.size
-        for row, rows, column, columns in tiles(
-                *self.coarse, self.window, size,
-                cached_scores(self.query.device)):
-            yield (slice(row, row + rows),
-                   slice(column * size, (column + columns) * size),
-                   slice(row, row + rows + self.reach),
-                   slice(column, column + columns + self.reach))
+    def tiles(self) -> Iterator[Tile]:
+        """Images, strips and rows of the products."""
+        return self.strips.tiles(len(self.query), self.query.device)
 
     def entries(self, query: Tensor, tile: Tensor) -> Tensor:
         """Products of queries with the pixels of their windows.
@@ -213,23 +226,32 @@ class _Call:
         Returns:
             (R, T, Q, w, w), a view.
         """
-        blocks = window_blocks(tile, query.shape[0], self.window)
+        blocks = window_blocks(tile, self.window)
         return band(query @ blocks.transpose(1, 2), self.grouping.size,
                     self.window)
 
-    def maps(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    def maps(self, query: Tensor, key: Tensor, part: int,
+             tile: Tile) -> Tensor:
         """Softmax over each window: (R, T, Q, w * w)."""
         scores = self.entries(query, key)
-        if bias is None:
+        if self.bias is None:
             scores = scores.contiguous()
         else:
-            scores = scores + window_views(bias, query.shape[0], self.window)
+            bias = self.strips.keys(self.bias[:, part, ..., None], tile)
+            scores = scores + window_views(bias[..., 0], self.window)
         return softmax_(scores.flatten(-2))
 
-    def matrix(self, entries: Tensor, tile: Tensor) -> Tensor:
+    def operands(self, part: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (R, T * Q, d), keys (R + w - 1, C, d), maps of a part."""
+        query = self.strips.of_queries(self.query[:, part], tile)
+        key = self.strips.keys(self.key[:, part], tile)
+        return query, key, self.maps(query, key, part, tile)
+
+    def matrix(self, entries: Tensor) -> Tensor:
         """Entries (R, T, Q, w * w) as a product's (R, T * Q, w * C)."""
         return self.banded(
-            entries.unflatten(-1, (self.window, self.window)), tile.shape[1])
+            entries.unflatten(-1, (self.window, self.window)),
+            self.strips.seen)
 
 
 class _LocalMixtureAttention(torch.autograd.Function):
@@ -241,22 +263,17 @@ class _LocalMixtureAttention(torch.autograd.Function):
         ctx.options = options
         with torch.autocast(value.device.type, enabled=False):
             x = _Call(query, key, value, weights, *options)
+            cut = x.strips
             out = x.value.new_empty(query.shape[0], *x.query.shape[2:4],
                                     value.shape[1])
-            for image in range(query.shape[0]):
-                for rows, columns, key_rows, key_columns in x.tiles():
-                    mixed = 0
-                    for part, share in enumerate(x.shares[image]):
-                        at = image, part
-                        mixed = mixed + share * x.maps(
-                            x.query[at][rows, columns],
-                            x.key[at][key_rows, key_columns].contiguous(),
-                            None if x.bias is None else
-                            x.bias[at][key_rows, key_columns])
-                    v = x.value[image, key_rows, key_columns].contiguous()
-                    blocks = window_blocks(v, mixed.shape[0], x.window)
-                    out[image, rows, columns] = x.matrix(mixed, v) @ blocks
-            return x.grouping.scatter(out).to(value.dtype)
+            for tile in x.tiles():
+                mixed = 0
+                for part, shares in enumerate(x.shares.unbind(1)):
+                    *_, maps = x.operands(part, tile)
+                    mixed = mixed + cut.of_images(shares, tile) * maps
+                blocks = window_blocks(cut.keys(x.value, tile), x.window)
+                cut.to_queries(out, tile, x.matrix(mixed) @ blocks)
+            return x.scatter(out).to(value.dtype)
 
     @staticmethod
     @once_differentiable
@@ -265,39 +282,33 @@ class _LocalMixtureAttention(torch.autograd.Function):
         scale = ctx.options[-1]
         with torch.autocast(value.device.type, enabled=False):
             x = _Call(query, key, value, weights, *ctx.options)
-            grad = x.grouping.gather(grad.to(x.value.dtype))
+            cut = x.strips
+            grad = x.gather(grad.to(x.value.dtype))
             grad_q, grad_k, grad_v, grad_pi = map(
                 torch.zeros_like, (x.query, x.key, x.value, x.shares))
-            grad_bias = None if x.bias is None else torch.zeros_like(x.bias)
-            for image in range(query.shape[0]):
-                for rows, columns, key_rows, key_columns in x.tiles():
-                    keys = key_rows, key_columns
-                    g = grad[image, rows, columns]
-                    v = x.value[image][keys].contiguous()
-                    d_maps = x.entries(g, v).flatten(-2)
-                    mixed = 0
-                    for part, share in enumerate(x.shares[image]):
-                        at = image, part
-                        q = x.query[at][rows, columns]
-                        k = x.key[at][keys].contiguous()
-                        maps = x.maps(
-                            q, k, None if x.bias is None else x.bias[at][keys])
-                        mixed = mixed + share * maps
-                        grad_pi[at] += (maps * d_maps).sum()
-                        # The part's share is applied to the results below.
-                        d_scores = x.matrix(
-                            softmax_backward_(d_maps, maps), k)
-                        blocks = window_blocks(k, q.shape[0], x.window)
-                        grad_q[at][rows, columns] = d_scores @ blocks
-                        d_scores = d_scores.transpose(1, 2)
-                        add_blocks(grad_k[at][keys], d_scores @ q, x.window)
-                        if grad_bias is not None:
-                            add_blocks(grad_bias[at][keys][..., None],
-                                       d_scores.sum(-1, keepdim=True),
-                                       x.window)
-                    add_blocks(grad_v[image][keys],
-                               x.matrix(mixed, v).transpose(1, 2) @ g,
-                               x.window)
+            grad_bias = None if x.bias is None else x.bias.new_zeros(
+                x.bias.shape)
+            for tile in x.tiles():
+                g = cut.of_queries(grad, tile)
+                d_maps = x.entries(g, cut.keys(x.value, tile)).flatten(-2)
+                mixed = 0
+                for part, shares in enumerate(x.shares.unbind(1)):
+                    q, k, maps = x.operands(part, tile)
+                    mixed = mixed + cut.of_images(shares, tile) * maps
+                    inner = torch.linalg.vecdot(
+                        maps.flatten(1), d_maps.flatten(1))
+                    grad_pi[tile.images, part] += cut.to_images(inner, tile)
+                    # The part's share is applied to the results below.
+                    d_scores = x.matrix(softmax_backward_(d_maps, maps))
+                    cut.to_queries(grad_q[:, part], tile,
+                                   d_scores @ window_blocks(k, x.window))
+                    d_scores = d_scores.transpose(1, 2)
+                    cut.add_to_keys(grad_k[:, part], tile, d_scores @ q)
+                    if grad_bias is not None:
+                        cut.add_to_keys(grad_bias[:, part, ..., None], tile,
+                                        d_scores.sum(-1, keepdim=True))
+                cut.add_to_keys(grad_v, tile,
+                                x.matrix(mixed).transpose(1, 2) @ g)
             shares = x.shares[:, :, None, None]
             grad_q *= shares[..., None]
             grad_k *= shares[..., None]
@@ -306,7 +317,6 @@ class _LocalMixtureAttention(torch.autograd.Function):
             if ctx.options[1] == 'dot':
                 grad_bias = None  # the border's mask, no function of the keys
             grad_k = score_gradient(x.key, grad_k, grad_bias, scale)
-            grad_q = x.grouping.scatter(grad_q)
-        return (grad_q.to(query.dtype), x.crop(grad_k).to(key.dtype),
+        return (x.scatter(grad_q).to(query.dtype), x.crop(grad_k).to(key.dtype),
                 x.crop(grad_v).to(value.dtype), grad_pi.to(weights.dtype),
                 None, None, None, None)

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional import content_lambda, position_lambda
+from ..functional.cpu_workarounds import usual_strides
 from .checks import check_flags, check_map, check_positive_int
 
 
@@ -173,11 +174,7 @@ class LambdaLayer(BaseModule):
             content = content + self.content_bias[:, None]
         out = position_lambda(query, value, self.embedding)
         out = (out + apply_lambda(query, content).to(out.dtype)).flatten(1, 2)
-        # What comes next gets the memory format that x had, with its usual
-        # strides: where the batch of one image has another, the backward pass
-        # of a batch norm gives wrong gradients on a CPU (torch 2.13).
-        out = out.contiguous() if x.is_contiguous() else out.clone(
-            memory_format=torch.channels_last)
+        out = usual_strides(out, x)
         if not self.residual:
             return out
         return x + self.gate[:, None, None] * self.norm_out(out)

@@ -141,8 +141,8 @@ class MixtureTransformer(BaseModule):
             self._shares(key),
             similarity=self.similarity,
             scale=self.scale)
-        # Not a reshape: its strides for one image are unusual, see
-        # LambdaLayer.forward.
+        # (B, Lq, E) to (B, E, H, W). Not a reshape: its strides for one image
+        # are unusual, see cpu_workarounds.usual_strides.
         return out.view(batch, height, width,
                         self.embed_channels).permute(0, 3, 1, 2)
 

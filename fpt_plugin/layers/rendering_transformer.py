@@ -12,8 +12,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional.checks import is_captured
+from ..functional.cpu_workarounds import widen
 from .checks import check_map, check_positive_int, check_same_batch
-from .narrow_maps import widen
 
 
 @MODELS.register_module()

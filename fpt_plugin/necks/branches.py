@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..functional.checks import is_captured
 from ..layers.checks import check_positive_int, refusing
 from ..openmmlab.registry import lookup
 
@@ -75,16 +73,6 @@ def _class_of(name: str, cfg: dict) -> Callable:
         raise ValueError(f'{name} has a type that no registry knows, got '
                          f'{cfg["type"]!r}')
     return found
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Pixels of one map side by side, as the products of attention read them.
-
-    On a CPU convolutions are faster so too. Traced graphs stay as they are.
-    """
-    if x.device.type != 'cpu' or is_captured():
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def pooling_strides(maps: Sequence[Tensor]) -> tuple[int, ...]:

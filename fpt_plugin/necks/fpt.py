@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..functional.cpu_workarounds import channels_last
 from ..layers.checks import (
     check_flags,
     check_levels,
@@ -24,7 +25,6 @@ from ..openmmlab.versions import check_versions
 from .branches import (
     branch_arguments,
     build_branch,
-    channels_last,
     default_num_mixtures,
     pooling_strides,
     resolve_key_strides,

@@ -10,9 +10,8 @@ from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..functional.cpu_workarounds import channels_last, widen_inputs
 from ..layers.checks import check_levels, check_positive_int
-from ..layers.narrow_maps import widen_inputs
-from .branches import channels_last
 
 
 @MODELS.register_module()
@@ -256,8 +255,7 @@ class UFP(BaseModule):
                 'UFP wants a dilated backbone, whose last maps have one size, '
                 f'got inputs of sizes {sizes}: give the ResNet '
                 'strides=(1, 2, 1, 1) and dilations=(1, 1, 2, 4)')
-        # Not for speed: the gradient of tall kernels on maps of 10 to 16 rows
-        # makes oneDNN write beyond its memory in the other format (torch 2.13).
+        # The tall kernels' gradients are safe in this format only.
         x = self.reduce(channels_last(inputs[-1]))
         return tuple(branch(x) for branch in self.branches)
 

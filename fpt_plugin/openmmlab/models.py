@@ -45,9 +45,11 @@ def load_config(config: str | Path | Config,
     if cfg_options:
         config.merge_from_dict(cfg_options)
     config.default_scope = scope_of(config)
-    for name in ('model', 'default_scope'):
-        if config.get(name) is None:
-            raise ValueError(f'the config must set {name}, got none in {given}')
+    if config.get('model') is None:
+        raise ValueError(f'the config must set model, got none in {given}')
+    if config.default_scope is None:
+        raise ValueError(f'the config must set default_scope, such as one of '
+                         f'{SCOPES}, got None in {given}')
     return config
 
 

@@ -1,7 +1,12 @@
-"""Which distributions carry the hosts; known without importing any of them."""
+"""Versions of the OpenMMLab libraries: which ones fit, and which ones to install.
 
-# By import name: the distributions, then the versions that are known to fit,
-# those that have mmengine's registries and configs.
+The only place that names them. It imports nothing of the libraries, so that the
+doctor can read it where they are broken; setup.py and tools/environment.sh run it
+as a file.
+"""
+
+# By import name: the distributions that bring a library, and the versions that
+# fit, those that have mmengine's registries and configs: from, up to (excluded).
 LIBRARIES = {
     'mmengine': (('mmengine', 'mmengine-lite', 'onedl-mmengine'), '0.7.1', '1'),
     'mmcv': (('mmcv', 'mmcv-lite', 'onedl-mmcv'), '2.0.0', '3'),
@@ -13,7 +18,7 @@ LIBRARIES = {
 # order in which a name is looked up that the active scope does not know.
 SCOPES = ('mmdet', 'mmseg')
 
-# What to install where nothing else is wanted: the versions of setup.py.
+# What to install, by stack and import name: the versions that are tested.
 REQUIREMENTS = {
     'stock': {
         'mmengine': 'mmengine==0.10.7',
@@ -28,8 +33,18 @@ REQUIREMENTS = {
         'mmseg': 'onedl-mmsegmentation>=1.4.2',
     },
 }
+# mmseg imports ftfy and regex without requiring them; stock mmengine imports
+# pkg_resources, which newer setuptools do not have.
+BESIDES = {
+    'stock': ('ftfy', 'regex', 'setuptools<81'),
+    'onedl': ('ftfy', 'regex', 'setuptools'),
+}
+# For the environment that the tests run in. Plain "torch" may resolve to a build
+# with several GB of CUDA libraries.
+TORCH = 'torch==2.13.0'
+BUILT = {'stock': 'mmcv==2.1.0', 'onedl': 'onedl-mmcv==2.3.6'}
 
 
 def stack_of(distribution: str) -> str:
-    """The stack that a distribution belongs to: ``stock`` or ``onedl``."""
+    """Return the stack that a distribution belongs to: ``stock`` or ``onedl``."""
     return 'onedl' if distribution.startswith('onedl-') else 'stock'

@@ -18,11 +18,11 @@ from rich.console import Console
 from torch import nn
 
 from fpt_plugin import FPT, LambdaLayer, functional
-from fpt_plugin.commands import complexity as module
 from fpt_plugin.commands.common import load_model
+from fpt_plugin.commands.complexity import command as module
 from fpt_plugin.commands.complexity import formulas
 from fpt_plugin.commands.complexity.command import complexity, neck_complexity
-from fpt_plugin.functional import attention, position_lambda
+from fpt_plugin.functional import budget, position_lambda
 from fpt_plugin.layers import mixture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,9 +254,9 @@ def test_neither_chunks_nor_paths_nor_devices_change_the_count(monkeypatch):
             query.new_ones(1, 2), similarity='neg_euclid', **options)
 
     want = 35 * 12 * (2 * 8 + 6)
-    for budget in (1, 50, 1 << 20):
+    for scores in (1, 50, 1 << 20):
         for device in ('cpu', 'cuda'):
-            monkeypatch.setitem(attention.SCORE_BUDGET, device, budget)
+            monkeypatch.setitem(budget.SCORE_BUDGET, device, scores)
         assert count(attend, q, k, v).macs == want
         assert count(with_data(attend), q, k, v).macs == want
     for path in ('chunked', 'fused', 'eager'):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import shutil
@@ -10,13 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib import metadata
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from helpers.shipped_configs import STACK
 
-from fpt_plugin.commands import doctor
+from fpt_plugin.commands.doctor import command as doctor
 from fpt_plugin.commands.doctor import probe as doctor_probe
 from fpt_plugin.commands.doctor.checks import (
     FAIL,
@@ -364,17 +364,14 @@ def test_releases():
     assert release('not available') == release('') == ()
 
 
-def test_the_versions_are_those_of_setup():
+def test_the_versions_are_those_of_the_extras():
     """What is advised is what the extras install."""
-    lists = {}
-    for node in ast.parse((ROOT / 'setup.py').read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id in (
-                'STOCK', 'ONEDL'):
-            lists[node.targets[0].id.lower()] = ast.literal_eval(node.value)
+    extras = metadata.metadata('fpt-plugin').get_all('Requires-Dist')
     for stack, requirements in REQUIREMENTS.items():
         assert requirements.keys() == LIBRARIES.keys()
-        assert set(requirements.values()) <= set(lists[stack])
-    assert 'setuptools<81' in lists['stock']
+        for requirement in requirements.values():
+            assert f'{requirement}; extra == "{stack}"' in extras
+    assert 'setuptools<81; extra == "stock"' in extras
 
 
 # ----------------------------------------------------------------------- crashes

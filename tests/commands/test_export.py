@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from fpt_plugin import FPT, LambdaLayer
-from fpt_plugin.commands import export as module
+from fpt_plugin.commands.export import graph as module
 from fpt_plugin.commands.export.graph import export
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,6 @@
 import itertools
 from math import prod
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpt_plugin.functional import attention, checks, mixture_attention, reference
+from fpt_plugin.functional import (
+    attention,
+    budget,
+    checks,
+    mixture_attention,
+    paths,
+    reference,
+)
 
 NAMES = ('query', 'key', 'value', 'weights')
 both_similarities = pytest.mark.parametrize('similarity',
@@ -87,8 +95,8 @@ def score_budget(monkeypatch):
     """Sets how many scores of a part may exist at once."""
 
     def set_budget(scores):
-        assert 'cpu' in attention.SCORE_BUDGET
-        monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', scores)
+        assert 'cpu' in budget.SCORE_BUDGET
+        monkeypatch.setitem(budget.SCORE_BUDGET, 'cpu', scores)
 
     return set_budget
 
@@ -146,7 +154,7 @@ def test_second_derivatives_are_refused(similarity):
 
 @both_similarities
 @pytest.mark.parametrize(
-    'budget, chunks',
+    'scores, chunks',
     [
         (1, 23),  # less than one query's scores: still a query at a time
         (2 * 11, 23),
@@ -154,12 +162,12 @@ def test_second_derivatives_are_refused(similarity):
         (2 * 11 * 6 - 1, 5),
         (2 * 11 * 23, 1)
     ])
-def test_result_does_not_depend_on_chunks(similarity, budget, chunks,
+def test_result_does_not_depend_on_chunks(similarity, scores, chunks,
                                           score_budget):
     inputs = operands(batch=2, parts=3, lq=23, lk=11)
     upstream = upstream_of(inputs)
     whole = run(mixture_attention, inputs, upstream, similarity=similarity)
-    score_budget(budget)
+    score_budget(scores)
     with Recorder() as recorder:
         chunked = run(
             mixture_attention, inputs, upstream, similarity=similarity)
@@ -173,12 +181,12 @@ def test_result_does_not_depend_on_chunks(similarity, budget, chunks,
 def test_scores_stay_within_the_budget(similarity, score_budget):
     inputs = operands(batch=1, parts=2, lq=60, lk=50)
     upstream = upstream_of(inputs)
-    budget = 1000
-    score_budget(budget)
+    most = 1000
+    score_budget(most)
     with Recorder() as recorder:
         run(mixture_attention, inputs, upstream, similarity=similarity)
-    assert max(t.numel() for t in inputs) <= budget < 60 * 50
-    assert recorder.largest <= budget
+    assert max(t.numel() for t in inputs) <= most < 60 * 50
+    assert recorder.largest <= most
 
 
 @both_similarities
@@ -510,7 +518,7 @@ def test_reference_by_hand():
 
 
 @both_similarities
-@pytest.mark.parametrize('path', checks.PATHS)
+@pytest.mark.parametrize('path', paths.MIXTURE_PATHS)
 @pytest.mark.parametrize('origin', ['argument', 'environment'])
 def test_every_path_gives_the_same(similarity, path, origin, monkeypatch):
     inputs = operands(dtype=torch.float64)
@@ -542,6 +550,77 @@ def test_fused_path_keeps_the_digits_of_bfloat16(similarity):
         *(t.double() for t in inputs), similarity=similarity)
     assert got.dtype == torch.bfloat16
     assert relative_error(got.double(), want) < 2e-2
+
+
+@both_similarities
+@pytest.mark.parametrize('pieces', [2, 4, 9])
+def test_queries_in_pieces_give_the_same(similarity, pieces, monkeypatch):
+    """As the fused path cuts them on a GPU, where keys are few."""
+    inputs = operands(lq=9, dtype=torch.float64)
+    upstream = upstream_of(inputs)
+    want = run_oracle(inputs, upstream, similarity=similarity)
+    monkeypatch.setattr(attention, '_pieces', lambda *args: pieces)
+    got = run(mixture_attention, inputs, upstream, similarity=similarity,
+              path='fused')
+    assert_agrees(got, want, 1e-10)
+
+
+@pytest.mark.parametrize('queries, keys, pieces', [
+    (67_200, 1050, 8), (16_800, 1050, 8), (4200, 1050, 4), (1050, 1050, 1),
+    (16_800, 16_800, 1), (5, 3, 1)])
+def test_pieces_keep_a_gpu_busy(queries, keys, pieces):
+    """Of two images in two parts."""
+    query, key = (
+        torch.empty(2, 2, n, 8, device='meta') for n in (queries, keys))
+    assert attention._pieces(query, key) == pieces
+    assert attention._pieces(torch.empty(2, 2, 9, 8), torch.empty(2, 2, 9, 8)) == 1
+
+
+@both_similarities
+@pytest.mark.parametrize('depth, channels', [(3, 4), (5, 3), (8, 8)])
+def test_fused_path_keeps_no_scores(similarity, depth, channels, score_budget):
+    inputs = operands(batch=1, lq=60, lk=50, depth=depth, channels=channels)
+    upstream = upstream_of(inputs)
+    score_budget(1000)
+    with Recorder() as recorder:
+        got = run(mixture_attention, inputs, upstream, similarity=similarity,
+                  path='fused')
+    assert recorder.largest < 2000 < 60 * 50
+    assert_agrees(got, run_oracle(inputs, upstream, similarity=similarity), 1e-5)
+
+
+@pytest.mark.parametrize('dtype, similarity, depth, channels, major, path', [
+    (torch.bfloat16, 'dot', 64, 128, 9, 'fused'),
+    (torch.bfloat16, 'neg_euclid', 32, 128, 8, 'fused'),
+    (torch.bfloat16, 'dot', 64, 128, 7, 'chunked'),
+    (torch.bfloat16, 'dot', 64, 264, 9, 'chunked'),
+    (torch.bfloat16, 'neg_euclid', 256, 256, 9, 'chunked'),
+    (torch.float16, 'dot', 64, 128, 9, 'fused'),
+    (torch.float16, 'neg_euclid', 32, 128, 9, 'chunked'),
+    (torch.float32, 'dot', 64, 128, 9, 'fused'),
+    (torch.float32, 'dot', 64, 256, 9, 'chunked'),
+    (torch.float64, 'dot', 64, 128, 9, 'chunked'),
+])
+def test_the_table_of_a_gpu(dtype, similarity, depth, channels, major, path,
+                            monkeypatch):
+    monkeypatch.setattr(paths, 'FUSED', {
+        ('meta', of): most for (_, of), most in paths.FUSED.items()})
+    monkeypatch.setattr(torch.cuda, 'get_device_properties',
+                        lambda device: SimpleNamespace(major=major))
+    query = torch.empty(1, 2, 9, depth, dtype=dtype, device='meta')
+    value = torch.empty(1, 9, channels, dtype=dtype, device='meta')
+    assert paths.choose_mixture_path(None, query, value, similarity) == path
+    assert paths.choose_mixture_path('eager', query, value, similarity) == 'eager'
+    empty = query[:, :, :0]
+    assert paths.choose_mixture_path(
+        None, empty, value, similarity) == 'chunked'
+
+
+def test_a_device_that_was_not_measured_takes_chunks():
+    for device in ('cpu', 'meta'):
+        query, value = torch.empty(1, 2, 9, 8), torch.empty(1, 9, 8)
+        assert paths.choose_mixture_path(
+            None, query.to(device), value.to(device), 'dot') == 'chunked'
 
 
 def test_unknown_path(monkeypatch):

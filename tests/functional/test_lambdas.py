@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpt_plugin.functional import (
-    attention,
+    budget,
     content_lambda,
     lambda_strips,
     lambdas,
     position_lambda,
     reference,
+    tiles,
 )
 from fpt_plugin.functional.lambda_orders import ORDERS, cropped, estimate
 
@@ -78,14 +79,16 @@ def test_the_reference_is_the_papers_sum(intra, window):
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     window=st.tuples(*[st.sampled_from([1, 3, 5, 7, 23])] * 2),
     cell=st.tuples(st.integers(1, 4), st.integers(1, 9)),
-    budget=st.sampled_from([1, 2000, 1 << 20]))
+    numbers=st.sampled_from([1, 2000, 1 << 20]),
+    together=st.booleans())
 def test_agrees_with_the_formula(path, batch, heads, depth, intra, channels,
-                                 size, window, cell, budget):
+                                 size, window, cell, numbers, together):
     inputs = operands(batch, heads, depth, intra, channels, size, window)
     want = run(reference.position_lambda, inputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lambda_strips, 'CELL', cell)
-        patch.setitem(attention.SCORE_BUDGET, 'cpu', budget)
+        patch.setitem(lambda_strips.CELL, 'cpu', cell)
+        patch.setitem(budget.SCORE_BUDGET, 'cpu', numbers)
+        patch.setitem(tiles.TOGETHER, 'cpu', numbers if together else 0)
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
             got = run(position_lambda, [x.to(dtype) for x in inputs], path=path)
             assert got[0].dtype == dtype

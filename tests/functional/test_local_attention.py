@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpt_plugin.functional import (
-    attention,
+    budget,
     local_attention,
     local_mixture_attention,
     reference,
+    tiles,
     windows,
 )
 
@@ -80,28 +81,53 @@ def test_gradcheck(similarity, pad):
 
 
 @options
-@pytest.mark.parametrize('budget', [1, 700, 2000])
-def test_result_does_not_depend_on_tiles(similarity, pad, budget, monkeypatch):
+@pytest.mark.parametrize('scores', [1, 700, 2000])
+def test_result_does_not_depend_on_tiles(similarity, pad, scores, monkeypatch):
     inputs = operands((20, 33), (20, 33), dtype=torch.float32)
     kwargs = dict(window=5, similarity=similarity, pad=pad)
     whole = run(local_mixture_attention, inputs, **kwargs)
     cut = []
-    tiles = windows.tiles
 
     def counting(*args):
-        cut[:] = tiles(*args)
+        cut[:] = tiles.tiles(*args)
         return iter(cut)
 
-    monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', budget)
-    monkeypatch.setattr(local_attention, 'tiles', counting)
+    monkeypatch.setitem(budget.SCORE_BUDGET, 'cpu', scores)
+    monkeypatch.setattr(windows, 'tiles', counting)
     all_agree(
         run(local_mixture_attention, inputs, **kwargs), whole, 1e-5)
     assert len(cut) > 3
-    # every cell in one tile
-    covered = torch.zeros(20, 33)
-    for row, rows, column, columns in cut:
-        covered[row:row + rows, column:column + columns] += 1
+    # every row of every strip in one tile
+    covered = torch.zeros(2, 3, 20)
+    for tile in cut:
+        covered[tile] += 1
     assert (covered == 1).all()
+
+
+@options
+@pytest.mark.parametrize('fine', [(20, 33), (40, 60)])
+@pytest.mark.parametrize('strips, together', [
+    (1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (7, (2, 3)), (99, (4, 3))])
+def test_strips_of_a_tile_do_not_matter_to_each_other(
+        similarity, pad, fine, strips, together, monkeypatch):
+    """Large tiles, as a GPU takes them: strips of images, then images."""
+    inputs = operands(fine, (20, 33), batch=4)
+    kwargs = dict(window=5, similarity=similarity, pad=pad)
+    want = run(reference.local_mixture_attention, inputs, **kwargs)
+    queries = 1 if fine == (20, 33) else 4
+    scores = 20 * 11 * queries * 5 * 15
+    monkeypatch.setitem(budget.CACHED_SCORES, 'cpu', strips * scores)
+    monkeypatch.setitem(tiles.TOGETHER, 'cpu', strips * scores)
+    shapes = set()
+
+    def seeing(*args):
+        for tile in tiles.tiles(*args):
+            shapes.add(tile.shape[:2])
+            yield tile
+
+    monkeypatch.setattr(windows, 'tiles', seeing)
+    all_agree(run(local_mixture_attention, inputs, **kwargs), want, 1e-11)
+    assert max(shapes) == together
 
 
 @options
@@ -211,3 +237,19 @@ def test_compiled():
     inputs = operands()
     compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
     all_agree(run(compiled, inputs), run(function, inputs), 1e-12)
+
+
+@pytest.mark.parametrize('fine', [1, 2, 5, 13, 30])
+@pytest.mark.parametrize('coarse', [1, 2, 5, 12, 31])
+def test_grouping_sorts_cells_by_their_owners(fine, coarse):
+    grouping = windows.Grouping((fine, 1), (coarse, 1))
+    owners = windows.centres(fine, coarse)
+    groups = [[i for i in range(fine) if owners[i] == o] for o in range(coarse)]
+    size = grouping.row_size
+    assert size == max(map(len, groups))
+    want = [
+        i + 1 for group in groups for i in group + [-1] * (size - len(group))]
+    numbers = torch.arange(1.0, fine + 1).view(1, fine, 1)
+    got = grouping.gather(numbers)
+    assert got.flatten().tolist() == want
+    assert torch.equal(grouping.scatter(got), numbers)

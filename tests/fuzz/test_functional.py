@@ -23,7 +23,7 @@ from helpers.fuzz_cases import (
 from hypothesis import strategies as st
 
 from fpt_plugin.functional import (
-    attention,
+    budget,
     content_lambda,
     lambda_strips,
     local_mixture_attention,
@@ -46,14 +46,14 @@ budgets = st.sampled_from([None, None, 1, 300, 4000])
 @pytest.fixture
 def limit():
     """Sets the budget of scores for one case."""
-    whole = dict(attention.SCORE_BUDGET)
+    whole = dict(budget.SCORE_BUDGET)
 
     def set_budget(scores):
-        attention.SCORE_BUDGET.update(whole if scores is None else
+        budget.SCORE_BUDGET.update(whole if scores is None else
                                       dict(cpu=scores))
 
     yield set_budget
-    attention.SCORE_BUDGET.update(whole)
+    budget.SCORE_BUDGET.update(whole)
 
 
 def test_as_many_cases_as_promised():
@@ -166,7 +166,7 @@ def test_position_lambda(cases, limit, monkeypatch):
     def check(batch, heads, depth, intra, channels, size, window, traits,
               spread, path, budget, cell, seed, upstream):
         limit(budget)
-        monkeypatch.setattr(lambda_strips, 'CELL', cell)
+        monkeypatch.setitem(lambda_strips.CELL, 'cpu', cell)
         tensors = draw_tensors(
             seed, (batch, heads, depth, *size), (batch, intra, channels, *size),
             (depth, intra, *window), spread=spread)

@@ -5,9 +5,9 @@ Gradients of the maps and of every parameter, in all dtypes and under autocast.
 
 import copy
 
-import layer_formulas as formulas
 import pytest
 import torch
+from helpers import layer_formulas as formulas
 from helpers.fuzz_cases import (
     LAYOUTS,
     batches,

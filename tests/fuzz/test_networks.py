@@ -2,8 +2,8 @@
 
 import copy
 
-import layer_formulas as formulas
 import torch
+from helpers import layer_formulas as formulas
 from helpers.fuzz_cases import (
     batches,
     compare,

@@ -11,6 +11,7 @@ from mmengine.visualization import Visualizer
 
 from fpt_plugin.commands import test as test_command
 from fpt_plugin.commands import train as train_command
+from fpt_plugin.engine import running
 
 # Settings of every test: no processes that load data.
 LOADERS = [
@@ -63,7 +64,8 @@ def train(config, work_dir, *options, flags=()):
     """Train a config under settings; the work folder."""
     args = [config, '--work-dir', str(work_dir), *flags]
     args += ['--cfg-options', *options] if options else []
-    train_command.main(train_command.parser().parse_args(args))
+    running.run_training(train_command.prepare_training(
+        train_command.parser().parse_args(args)))
     return Path(work_dir)
 
 
@@ -72,7 +74,8 @@ def run_test(config, checkpoint, work_dir, *flags, options=()):
     """Test a config's checkpoint under settings; the metrics."""
     args = [config, str(checkpoint), '--work-dir', str(work_dir), *flags]
     args += ['--cfg-options', *options] if options else []
-    return test_command.main(test_command.parser().parse_args(args))
+    parsed = test_command.parser().parse_args(args)
+    return running.run_test(test_command.prepare_test(parsed), parsed.out)
 
 
 def validations(work_dir, key='coco/bbox_mAP'):

@@ -16,7 +16,7 @@ from helpers.oracles import maps_of, randomise, relative_error, settle_norms
 from mmengine.registry import MODELS
 
 import fpt_plugin
-from fpt_plugin.layers.narrow_maps import widen
+from fpt_plugin.functional.cpu_workarounds import widen
 
 CHANNELS = [8, 16, 24, 32]
 SIZES = [(13, 22), (7, 1), (1, 1)]

@@ -17,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from fpt_plugin.commands.convert_weights.mobilenet import prepare_mobilenet_v2
+from fpt_plugin.commands.quickstart.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.commands.quickstart.trees import prepare_trees
 
 SIDE = 128

@@ -21,9 +21,9 @@ from helpers.shipped_configs import (
     load_host,
     without_fpt,
 )
+from helpers.train_step import SIZE, train_step
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import PixelData
 
 from fpt_plugin import FPT, UFP, BottomUpPyramid, LambdaLayer, LambdaResNet
 from fpt_plugin.necks.fusion import ConcatFusion
@@ -56,7 +56,6 @@ PLAIN = 'quickstart/deformable-detr_mobilenet-v2_four-tiles.py'
 # With a backbone that nobody has trained.
 HYBRIDS = [name for name in ALL if '_lambda-r' in name]
 PLUGIN = 'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py'
-SIZE = (96, 128)  # of the images of a training step
 
 
 def build_part(cfg: Config, part: str) -> torch.nn.Module:
@@ -79,65 +78,6 @@ def test_parses_and_builds(name):
     if 'coco' in name:
         assert cfg.auto_scale_lr.base_batch_size == (
             prod(map(int, batch.groups())) if batch else 16)
-
-
-def bbox_heads(cfg: Config) -> list:
-    heads = (cfg.model.get('roi_head') or cfg.model).bbox_head
-    return heads if isinstance(heads, list) else [heads]
-
-
-def detection_batch(cfg: Config, model: torch.nn.Module) -> dict:
-    from mmdet.testing import demo_mm_inputs
-    return demo_mm_inputs(
-        2, [[3, *SIZE]] * 2,
-        num_classes=bbox_heads(cfg)[0].num_classes,
-        with_mask=getattr(model, 'with_mask', False))
-
-
-def segmentation_batch(cfg: Config) -> dict:
-    from mmseg.structures import SegDataSample
-    classes = cfg.model.decode_head.num_classes
-    samples = [
-        SegDataSample(
-            metainfo=dict(img_shape=SIZE),
-            gt_sem_seg=PixelData(data=torch.randint(classes, (1, *SIZE))))
-        for _ in range(2)
-    ]
-    return dict(
-        inputs=[torch.randint(256, (3, *SIZE)) for _ in samples],
-        data_samples=samples)
-
-
-def train_step(cfg: Config) -> None:
-    """One step of training; norms of all GPUs are of one process here."""
-    segments = cfg.default_scope == 'mmseg'
-    if not segments and bbox_heads(cfg)[0].num_classes == 1:
-        # mmdet's random labels begin at 1, which one class does not have
-        for head in bbox_heads(cfg):
-            head.num_classes = 2
-    if cfg.model.get('as_two_stage'):
-        cfg.model.num_queries = 20  # no more than small maps have pixels
-    # Batches are padded to the size of the crops.
-    if segments:
-        cfg.model.data_preprocessor.size = SIZE
-    for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
-        augment.size = SIZE
-    model = build(cfg).train()
-    model.init_weights()
-    data = segmentation_batch(cfg) if segments else detection_batch(
-        cfg, model)
-    data = model.data_preprocessor(data, True)
-    assert data['inputs'].shape == (2, 3, *SIZE)
-    total, _ = model.parse_losses(model(**data, mode='loss'))
-    total.backward()
-    assert total.isfinite()
-    # Several processes take such parameters only where the config says so.
-    without_gradient = [
-        key for key, p in model.named_parameters()
-        if p.requires_grad and p.grad is None
-    ]
-    assert not without_gradient or cfg.get(
-        'find_unused_parameters'), without_gradient
 
 
 @pytest.mark.parametrize('name', REPRESENTATIVES)

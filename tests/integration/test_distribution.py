@@ -230,6 +230,21 @@ def test_installed_tools_run(environment, tool, tmp_path):
     assert result.stdout.startswith(f'usage: {tool}')
 
 
+def test_an_installed_wheel_has_the_commands(environment, tmp_path):
+    """From an empty folder, which has no tools/ and no configs/."""
+    module = [environment, '-m', 'fpt_plugin']
+    assert 'graft' in run(*module, cwd=tmp_path).stdout
+    config = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+    result = run(*module, 'graft', config, '--out', 'x.py', '--no-costs',
+                 cwd=tmp_path)
+    assert 'predictions' in result.stdout and result.stderr == ''
+    assert Config.fromfile(tmp_path / 'x.py').model.neck.type == 'FPT'
+    doctor = run(*module, 'doctor', cwd=tmp_path).stdout
+    assert 'everything works' in doctor
+    assert str(site_of(environment)) in doctor
+    assert {path.name for path in tmp_path.iterdir()} == {'x.py'}
+
+
 def test_editable_install_links_the_checkout(source, tmp_path):
     """What ``pip install -e`` does, without an environment to install into."""
     checkout = tmp_path / 'checkout'

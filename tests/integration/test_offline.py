@@ -66,7 +66,8 @@ print(len(chosen), 'configs', fetching, 'with weights')
 LOAD_MODEL = """
 import os
 import mmdet
-from fpt_plugin.openmmlab.models import load_config, load_model
+from fpt_plugin.commands.common import load_model
+from fpt_plugin.openmmlab.models import load_config
 teacher = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 # it names the teacher's config as seen from a checkout
 os.chdir(os.path.join(mmdet.__path__[0], '.mim'))

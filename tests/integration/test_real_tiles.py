@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from helpers.runs import alone, train, validations
 from helpers.shipped_configs import CONFIGS, load
+from helpers.train_step import bbox_heads
 from mmengine.config import Config
 from mmengine.runner import Runner
-from test_configs import bbox_heads
 
-from fpt_plugin.commands.convert_weights.mobilenet import prepare_mobilenet_v2
+from fpt_plugin.commands.quickstart.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.commands.quickstart.nuclei import prepare_nuclei
 from fpt_plugin.commands.quickstart.trees import prepare_trees
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from helpers import official_weights
 from helpers.shipped_configs import ALL, CONFIGS, build, load, without_fpt
+from helpers.train_step import train_step
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import set_random_seed
-from test_configs import train_step
 from torch import nn
 
 # What file names call a backbone, and its weights.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.oracles import maps_of, pool, project, randomise, relative_error
 
-from fpt_plugin.functional import attention
+from fpt_plugin.functional import budget
 from fpt_plugin.layers import (
     GroundingTransformer,
     LocalGroundingTransformer,
@@ -121,7 +121,7 @@ def test_queries_are_taken_some_at_a_time(monkeypatch):
     x = maps_of((6, 7))[0].double()
     whole = layer.attention_at(everywhere(x), x)
     # 2 images, 2 parts, 42 keys: room for five queries.
-    monkeypatch.setitem(attention.SCORE_BUDGET, 'cpu', 5 * 2 * 2 * 42)
+    monkeypatch.setitem(budget.SCORE_BUDGET, 'cpu', 5 * 2 * 2 * 42)
     assert_same(layer.attention_at(everywhere(x), x), whole)
 
 

@@ -24,7 +24,7 @@ SETUPTOOLS = "pip install 'setuptools<81'"
 
 @dataclass(frozen=True)
 class Result:
-    """How a step of doctor_probe.py went.
+    """How a step of probe.py went.
 
     Attributes:
         ok: None where the step was not tried.

@@ -1,4 +1,4 @@
-"""Diagnosis of the environment, with cures: what doctor.py does.
+"""Diagnosis of the environment, with cures: what the doctor does.
 
 It must work where nothing else does: here the standard library alone is
 imported, and what may fail or crash is tried in another process.
@@ -33,7 +33,7 @@ from .checks import (
 
 ERRORS = (OSError, RuntimeError, ValueError)
 
-PROBE = Path(__file__).with_name('doctor_probe.py')
+PROBE = Path(__file__).with_name('probe.py')
 TIMEOUT = 600.  # of all steps together, seconds; a cold disk is slow
 STYLES = {OK: 'green', WARN: 'yellow', FAIL: 'bold red', SKIP: 'dim'}
 
@@ -87,7 +87,7 @@ def examine(wanted: Sequence[str] = ('mmdet', 'mmseg'),
         installed=installed(),
         results=try_steps(wanted, timeout),
         wanted=tuple(wanted),
-        package=os.path.realpath(PROBE.parents[1]))
+        package=os.path.realpath(PROBE.parents[2]))
     return Diagnosis(facts, tuple(diagnose(facts)))
 
 
@@ -105,7 +105,7 @@ def installed() -> dict[str, str]:
 
 
 def try_steps(wanted: Sequence[str], timeout: float) -> dict[str, Result]:
-    """Run doctor_probe.py, again after each step that kills it.
+    """Run probe.py, again after each step that kills it.
 
     Returns:
         Results by step, in order.

@@ -1,6 +1,6 @@
 """Tries what may fail or crash, step by step; doctor.py runs it as a script.
 
-    python doctor_probe.py OUT HOST... -- STEP...
+    python probe.py OUT HOST... -- STEP...
 
 One JSON line a step goes to OUT: a first one when it begins, so that a crash
 can be told, and one with its result. STEPs are done or have crashed already.

@@ -13,7 +13,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from ..convert_weights.mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
+from ...openmmlab.models import load_config
+from ..common import shipped_config
+from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .pictures import write_rows
 from .trees import DEEPFOREST, prepare_trees
 
@@ -26,7 +28,7 @@ class Detection:
     """Trees in aerial photographs: data, config, figures and picture."""
 
     name = 'detection'
-    config = 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
+    config = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
     necks = ('fpt', 'fpn')
     work_dir = 'work_dirs/quickstart'
     packages = (DEEPFOREST, MOBILENET_WEIGHTS)
@@ -37,7 +39,7 @@ class Detection:
 
     def load(self, neck: str) -> Config:
         """The shipped config with a neck."""
-        cfg = Config.fromfile(self.config)
+        cfg = load_config(shipped_config(self.config))
         if neck == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg

@@ -14,8 +14,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from ..convert_weights.mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
+from ...openmmlab.models import load_config
+from ..common import shipped_config
 from .detection import CACHE
+from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .nuclei import HISTOLYTICS, prepare_nuclei, prepare_stroma
 from .pictures import write_rows
 
@@ -27,8 +29,8 @@ class Segmentation:
     """Nuclei in a stained section: data, config, figures and picture."""
 
     name = 'segmentation'
-    config = 'configs/quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
-    ufp_config = 'configs/quickstart/sem-fpn_mobilenet-v2-d8_ufp-fpt_nuclei.py'
+    config = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
+    ufp_config = 'quickstart/sem-fpn_mobilenet-v2-d8_ufp-fpt_nuclei.py'
     necks = ('fpt', 'fpn', 'ufp')
     work_dir = 'work_dirs/quickstart-segmentation'
     packages = (HISTOLYTICS, MOBILENET_WEIGHTS)
@@ -39,7 +41,8 @@ class Segmentation:
 
     def load(self, neck: str) -> Config:
         """The shipped config with a neck."""
-        cfg = Config.fromfile(self.ufp_config if neck == 'ufp' else self.config)
+        name = self.ufp_config if neck == 'ufp' else self.config
+        cfg = load_config(shipped_config(name))
         if neck == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg

@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from helpers.synthetic_data import write_wheel
 from mmengine.registry import MODELS, DefaultScope
 
-from fpt_plugin.commands.convert_weights import mobilenet
-from fpt_plugin.commands.convert_weights.mobilenet import (
-    convert_mobilenet_v2,
-    prepare_mobilenet_v2,
-)
+from fpt_plugin.commands.convert_weights.mobilenet import convert_mobilenet_v2
+from fpt_plugin.commands.quickstart import mobilenet
+from fpt_plugin.commands.quickstart.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.commands.quickstart.packages import Package
 
 # Expansion, channels, blocks, stride of the first block: table 2 of

@@ -46,7 +46,7 @@ def small(tmp_path, monkeypatch):
         coco.save()
     config = tmp_path / 'small.py'
     config.write_text(f"""
-_base_ = {str(ROOT / TASKS['detection'].config)!r}
+_base_ = {str(ROOT / 'configs' / TASKS['detection'].config)!r}
 model = dict(backbone=dict(init_cfg=None))
 pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,0 +1,42 @@
+"""How many numbers the functions hold at once, device by device.
+
+Everything that grows with the product of queries and keys (scores, banded
+matrices, lambdas, transforms) is made in pieces of at most this many numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Most numbers of one kind that are ever held at once.
+SCORE_BUDGET = {'cpu': 1 << 23, 'cuda': 1 << 25}
+# How many stay in a CPU's caches between the operations that touch them: 4 MiB
+# of float32. More are only taken for chunks of up to so many queries, because
+# products of fewer rows are slow.
+CACHED_SCORES = {'cpu': 1 << 20}
+ROWS = 256
+
+
+def score_budget(device: torch.device) -> int:
+    """Scores that may be held at once; other accelerators count as CUDA."""
+    return SCORE_BUDGET.get(device.type, SCORE_BUDGET['cuda'])
+
+
+def cached_scores(device: torch.device) -> int:
+    """Scores that are best held at once."""
+    budget = score_budget(device)
+    return min(budget, CACHED_SCORES.get(device.type, budget))
+
+
+def chunk_length(device: torch.device, queries: int, scores: int) -> int:
+    """Queries whose scores are made at once.
+
+    Args:
+        device: Of the tensors.
+        queries: All of them, Lq.
+        scores: Scores of one query in all images, B * Lk.
+    """
+    scores = max(1, scores)
+    fitting = score_budget(device) // scores
+    cached = cached_scores(device) // scores
+    return max(1, min(queries, fitting, max(ROWS, cached)))

@@ -1,0 +1,130 @@
+"""Work-arounds of torch's CPU kernels, with the fault that each avoids.
+
+tests/functional/test_cpu_workarounds.py checks plain torch for each of the
+faults. A check that passes unexpectedly says which function here can go.
+
+======================  ==============================================  ========
+function                fault                                           seen in
+======================  ==============================================  ========
+:func:`product`         float32 products by MKL use half of an AMD      2.1-2.13
+                        processor's vector width; oneDNN uses all
+:func:`widen`           oneDNN's bfloat16 gradient of the weights of a  2.13
+                        strided convolution reads unwritten memory on
+                        maps with fewer columns than the stride
+:func:`channels_last`   oneDNN's gradient of tall kernels writes beyond 2.13
+                        its memory on maps of 10 to 16 rows
+:func:`usual_strides`   the backward pass of a batch norm is wrong for  2.13
+                        one channels-last image with unusual strides
+:func:`transforms`      MKL's Fourier transform refuses an empty batch  2.13
+======================  ==============================================  ========
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import is_captured
+
+# torch.compile's linear layer on a CPU. It is not documented, so nothing
+# depends on it.
+_ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) \
+    if torch.backends.mkldnn.is_available() \
+    and hasattr(torch.ops.mkldnn, '_linear_pointwise') else None
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A @ B^T + bias, image by image, on the fastest library at hand.
+
+    Args:
+        a: (B, M, K).
+        b: (B, N, K), of any strides.
+        bias: (B, N), or None.
+
+    Returns:
+        (B, M, N), contiguous.
+    """
+    if _onednn_takes(a, b):
+        biases = [None] * len(b) if bias is None else bias
+        images = [
+            _ONEDNN(x.contiguous(), _dense(y), z, 'none', [], '')
+            for x, y, z in zip(a, b, biases)
+        ]
+        return images[0].unsqueeze(0) if len(images) == 1 else torch.stack(
+            images)
+    if bias is None:
+        return torch.bmm(a, b.transpose(1, 2))
+    return torch.baddbmm(bias.unsqueeze(1), a, b.transpose(1, 2))
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """A matrix or its transpose without gaps: oneDNN is slow on others."""
+    if matrix.is_contiguous() or matrix.t().is_contiguous():
+        return matrix
+    return matrix.contiguous()
+
+
+def _onednn_takes(a: Tensor, b: Tensor) -> bool:
+    return (_ONEDNN is not None and torch.backends.mkldnn.enabled
+            and a.device.type == 'cpu' and a.dtype == torch.float32
+            and a.numel() > 0 and b.numel() > 0)
+
+
+def widen(x: Tensor, stride: int) -> Tensor:
+    """Append zeros to a map until it has ``stride`` columns, on a CPU.
+
+    Convolutions that are padded to keep the size at a stride of 1 see these
+    zeros anyway, so their output is the same.
+
+    Args:
+        x: (B, C, H, W).
+        stride: Horizontal stride of the convolution.
+
+    Returns:
+        (B, C, H, max(W, stride)).
+    """
+    if x.device.type != 'cpu' or is_captured() or x.shape[3] >= stride:
+        return x
+    return F.pad(x, (0, stride - x.shape[3]))
+
+
+def widen_inputs(module: nn.Module) -> None:
+    """Let all strided convolutions in a module take narrow maps."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 \
+                and conv.kernel_size[1] > 1:
+            conv.register_forward_pre_hook(_widen_input)
+
+
+def _widen_input(conv: nn.Conv2d, args: tuple[Tensor]) -> tuple[Tensor]:
+    return widen(args[0], conv.stride[1]),
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Lay the channels of a pixel side by side, on a CPU.
+
+    Convolutions and the products of attention are faster so, too. Captured
+    graphs stay as they are.
+    """
+    if x.device.type != 'cpu' or is_captured():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def usual_strides(out: Tensor, x: Tensor) -> Tensor:
+    """``out`` in the memory format of ``x``, with the strides torch gives it.
+
+    Args:
+        out: (B, C, H, W) of any strides.
+        x: (B, D, H, W).
+    """
+    # A clone, because contiguous() takes one image of any batch stride as it
+    # is.
+    return out.contiguous() if x.is_contiguous() else out.clone(
+        memory_format=torch.channels_last)
+
+
+def transforms(x: Tensor) -> bool:
+    """Whether Fourier transforms take a tensor of this batch size."""
+    return len(x) > 0

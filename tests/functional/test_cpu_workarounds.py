@@ -1,0 +1,204 @@
+"""The work-arounds, and plain torch with the faults that they avoid.
+
+A test of a fault is expected to fail. Where it passes, this torch has no such
+fault on this processor: the work-around can go once that holds for every
+supported version. Faults of torch's own code are strict, those of a library
+that looks at the processor are not.
+"""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fpt_plugin.functional import cpu_workarounds
+from fpt_plugin.functional.cpu_workarounds import (
+    channels_last,
+    product,
+    transforms,
+    usual_strides,
+    widen,
+)
+
+
+def fault(workaround, strict, **kwargs):
+    """Plain torch is expected to fail."""
+    return pytest.mark.xfail(
+        reason=f'cpu_workarounds.{workaround.__name__} is needed',
+        strict=strict, **kwargs)
+
+
+def matrices(dtype=torch.float32, batch=2, rows=7, inner=5, columns=9):
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(
+            shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return (randn(batch, rows, inner), randn(batch, columns, inner),
+            randn(batch, columns))
+
+
+LAYOUTS = {
+    'contiguous': lambda x: x,
+    'transposed': lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    'strided': lambda x: x.repeat_interleave(3, 2)[..., ::3],
+    'cut': lambda x: torch.cat([x, x], 2)[..., :x.shape[2]],
+}
+
+
+@pytest.mark.parametrize('left', LAYOUTS)
+@pytest.mark.parametrize('right', LAYOUTS)
+@pytest.mark.parametrize('batch', [1, 2])
+@pytest.mark.parametrize('with_bias', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('onednn', [True, False])
+def test_product(left, right, batch, with_bias, dtype, onednn, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr(cpu_workarounds, '_ONEDNN', None)
+    a, b, bias = matrices(dtype, batch)
+    want = a.double() @ b.double().transpose(1, 2)
+    if with_bias:
+        want = want + bias.double().unsqueeze(1)
+    got = product(LAYOUTS[left](a), LAYOUTS[right](b),
+                  bias if with_bias else None)
+    assert got.is_contiguous() and got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('empty', ['batch', 'rows'])
+def test_nothing_to_multiply(empty):
+    a, b, bias = matrices(**{empty: 0})
+    assert product(a, b, bias).shape == (*a.shape[:2], b.shape[1])
+
+
+def test_onednn_can_be_switched_off(monkeypatch):
+    """By torch's own switch."""
+    if cpu_workarounds._ONEDNN is None:
+        pytest.skip('torch was built without oneDNN')
+    calls = []
+    monkeypatch.setattr(cpu_workarounds, '_ONEDNN', lambda *args: calls.append(args))
+    with torch.backends.mkldnn.flags(enabled=False):
+        product(*matrices())
+    assert not calls
+
+
+@fault(product, strict=False)
+def test_mkl_is_as_fast_as_onednn():
+    """Not on AMD's processors."""
+    if cpu_workarounds._ONEDNN is None:
+        pytest.skip('torch was built without oneDNN')
+    a, b = torch.rand(1, 1024, 64), torch.rand(1, 1024, 64)
+
+    def seconds(function):
+        best = float('inf')
+        for _ in range(10):
+            start = time.thread_time()
+            function()
+            best = min(best, time.thread_time() - start)
+        return best
+
+    mkl = seconds(lambda: torch.bmm(a, b.transpose(1, 2)))
+    assert mkl <= 1.3 * seconds(lambda: product(a, b))
+
+
+def gradient_of_narrow_maps(workaround):
+    """Whether it is right; memory is filled with numbers that show up."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 9, 1)
+    weight = torch.randn(16, 16, 3, 3)
+    upstream = torch.randn(2, 16, 3, 1)
+
+    def gradient(dtype):
+        leaf = weight.to(dtype).requires_grad_()
+        out = F.conv2d(workaround(x.to(dtype)), leaf, None, 4, 1)
+        return torch.autograd.grad(out, leaf, upstream.to(dtype))[0].double()
+
+    want = gradient(torch.float64)
+    for _ in range(10):
+        memory = [torch.full((1 << k, ), float('nan')) for k in range(6, 20)]
+        del memory
+        error = (gradient(torch.bfloat16) - want).norm() / want.norm()
+        if not error <= 0.1:
+            return False
+    return True
+
+
+def test_widened_maps_have_their_gradient():
+    assert gradient_of_narrow_maps(lambda x: widen(x, 4))
+
+
+@fault(widen, strict=False)
+def test_narrow_maps_have_their_gradient():
+    assert gradient_of_narrow_maps(lambda x: x)
+
+
+TALL_KERNELS = """
+import torch
+import torch.nn.functional as F
+for rows in (10, 12, 14, 16):
+    for size in (7, 15, 31):
+        x = torch.randn(1, 256, rows, 13)
+        for shape in ((size, 1), (1, size)):
+            x = F.conv2d(x, torch.randn(256, 256, *shape, requires_grad=True),
+                         padding=(shape[0] // 2, shape[1] // 2))
+        x.sum().backward()
+print('whole')
+"""
+
+
+@pytest.mark.slow
+@fault(channels_last, strict=False)
+def test_tall_kernels_stay_in_their_memory():
+    """Of contiguous maps, in a process that may end."""
+    run = subprocess.run([sys.executable, '-c', TALL_KERNELS],
+                         capture_output=True, text=True)
+    assert run.stdout == 'whole\n'
+
+
+def image_of_unusual_strides():
+    x = torch.randn(1, 8, 5, 6)
+    unusual = x.new_empty(0).set_(
+        x.clone().untyped_storage(), 0, x.shape, (1, 1, 48, 8))
+    return unusual.copy_(x)
+
+
+def norm_has_its_gradient(x):
+    """Against that of a contiguous map."""
+    norm = torch.nn.BatchNorm2d(8)
+    upstream = torch.randn(1, 8, 5, 6)
+
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(norm(x), x, upstream)[0]
+
+    return torch.allclose(gradient(x), gradient(x.contiguous(
+        memory_format=torch.contiguous_format).clone(
+            memory_format=torch.contiguous_format)), atol=1e-5)
+
+
+def test_norm_of_usual_strides_has_its_gradient():
+    x = image_of_unusual_strides()
+    last = torch.empty(1, 3, 5, 6).to(memory_format=torch.channels_last)
+    for like in (last, last.contiguous()):
+        out = usual_strides(x, like)
+        assert torch.equal(out, x) and norm_has_its_gradient(out)
+    assert usual_strides(x, last).stride() == (240, 1, 48, 8)
+
+
+@fault(usual_strides, strict=True)
+def test_norm_of_unusual_strides_has_its_gradient():
+    assert norm_has_its_gradient(image_of_unusual_strides())
+
+
+def test_transforms():
+    assert transforms(torch.empty(1, 2)) and not transforms(torch.empty(0, 2))
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason='no MKL')
+@fault(transforms, strict=True, raises=RuntimeError)
+def test_empty_batches_are_transformed():
+    assert torch.fft.rfft2(torch.empty(0, 3, 4, 5)).shape == (0, 3, 4, 3)

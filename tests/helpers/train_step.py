@@ -1,0 +1,70 @@
+"""One step of training of a shipped config on random data of its library."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+from mmengine.structures import PixelData
+
+from helpers.shipped_configs import build
+
+SIZE = (96, 128)  # of the images
+
+
+def bbox_heads(cfg: Config) -> list:
+    heads = (cfg.model.get('roi_head') or cfg.model).bbox_head
+    return heads if isinstance(heads, list) else [heads]
+
+
+def detection_batch(cfg: Config, model: torch.nn.Module) -> dict:
+    from mmdet.testing import demo_mm_inputs
+    return demo_mm_inputs(
+        2, [[3, *SIZE]] * 2,
+        num_classes=bbox_heads(cfg)[0].num_classes,
+        with_mask=getattr(model, 'with_mask', False))
+
+
+def segmentation_batch(cfg: Config) -> dict:
+    from mmseg.structures import SegDataSample
+    classes = cfg.model.decode_head.num_classes
+    samples = [
+        SegDataSample(
+            metainfo=dict(img_shape=SIZE),
+            gt_sem_seg=PixelData(data=torch.randint(classes, (1, *SIZE))))
+        for _ in range(2)
+    ]
+    return dict(
+        inputs=[torch.randint(256, (3, *SIZE)) for _ in samples],
+        data_samples=samples)
+
+
+def train_step(cfg: Config) -> None:
+    """One step of training; norms of all GPUs are of one process here."""
+    segments = cfg.default_scope == 'mmseg'
+    if not segments and bbox_heads(cfg)[0].num_classes == 1:
+        # mmdet's random labels begin at 1, which one class does not have
+        for head in bbox_heads(cfg):
+            head.num_classes = 2
+    if cfg.model.get('as_two_stage'):
+        cfg.model.num_queries = 20  # no more than small maps have pixels
+    # Batches are padded to the size of the crops.
+    if segments:
+        cfg.model.data_preprocessor.size = SIZE
+    for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
+        augment.size = SIZE
+    model = build(cfg).train()
+    model.init_weights()
+    data = segmentation_batch(cfg) if segments else detection_batch(
+        cfg, model)
+    data = model.data_preprocessor(data, True)
+    assert data['inputs'].shape == (2, 3, *SIZE)
+    total, _ = model.parse_losses(model(**data, mode='loss'))
+    total.backward()
+    assert total.isfinite()
+    # Several processes take such parameters only where the config says so.
+    without_gradient = [
+        key for key, p in model.named_parameters()
+        if p.requires_grad and p.grad is None
+    ]
+    assert not without_gradient or cfg.get(
+        'find_unused_parameters'), without_gradient

@@ -1,0 +1,169 @@
+"""``python -m fpt_plugin``: its commands, how they end, and what they hide."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import types
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from fpt_plugin import __main__ as command_line
+from fpt_plugin.commands import COMMANDS, Command
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_there_is_a_tool_for_each_command():
+    tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
+    assert tools == set(COMMANDS)
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_has_flags_and_does_something(name):
+    module = import_module(f'fpt_plugin.commands.{COMMANDS[name].module}')
+    assert module.parser().format_help().startswith('usage: ')
+    assert callable(module.main)
+
+
+def call(monkeypatch, *arguments: str) -> str | int | None:
+    """The status that the process would end with."""
+    monkeypatch.setattr(sys, 'argv', ['-m', *arguments])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    return end.value.code
+
+
+@pytest.mark.parametrize('arguments', [[], ['--help'], ['-h']])
+def test_help_lists_the_commands(arguments, monkeypatch, capsys):
+    assert call(monkeypatch, *arguments) is None
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert sum(line.split()[:1] == [name] and line.endswith(command.summary)
+                   for line in lines) == 1
+
+
+def test_an_unknown_command_is_named(monkeypatch):
+    assert call(monkeypatch, 'graf').startswith("unknown command 'graf'")
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Register a command of one function; returns how to run it."""
+
+    def run(main, *arguments, quiet=True, **attributes):
+        module = types.ModuleType('fpt_plugin.commands.own')
+
+        def parser():
+            parser = argparse.ArgumentParser()
+            parser.add_argument('--number', type=int, default=1)
+            return parser
+
+        vars(module).update(main=main, parser=parser, **attributes)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(COMMANDS, 'own', Command('own', 'test', quiet))
+        return call(monkeypatch, 'own', *arguments)
+
+    return run
+
+
+def test_a_command_gets_its_flags(command, capsys):
+    assert command(lambda args: print(args.number), '--number', '3') == 0
+    assert capsys.readouterr().out == '3\n'
+
+
+def test_a_result_may_have_an_exit_code(command):
+    assert command(lambda args: types.SimpleNamespace(exit_code=1)) == 1
+
+
+def test_expected_errors_end_with_a_line(command):
+
+    def main(args):
+        raise ValueError('number must be even, got 1')
+
+    assert command(main, ERRORS=(ValueError, )) == (
+        'own failed: number must be even, got 1')
+    with pytest.raises(ValueError, match='even'):  # with its traceback
+        command(main)
+
+
+def test_interrupted_commands_say_how_to_go_on(command):
+
+    def main(args):
+        raise KeyboardInterrupt
+
+    assert command(main, INTERRUPTED='run it again') == (
+        'own interrupted: run it again')
+
+
+DEPRECATIONS = [
+    (FutureWarning, '`torch.cuda.amp.autocast(args...)` is deprecated.'),
+    (DeprecationWarning, 'old'), (PendingDeprecationWarning, 'soon old'),
+    (UserWarning, 'pkg_resources is deprecated as an API.'),
+    (UserWarning, 'torch.meshgrid: in an upcoming release, ...')]
+
+
+def warn_of_all(args):
+    # In a process of its own, too.
+    code = 'import warnings\n' + ''.join(
+        f'warnings.warn({text!r}, {kind.__name__})\n'
+        for kind, text in DEPRECATIONS)
+    child = subprocess.run([sys.executable, '-c', code], capture_output=True,
+                           text=True, check=True)
+    assert child.stderr == ''
+    warnings.simplefilter('always')
+    for kind, text in DEPRECATIONS:
+        warnings.warn(text, kind, stacklevel=1)
+    warnings.warn('the checkpoint is of another model', UserWarning, stacklevel=1)
+
+
+def test_deprecations_are_hidden_and_other_warnings_are_not(command, capsys):
+    assert command(warn_of_all) == 0
+    said = capsys.readouterr().err
+    assert 'the checkpoint is of another model' in said
+    for _, text in DEPRECATIONS:
+        assert text not in said
+
+
+@pytest.mark.parametrize('errors', [(ValueError, ), ()])
+def test_a_failure_shows_everything(command, capsys, errors):
+
+    def main(args):
+        warn_of_all(args)
+        raise ValueError('no')
+
+    if errors:
+        assert command(main, ERRORS=errors) == 'own failed: no'
+    else:
+        with pytest.raises(ValueError, match='no'):
+            command(main)
+    said = capsys.readouterr().err
+    for _, text in DEPRECATIONS:
+        assert text in said
+
+
+def test_quiet_is_over_afterwards(command, monkeypatch):
+    monkeypatch.setenv('PYTHONWARNINGS', 'error')
+    command(lambda args: None)
+    assert os.environ['PYTHONWARNINGS'] == 'error'
+    with pytest.warns(FutureWarning, match='later'):
+        warnings.warn('later', FutureWarning, stacklevel=1)
+
+
+def test_the_doctor_starts_where_the_libraries_do_not_import(tmp_path):
+    for name in ('mmengine', 'mmcv'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text('raise OSError("broken")')
+    code = ("import sys\nsys.path.insert(0, sys.argv.pop())\n"
+            "import runpy\nsys.argv[0] = '-m'\n"
+            "runpy.run_module('fpt_plugin', run_name='__main__', alter_sys=False)")
+    result = subprocess.run(
+        [sys.executable, '-c', code, 'doctor', '--help', str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 'cures' in result.stdout
