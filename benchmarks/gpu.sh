@@ -13,13 +13,13 @@ python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 device=cuda
-selected=cuda
+selected=()
 arguments=("$@")
 while [ $# -gt 0 ]; do
     case $1 in
         --device) device=${2:-} ; shift ;;
         --device=*) device=${1#*=} ;;
-        --tiny) selected='cuda and tiny' ;;
+        --tiny) selected=(-k 'float32 and not hybrid and not dilated') ;;
     esac
     shift
 done
@@ -38,9 +38,11 @@ command -v nvidia-smi > /dev/null && nvidia-smi --format=csv \
 report=$(mktemp)
 trap 'rm -f "$report"' EXIT
 status=0
-FPT_TEST_DEVICE=$device timeout 180 "$python" -m pytest -q \
-    -p no:cacheprovider -m "$selected" --durations 5 \
-    --junit-xml "$report" tests/cuda || status=1
+# Interrupted, pytest still reports what has failed so far.
+FPT_TEST_DEVICE=$device timeout --signal=INT --kill-after=15 140 \
+    "$python" -m pytest -q -p no:cacheprovider --tb=short --show-capture=no \
+    --disable-warnings --durations 5 --junit-xml "$report" \
+    -m cuda ${selected[@]+"${selected[@]}"} tests/cuda || status=1
 tests=()
 [ -s "$report" ] && tests=(--tests "$report")
 "$python" -m fpt_plugin benchmark gpu ${arguments[@]+"${arguments[@]}"} \

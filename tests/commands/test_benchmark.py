@@ -24,6 +24,7 @@ from fpt_plugin.commands.benchmark.command import cases_of, main, parser, table
 from fpt_plugin.commands.benchmark.lambdas import BackboneCase, LambdaCase
 from fpt_plugin.commands.benchmark.measuring import measure
 from fpt_plugin.commands.benchmark.segmentors import SegmentorCase
+from fpt_plugin.commands.plot_benchmark import bars
 
 ROOT = Path(__file__).parents[2]
 
@@ -248,6 +249,27 @@ def test_defaults_are_the_sizes_of_the_documentation():
     assert segmentor == BackboneCase('50-d8', dilated=True, shape=(512, 1024))
     neck, = cases_of(parser().parse_args(['neck']))
     assert neck == NeckCase('default preset', shape=(800, 1344))
+
+
+def test_paths_of_attention(tmp_path):
+    for flags in (('attention', '--cases', 'st:P4', '--shape', 65, 96),
+                  ('local-attention', '--cases', '9x8', '--window', 3)):
+        out = bench(*flags, '--paths', '--channels', 16, '--repeats', 1,
+                    '--no-memory', '--out', tmp_path / 'a.json')
+        record, = json.loads(out.read_text())['records']
+        assert {'fpt_plugin', 'chunked', 'eager'} <= set(record['candidates'])
+        assert max(c['error'] for c in record['candidates'].values()) < 1e-5
+
+
+def test_the_plot_reads_former_names_of_the_keys(tmp_path):
+    measured = dict(both=dict(median=1.), both_bytes=1)
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(dict(
+        surroundings=dict(device='a CPU', threads=2),
+        records=[dict(case='st:P4', contestants=dict(fpt_plugin=measured))])))
+    (case, ), where = bars([str(path)])
+    assert where['device'] == 'a CPU'
+    assert case['candidates'] == dict(fpt_plugin=measured)
 
 
 def test_a_failure_of_the_command_is_a_line():

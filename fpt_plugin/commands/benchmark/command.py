@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .lambdas import BackboneCase, LambdaCase
 from .measuring import Case, environment, measure
 from .segmentors import SegmentorCase
 
-ERRORS = (ValueError, )
+ERRORS = (OSError, ValueError)
 
 ATTENTION = ('st:P5', 'st:P4', 'gt:P4-P5', 'gt:P3-P4', 'gt:P2-P3@4', 'gt:P2-P5')
 LOCAL = ('64x128', '97x97', '128x256')
@@ -83,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser(
             'gpu', help='every suite on one GPU, in one run; '
             'benchmarks/gpu.sh runs the tests first'))
+    gpu_table = commands.add_parser(
+        'gpu-table', help='print the table of a result of gpu again')
+    gpu_table.add_argument('result', help='JSON file')
     shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
     for command in (attention, neck, backbone, segmentor):
         command.add_argument(
@@ -198,6 +202,10 @@ def main(args: argparse.Namespace) -> Path | gpu.Result:
     """
     if args.command == 'gpu':
         return gpu.main(args)
+    if args.command == 'gpu-table':
+        print(gpu.markdown(json.loads(Path(args.result).read_text('utf-8'))),
+              end='')
+        return Path(args.result)
     cases = cases_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)

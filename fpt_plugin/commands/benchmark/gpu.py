@@ -75,7 +75,9 @@ def suites(device: str, dtype: str, tiny: bool) -> dict[str, list[Case]]:
         local = [LocalCase.parse('9x8', channels=8, paths=True, **common),
                  LocalCase.parse('8x8-4x3', channels=8, paths=True, **common)]
         lambdas = [LambdaCase.parse('9x8x4', window=5, **common)]
-        networks = [NetworkCase('33x64', shape=(33, 64), **common)]
+        networks = [
+            NetworkCase('33x64', shape=(33, 64), names=(LARGEST, ), **common)
+        ]
     else:
         shape = (800, 1344)
         attention = [

@@ -60,18 +60,21 @@ def search(attempt: Callable[[int], bool], guess: int, most: int,
         that was seen not to (``most + 1``: none).
     """
     fitting, failing = 0, most + 1
+    stride = PRECISION
     for _ in range(trials):
         if failing - fitting <= max(1, round(PRECISION * fitting)):
             break
         guess = min(max(guess, fitting + 1), failing - 1)
         if attempt(guess):
             fitting = guess
-            guess = round(1.04 * guess) if failing > most else (
-                (fitting + failing) // 2)
         else:
             failing = guess
-            guess = round(0.92 * guess) if fitting == 0 else (
-                (fitting + failing) // 2)
+        # From one side only: strides that grow; from both: bisection.
+        if fitting and failing <= most:
+            guess = (fitting + failing) // 2
+        else:
+            guess = round(guess * (1 + stride if fitting else 1 - stride))
+            stride = min(2 * stride, 0.9)
     return fitting, failing
 
 
@@ -94,7 +97,7 @@ class LargestImage:
     def __init__(self,
                  case: NetworkCase,
                  probes: tuple[int, int] = (19, 31),
-                 longest: float = 6.) -> None:
+                 longest: float = 8.) -> None:
         self.case = case
         self.probes = probes
         self.longest = longest

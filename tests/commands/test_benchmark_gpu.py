@@ -1,0 +1,251 @@
+"""benchmarks/gpu.sh and ``benchmark gpu``, on a CPU and without the hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from fpt_plugin.commands.benchmark import gpu
+from fpt_plugin.commands.benchmark.command import main, parser
+from fpt_plugin.commands.benchmark.largest import image_shape, search
+from fpt_plugin.commands.benchmark.measuring import Case, measure
+from fpt_plugin.commands.benchmark.networks import NETWORKS, NetworkCase
+
+ROOT = Path(__file__).parents[2]
+# Found by the interpreter before anything else: these cannot be imported.
+WITHOUT_HOSTS = '''
+import sys
+
+
+class Missing:
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('mmdet', 'mmseg') or name in (
+                'mmcv.ops', 'mmcv._ext'):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+
+sys.meta_path.insert(0, Missing())
+'''
+
+
+def run(*flags):
+    return gpu.main(parser().parse_args(['gpu', *map(str, flags)]))
+
+
+@pytest.fixture
+def progress():
+    with Progress(console=Console(quiet=True)) as progress:
+        yield progress
+
+
+def test_the_script_on_a_cpu_without_the_hosts(tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(WITHOUT_HOSTS)
+    out = tmp_path / 'gpu.json'
+    result = subprocess.run([
+        'bash', str(ROOT / 'benchmarks/gpu.sh'), '--device', 'cpu', '--tiny',
+        '--repeats', '1', '--out', str(out)
+    ], capture_output=True, text=True, env=dict(
+        os.environ, PYTHON=sys.executable, PYTHONPATH=str(tmp_path),
+        OMP_NUM_THREADS='1'))
+    assert result.returncode == 0, result.stdout + result.stderr
+    content = json.loads(out.read_text())
+    assert content['tests']['failures'] == []
+    assert content['tests']['passed'] > 50
+    assert content['environment']['torch'] == torch.__version__
+    assert [(s['suite'], s['dtype']) for s in content['suites']] == [
+        (suite, dtype) for dtype in ('float32', 'bfloat16')
+        for suite in ('attention', 'local_attention', 'position_lambda',
+                      'networks')]
+    for suite in content['suites']:
+        for record in suite['records']:
+            assert record['dtype'] == suite['dtype']
+            for found in record['candidates'].values():
+                assert found['forward']['median'] > 0
+                assert 'step' in found or found['both']['median'] > 0
+    assert [(x['kind'], x['dtype']) for x in content['largest_images']] == [
+        (kind, dtype) for dtype in ('bfloat16', 'float32')
+        for kind in ('step', 'forward')]
+    assert all(x['shape'] for x in content['largest_images'])
+    table = out.with_suffix('.md').read_text()
+    assert table in result.stdout
+    for name in ('chunked', 'fused', 'eager', 'fft', gpu.LARGEST):
+        assert f'| {name} |' in table
+
+
+def test_full_size_suites():
+    """The cases of a GPU, which no test of a CPU can run."""
+    found = gpu.suites('cuda', 'bfloat16', tiny=False)
+    names = [case.name for cases in found.values() for case in cases]
+    assert len(set(names)) == len(names) == 17
+    assert all(case.device == 'cuda' and case.dtype == 'bfloat16'
+               for cases in found.values() for case in cases)
+    assert found['networks'][0].shape == (800, 1344)
+    assert found['networks'][0].candidates() == tuple(NETWORKS)
+    assert 'st:P3@4, batch 2, 128 channels' in names
+
+
+def test_memory_of_a_network_counts_weights_and_momentum():
+    case = NetworkCase('small', shape=(32, 32), names=('ResNet-50', ))
+    state = case.prepare('ResNet-50')
+    parameters = sum(p.nbytes for p in state.network.parameters())
+    buffers = sum(b.nbytes for b in state.network.buffers())
+    assert case.held_bytes(state) == parameters + buffers
+    sum(x.mean() for x in case.run('ResNet-50', state)).backward()
+    case.step(state)
+    assert case.held_bytes(state) == 2 * parameters + buffers
+
+
+# ------------------------------------------------------------------ robustness
+
+
+class Fragile(Case):
+    """One candidate works, the others fail in their own ways."""
+
+    def candidates(self):
+        return ('works', 'raises', 'too large')
+
+    def prepare(self, candidate):
+        return torch.ones(1, requires_grad=True)
+
+    def leaves(self, state):
+        return [state]
+
+    def run(self, candidate, state):
+        if candidate == 'raises':
+            raise RuntimeError('no kernel')
+        if candidate == 'too large':
+            raise torch.cuda.OutOfMemoryError('out of memory')
+        return 2 * state
+
+
+def test_a_failing_candidate_leaves_the_others(progress):
+    record, = measure([Fragile('a')], 2, 1 << 30, progress, memory=False,
+                      keep_going=True)
+    found = record['candidates']
+    assert found['works']['both']['median'] > 0
+    assert found['raises'] == dict(failed='RuntimeError: no kernel')
+    assert found['too large'] == dict(skipped='out of memory')
+    with pytest.raises(RuntimeError, match='no kernel'):
+        measure([Fragile('a')], 2, 1 << 30, progress, memory=False)
+
+
+def test_no_case_starts_after_the_deadline(progress):
+    record, = measure([Fragile('a')], 2, 1 << 30, progress, memory=False,
+                      deadline=time.monotonic() - 1)
+    assert all(found == dict(skipped='no time left')
+               for found in record['candidates'].values())
+
+
+def test_failures_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        gpu, 'suites', lambda *_: {'attention': [Fragile('a')]})
+    monkeypatch.setattr(gpu, '_largest', lambda *_: iter(()))
+    result = run('--device', 'cpu', '--tiny', '--dtypes', 'float32', '--out',
+                 tmp_path / 'a.json')
+    assert result.exit_code == 1
+    assert result.failed == ('attention a raises', )
+    assert 'RuntimeError: no kernel' in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize('largest', [1, 2, 20, 57, 99, 100])
+@pytest.mark.parametrize('guess', [1, 20, 60, 100])
+def test_search(largest, guess):
+    tried = []
+
+    def attempt(steps):
+        tried.append(steps)
+        return steps <= largest
+
+    fitting, failing = search(attempt, guess, 100, trials=50)
+    assert fitting <= largest < failing
+    assert failing - fitting <= max(1, 0.03 * fitting + 1)
+    assert len(set(tried)) == len(tried)
+
+
+def test_a_good_guess_takes_few_trials():
+    tried = []
+    fitting, failing = search(
+        lambda steps: tried.append(steps) or steps <= 100, 99, 300)
+    assert fitting <= 100 < failing and len(tried) <= 3
+
+
+def test_search_of_what_never_fits():
+    assert search(lambda steps: False, 5, 10, trials=20) == (0, 1)
+
+
+def test_image_shapes():
+    assert image_shape(25) == (800, 1344)
+    assert all(side % 32 == 0 for side in image_shape(37))
+
+
+# ---------------------------------------------------------------------- report
+
+
+def test_tests_are_read_from_pytest(tmp_path):
+    path = tmp_path / 'tests.xml'
+    path.write_text(
+        '<testsuites><testsuite>'
+        '<testcase classname="a" name="one" time="1.5"/>'
+        '<testcase classname="a" name="two" time="0.5"><failure/></testcase>'
+        '<testcase classname="a" name="three"><skipped/></testcase>'
+        '</testsuite></testsuites>')
+    assert gpu.read_tests(path) == dict(
+        passed=1, skipped=1, failures=['a::two'], seconds=2.0)
+    path.write_text('')
+    with pytest.raises(ValueError, match='--tests must be a JUnit XML'):
+        gpu.read_tests(path)
+
+
+def test_the_fastest_path_is_bold(tmp_path, capsys):
+    def timed(seconds):
+        return dict(forward=dict(median=seconds, spread=0.),
+                    both=dict(median=3 * seconds, spread=0.), both_bytes=2**20)
+
+    content = dict(
+        environment=dict(device='a GPU', tf32=dict(matmul=False)), tests=None,
+        suites=[dict(suite='attention', dtype='float32', records=[dict(
+            case='st:P4', candidates=dict(
+                fpt_plugin=timed(1e-3), chunked=timed(2e-3),
+                fused=timed(1.5e-3), eager=dict(skipped='out of memory')))])],
+        largest_images=[])
+    table = gpu.markdown(content)
+    assert '| st:P4 | fused | **1.5** | **4.5** | 1 |  |' in table
+    assert '| st:P4 | chunked | 2 | 6 | 1 |  |' in table
+    assert '| st:P4 | fpt_plugin | 1 | 3 | 1 |  |' in table
+    assert '| st:P4 | eager | out of memory |' in table
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(content))
+    main(parser().parse_args(['gpu-table', str(path)]))
+    assert capsys.readouterr().out == table
+
+
+def test_slug():
+    assert gpu.slug('NVIDIA H100 80GB HBM3') == 'nvidia-h100-80gb-hbm3'
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--repeats', '0'], '--repeats must be positive, got 0'),
+    (['--minutes', '0'], '--minutes must be positive, got 0'),
+])
+def test_bad_flags(flags, words):
+    with pytest.raises(ValueError, match=words):
+        run('--device', 'cpu', *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is one')
+def test_no_cuda_device():
+    with pytest.raises(ValueError, match='needs a CUDA device'):
+        run()
