@@ -60,7 +60,8 @@ class _Strips:
         # Images, strips and rows of cells of a tile.
         self.steps = tile_shape(self.query.shape[:3],
                                 self.pixels * per_pixel * self.block,
-                                query.device)
+                                query.device,
+                                copied=self.channels * self.block)
 
     def pixels_first(self, x: Tensor) -> Tensor:
         """(B, h, D, H, W) to (B, J, I, G, T, h, D), pixels of a row together."""

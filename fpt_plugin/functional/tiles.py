@@ -18,8 +18,7 @@ from torch import Tensor
 
 from .budget import cached_scores
 
-# Most numbers of a tile of several strips. They are put side by side by a copy,
-# which on a CPU only small strips are worth.
+# Most numbers of a tile of several strips. On a CPU larger ones leave the caches.
 TOGETHER = {'cpu': 1 << 17}
 
 
@@ -41,8 +40,10 @@ class Tile(NamedTuple):
         return self.shape[:2] == (1, 1)
 
 
-def tile_shape(shape: tuple[int, int, int], numbers: int,
-               device: torch.device) -> tuple[int, int, int]:
+def tile_shape(shape: tuple[int, int, int],
+               numbers: int,
+               device: torch.device,
+               copied: int = 0) -> tuple[int, int, int]:
     """Images, strips and rows of the largest tile.
 
     Several strips only where all their rows fit, and several images only where
@@ -52,11 +53,13 @@ def tile_shape(shape: tuple[int, int, int], numbers: int,
         shape: Images, strips and rows of the whole batch.
         numbers: What is held of a row of a strip.
         device: Of the tensors.
+        copied: What more is held of it where strips are put side by side.
     """
     images, strips, rows = shape
     budget = cached_scores(device)
     fitting = budget // numbers
-    together = min(budget, TOGETHER.get(device.type, budget)) // (numbers * rows)
+    together = min(budget, TOGETHER.get(device.type, budget))
+    together //= (numbers + copied) * rows
     return (max(1, min(images, together // strips)),
             max(1, min(strips, together)), max(1, min(rows, fitting)))
 
