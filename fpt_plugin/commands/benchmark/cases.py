@@ -17,12 +17,11 @@ from ...functional import (
     mixture_attention,
     reference,
 )
-from ...functional.checks import PATHS
+from ...functional.paths import LOCAL_PATHS, MIXTURE_PATHS
 from .measuring import Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
 PARTS = dict(st=2, gt=4)
-LOCAL_PATHS = ('chunked', 'eager')
 # Rows of a large problem whose exact output float64 computes.
 SAMPLED = 64
 
@@ -78,7 +77,7 @@ class AttentionCase(Case):
 
     def candidates(self) -> tuple[str, ...]:
         """Ours, the plain formula, and each path or torch's attention."""
-        others = PATHS if self.paths else ('sdpa', )
+        others = MIXTURE_PATHS if self.paths else ('sdpa', )
         return ('fpt_plugin', 'reference', *others)
 
     def prepare(self, candidate: str) -> list[Tensor]:
