@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..functional.cpu_workarounds import widen_inputs
+from ..functional.cpu_workarounds import guard_narrow_maps
 from ..layers import LambdaLayer
 from ..layers.checks import check_flags, check_positive_int, refusing
 from ..openmmlab.versions import check_versions
@@ -145,7 +145,7 @@ class LambdaResNet(BaseModule):
             for stage in range(num_stages):
                 self.add_module(f'layer{stage + 1}',
                                 self._make_stage(stage, lambda_layer or {}, se))
-        widen_inputs(self)
+        guard_narrow_maps(self)
         self._initialise()
         self._freeze()
 

@@ -8,9 +8,10 @@ function                fault                                           seen in
 ======================  ==============================================  ========
 :func:`product`         float32 products by MKL use half of an AMD      2.1-2.13
                         processor's vector width; oneDNN uses all
-:func:`widen`           oneDNN's bfloat16 gradient of the weights of a  2.13
-                        strided convolution reads unwritten memory on
-                        maps with fewer columns than the stride
+:func:`narrow_conv2d`   oneDNN's strided bfloat16 convolutions read     2.13
+                        unwritten memory where the output is one
+                        column wide: in the gradient of the weights,
+                        and on processors with AMX in the output
 :func:`channels_last`   oneDNN's gradient of tall kernels writes beyond 2.13
                         its memory on maps of 10 to 16 rows
 :func:`usual_strides`   the backward pass of a batch norm is wrong for  2.13
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from .checks import is_captured
@@ -71,34 +73,51 @@ def _onednn_takes(a: Tensor, b: Tensor) -> bool:
             and a.numel() > 0 and b.numel() > 0)
 
 
-def widen(x: Tensor, stride: int) -> Tensor:
-    """Append zeros to a map until it has ``stride`` columns, on a CPU.
-
-    Convolutions that are padded to keep the size at a stride of 1 see these
-    zeros anyway, so their output is the same.
+def narrow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
+                  padding: int) -> Tensor:
+    """``F.conv2d``, in float32 where a CPU's bfloat16 kernels are wrong.
 
     Args:
         x: (B, C, H, W).
-        stride: Horizontal stride of the convolution.
+        weight: (D, C, k, k) with an odd k.
+        bias: (D, ) or None.
+        stride: Of both directions.
+        padding: k // 2.
 
     Returns:
-        (B, C, H, max(W, stride)).
+        (B, D, ceil(H / stride), ceil(W / stride)).
     """
-    if x.device.type != 'cpu' or is_captured() or x.shape[3] >= stride:
-        return x
-    return F.pad(x, (0, stride - x.shape[3]))
+    out = F.conv2d(x, weight, bias, stride, padding)
+    if not _is_narrow(x, out, stride):
+        return out
+    with torch.autocast('cpu', enabled=False):
+        return F.conv2d(x.float(), weight.float(),
+                        None if bias is None else bias.float(), stride,
+                        padding).to(out.dtype)
 
 
-def widen_inputs(module: nn.Module) -> None:
+def guard_narrow_maps(module: nn.Module) -> None:
     """Let all strided convolutions in a module take narrow maps."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 \
                 and conv.kernel_size[1] > 1:
-            conv.register_forward_pre_hook(_widen_input)
+            conv.register_forward_hook(_repeat_in_float32)
 
 
-def _widen_input(conv: nn.Conv2d, args: tuple[Tensor]) -> tuple[Tensor]:
-    return widen(args[0], conv.stride[1]),
+def _repeat_in_float32(conv: nn.Conv2d, args: tuple[Tensor],
+                       out: Tensor) -> Tensor | None:
+    x, = args
+    if not _is_narrow(x, out, conv.stride[1]):
+        return None
+    # By the module itself: it may do more than a convolution.
+    parameters = {name: value.float() for name, value in conv.named_parameters()}
+    with torch.autocast('cpu', enabled=False):
+        return functional_call(conv, parameters, x.float()).to(out.dtype)
+
+
+def _is_narrow(x: Tensor, out: Tensor, stride: int) -> bool:
+    return (out.dtype == torch.bfloat16 and out.device.type == 'cpu'
+            and not is_captured() and x.shape[3] <= stride)
 
 
 def channels_last(x: Tensor) -> Tensor:

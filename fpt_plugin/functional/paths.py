@@ -20,14 +20,19 @@ LOCAL_PATHS = ('chunked', 'eager')
 # (device type, dtype of the values) -> most channels of queries and values.
 #
 # cpu: nowhere.
-# cuda, on an H200 with torch 2.11, milliseconds forward / forward and backward
-# of a Self-Transformer on 16,800 pixels, all of them keys:
-#   bfloat16, E = 128: fused 0.5 / 1.9, chunked 7.6 / 30
-#   bfloat16, E = 256: fused 0.8 / 5.2, chunked 11 / 40
-#   float32,  E = 128: fused 5.2 / 20,  chunked 7.6 / 30
-# No fused kernel is fast in float32 with more channels. float16 was not
-# measured; it has the kernels of bfloat16.
-# Other accelerators were not measured.
+# cuda, on an H200 with torch 2.11, all parts in one call, milliseconds forward /
+# forward and backward:
+#                                               fused       chunked
+#   bfloat16, 16,800 queries and keys, E 128    0.5 / 1.9   7.6 / 30
+#   bfloat16, 16,800 queries and keys, E 256    0.8 / 5.2   11 / 40
+#   bfloat16, 2 x 67,200 queries, 1,050 keys    0.4 / 9.5   3.9 / 21
+#   float32,  16,800 queries and keys, E 128    5.2 / 20    7.6 / 30
+#   float32,  2 x 67,200 queries, 1,050 keys    3.6 / 25    3.8 / 21
+# The last row is the only kind of call that lost; it was measured before
+# queries were cut into pieces. float32 with more channels and float16 were not
+# measured: the first stays chunked, because the same kernel was slow in
+# bfloat16, the second has the kernels of bfloat16. Other accelerators were not
+# measured.
 FUSED = {
     ('cuda', torch.bfloat16): 256,
     ('cuda', torch.float16): 256,

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional.checks import is_captured
-from ..functional.cpu_workarounds import widen
+from ..functional.cpu_workarounds import narrow_conv2d
 from .checks import check_map, check_positive_int, check_same_batch
 
 
@@ -138,8 +138,7 @@ class _AnyStrideConv2d(nn.Conv2d):
     """A convolution that is told its stride with its input."""
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
-        return F.conv2d(
-            widen(x, stride), self.weight, self.bias, stride, self.padding)
+        return narrow_conv2d(x, self.weight, self.bias, stride, self.padding)
 
 
 def _average(x: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..functional.checks import is_captured
 from ..layers.checks import check_positive_int, refusing
 from ..openmmlab.registry import lookup
 
@@ -88,6 +91,31 @@ def pooling_strides(maps: Sequence[Tensor]) -> tuple[int, ...]:
         ratio = max(int(f) / int(c) for f, c in zip(fine, coarse))
         strides.append(strides[-1] * max(1, round(ratio)))
     return tuple(reversed(strides))
+
+
+# Images of 3200 x 3200 have so many keys at a stride of 32, and maps of 100 x 100
+# that no pyramid pools.
+MOST_KEYS = 10_000
+
+
+def warn_of_many_keys(x: Tensor) -> bool:
+    """Name the cure where attention to a whole map takes long.
+
+    Args:
+        x: The map (B, C, H, W) whose grid all keys are pooled to.
+
+    Returns:
+        Whether there was something to say.
+    """
+    keys = x.shape[2] * x.shape[3]
+    if torch.compiler.is_compiling() or is_captured() or keys <= MOST_KEYS:
+        return False
+    warnings.warn(
+        f'FPT attends to {keys} keys a map, those of {x.shape[2]} x {x.shape[3]} '
+        f'pixels of the coarsest level, which grow with the image. '
+        f'key_strides=... pools more: an int for all levels, or one a level',
+        stacklevel=2)
+    return True
 
 
 def branch_arguments(

@@ -28,6 +28,7 @@ from .branches import (
     default_num_mixtures,
     pooling_strides,
     resolve_key_strides,
+    warn_of_many_keys,
 )
 from .checkpoints import adopt_pyramid_keys
 from .fusion import FUSIONS
@@ -70,7 +71,8 @@ class FPT(BaseModule):
         key_strides: Average pooling of each level before keys and values, an
             int or one a level; 1 is exact. None: every level is pooled to the
             grid of the coarsest transformed one: (8, 4, 2, 1) for four levels
-            of a usual pyramid, 1 for maps of equal size.
+            of a usual pyramid, 1 for maps of equal size. That grid grows with
+            the image; more than 10,000 keys are warned of once.
         fusion: ``'residual'``, X + conv3x3(conv1x1(branches)), or
             ``'concat'``, the paper's conv3x3([X, branches]).
         fusion_norm_cfg: Norm after the 1x1 convolution of the residual fusion
@@ -170,6 +172,10 @@ class FPT(BaseModule):
         self.embed_channels = check_positive_int('embed_channels',
                                                  embed_channels)
         self._build_branches(branch_cfgs)
+        self._watches_keys = any(
+            getattr(layer, 'auto_key_stride', False)
+            for level in range(self.num_levels)
+            for _, layer in self._branches(level))
         with refusing('fusion_norm_cfg', fusion_norm_cfg):
             self._build_fusions(fusion, fusion_norm_cfg)
         with refusing('drop_block', drop_block):
@@ -351,6 +357,8 @@ class FPT(BaseModule):
         """The default preset's; None where the layers know theirs."""
         if self.key_strides is not None:
             return None
+        if self._watches_keys and warn_of_many_keys(maps[self.num_levels - 1]):
+            self._watches_keys = False
         return pooling_strides(maps[:self.num_levels])
 
     def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

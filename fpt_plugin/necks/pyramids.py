@@ -10,7 +10,7 @@ from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..functional.cpu_workarounds import channels_last, widen_inputs
+from ..functional.cpu_workarounds import channels_last, guard_narrow_maps
 from ..layers.checks import check_levels, check_positive_int
 
 
@@ -122,7 +122,7 @@ class BottomUpPyramid(BaseModule):
             self.extra_convs.extend(
                 conv(first if i == 0 else out_channels, kernel_size=3, stride=2)
                 for i in range(self.num_outs - num_laterals))
-            widen_inputs(self.extra_convs)
+            guard_narrow_maps(self.extra_convs)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Project the backbone's maps.

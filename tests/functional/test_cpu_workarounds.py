@@ -8,7 +8,6 @@ that looks at the processor are not.
 
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from fpt_plugin.functional import cpu_workarounds
 from fpt_plugin.functional.cpu_workarounds import (
     channels_last,
+    guard_narrow_maps,
+    narrow_conv2d,
     product,
     transforms,
     usual_strides,
-    widen,
 )
 
 
@@ -86,54 +86,73 @@ def test_onednn_can_be_switched_off(monkeypatch):
     assert not calls
 
 
-@fault(product, strict=False)
-def test_mkl_is_as_fast_as_onednn():
-    """Not on AMD's processors."""
-    if cpu_workarounds._ONEDNN is None:
-        pytest.skip('torch was built without oneDNN')
-    a, b = torch.rand(1, 1024, 64), torch.rand(1, 1024, 64)
-
-    def seconds(function):
-        best = float('inf')
-        for _ in range(10):
-            start = time.thread_time()
-            function()
-            best = min(best, time.thread_time() - start)
-        return best
-
-    mkl = seconds(lambda: torch.bmm(a, b.transpose(1, 2)))
-    assert mkl <= 1.3 * seconds(lambda: product(a, b))
+NARROW = ((4, 1, 9), (2, 1, 9), (2, 2, 25), (4, 3, 40))
 
 
-def gradient_of_narrow_maps(workaround):
-    """Whether it is right; memory is filled with numbers that show up."""
+def narrow_map_is_right(conv2d, stride, width, height):
+    """Output and gradients; memory is filled with numbers that show up."""
     torch.manual_seed(0)
-    x = torch.randn(2, 16, 9, 1)
-    weight = torch.randn(16, 16, 3, 3)
-    upstream = torch.randn(2, 16, 3, 1)
+    leaves = [torch.randn(2, 16, height, width), torch.randn(16, 16, 3, 3) / 12,
+              torch.randn(16)]
+    upstream = torch.randn(2, 16, -(-height // stride), 1)
 
-    def gradient(dtype):
-        leaf = weight.to(dtype).requires_grad_()
-        out = F.conv2d(workaround(x.to(dtype)), leaf, None, 4, 1)
-        return torch.autograd.grad(out, leaf, upstream.to(dtype))[0].double()
+    def results(dtype, conv2d):
+        given = [x.to(dtype).requires_grad_() for x in leaves]
+        out = conv2d(*given, stride, 1)
+        grads = torch.autograd.grad(out, given, upstream.to(dtype))
+        return [x.double() for x in (out.detach(), *grads)]
 
-    want = gradient(torch.float64)
+    wanted = results(torch.float64, F.conv2d)
     for _ in range(10):
         memory = [torch.full((1 << k, ), float('nan')) for k in range(6, 20)]
         del memory
-        error = (gradient(torch.bfloat16) - want).norm() / want.norm()
-        if not error <= 0.1:
+        if not all((got - want).norm() <= 0.1 * want.norm()
+                   for got, want in zip(results(torch.bfloat16, conv2d), wanted)):
             return False
     return True
 
 
-def test_widened_maps_have_their_gradient():
-    assert gradient_of_narrow_maps(lambda x: widen(x, 4))
+def narrow_maps_are_right(conv2d):
+    return all(narrow_map_is_right(conv2d, *sizes) for sizes in NARROW)
 
 
-@fault(widen, strict=False)
-def test_narrow_maps_have_their_gradient():
-    assert gradient_of_narrow_maps(lambda x: x)
+def test_guarded_narrow_maps_are_right():
+    assert narrow_maps_are_right(narrow_conv2d)
+
+
+def by_a_guarded_module(x, weight, bias, stride, padding):
+    conv = torch.nn.Conv2d(16, 16, 3, stride, padding).to(x.dtype)
+    module = torch.nn.Sequential(conv)
+    guard_narrow_maps(module)
+    return torch.func.functional_call(
+        module, {'0.weight': weight, '0.bias': bias}, (x, ))
+
+
+def test_a_guarded_module_takes_narrow_maps():
+    assert narrow_maps_are_right(by_a_guarded_module)
+
+
+def test_the_guard_keeps_what_a_module_adds():
+    """Subclasses compute more than a convolution, as weight standardisation."""
+
+    class Halved(torch.nn.Conv2d):
+
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    conv = Halved(4, 4, 3, 2, 1)
+    x = torch.randn(1, 4, 9, 1)
+    want = conv(x)
+    guard_narrow_maps(conv)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = conv(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
+
+
+@fault(narrow_conv2d, strict=False)
+def test_narrow_maps_are_right():
+    assert narrow_maps_are_right(F.conv2d)
 
 
 TALL_KERNELS = """

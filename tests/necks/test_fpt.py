@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from fpt_plugin import FPT
+from fpt_plugin.necks import branches
 
 CHANNELS = [8, 16, 24, 32]
 
@@ -305,6 +307,25 @@ def test_default_key_strides_of_other_pyramids():
     assert neck.pooling_strides(dilated) == (2, 1, 1, 1)
     gaps = [torch.randn(1, 16, s, s) for s in (64, 16, 8, 8)]
     assert neck.pooling_strides(gaps) == (8, 2, 1, 1)
+
+
+def test_many_keys_are_warned_of_once(monkeypatch):
+    """Where they come from FPT's own choice; results are the same."""
+    monkeypatch.setattr(branches, 'MOST_KEYS', 11)
+    small, large = ([torch.rand(1, 8, 2 * s, 8), torch.rand(1, 8, s, 4)]
+                    for s in (2, 3))
+    args = dict(in_channels=8, out_channels=8, pyramid=None, num_levels=2)
+    neck = FPT(**args)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        neck(small)
+        FPT(**args, key_strides=2)(large)
+        FPT(**args, self_transformer=None, grounding_transformer=None)(large)
+    with pytest.warns(UserWarning, match='12 keys .* 3 x 4 pixels.*key_strides='):
+        neck(large)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        neck(large)
 
 
 def test_explicit_key_strides_and_those_of_a_branch():
