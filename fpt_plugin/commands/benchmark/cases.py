@@ -17,8 +17,7 @@ from ...functional import (
     mixture_attention,
     reference,
 )
-from ...functional.paths import LOCAL_PATHS
-from ...functional.paths import MIXTURE_PATHS as PATHS
+from ...functional.paths import LOCAL_PATHS, MIXTURE_PATHS
 from .measuring import Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
@@ -78,7 +77,7 @@ class AttentionCase(Case):
 
     def candidates(self) -> tuple[str, ...]:
         """Ours, the plain formula, and each path or torch's attention."""
-        others = PATHS if self.paths else ('sdpa', )
+        others = MIXTURE_PATHS if self.paths else ('sdpa', )
         return ('fpt_plugin', 'reference', *others)
 
     def prepare(self, candidate: str) -> list[Tensor]:
