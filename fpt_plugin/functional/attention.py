@@ -130,6 +130,9 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str, scale: float) -> Tensor:
     """One call of torch's fused attention, in the dtype of ``value``."""
     batch, parts, queries, _ = query.shape
+    if min(queries, key.shape[2]) == 1:
+        # One pixel has strides that the backward pass of the kernels refuses.
+        return _eager(query, key, value, weights, similarity, scale)
     pieces = _pieces(query, key)
     with torch.autocast(value.device.type, enabled=False):
         query, key = _fused_operands(query, key, similarity, value.dtype)

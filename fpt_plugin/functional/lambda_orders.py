@@ -67,12 +67,13 @@ class Costs(NamedTuple):
 
 
 # Measured, device type by device type. cpu: benchmarks/README.md. cuda: an H200
-# with torch 2.11, four heads and windows of 23, where the attention order wins
-# by two over the Fourier order and by three over the lambda order; more heads
-# were not measured. Other accelerators count as CUDA.
+# with torch 2.11, windows of 23, 4 to 32 heads of 8 to 128 channels on 25x42 and
+# 50x84 pixels; the cheapest by this estimate was the fastest at all eight. Four
+# heads: the attention order wins by 1.2 to 3; 16 and more: the Fourier order, by
+# 1.4 to 4. Other accelerators count as CUDA.
 COSTS = {
     'cpu': Costs(70, 60_000, 200, (140, 150), 1200, 1),
-    'cuda': Costs(70, 60_000, 200, (280, 300), 2400, 3),
+    'cuda': Costs(70, 60_000, 1500, (140, 150), 1200, 1.5),
 }
 
 

@@ -38,6 +38,9 @@ FUSED = {
     ('cuda', torch.float16): 256,
     ('cuda', torch.float32): 128,
 }
+# Fewer queries or keys are chunked: nothing is gained there, and cuDNN has no
+# backward pass for a single one.
+FEWEST = 64
 # Before that generation of GPUs torch has fewer fused kernels.
 FUSED_CAPABILITY = 8
 
@@ -99,7 +102,9 @@ def _fused_is_fastest(query: Tensor, value: Tensor, similarity: str) -> bool:
     if max(query.shape[3] + 2 * distance, value.shape[2]) > most:
         return False
     # Squared norms overflow in float16.
-    if distance and value.dtype == torch.float16 or query.numel() == 0:
+    if distance and value.dtype == torch.float16:
+        return False
+    if min(query.shape[2], value.shape[1]) < FEWEST or len(query) == 0:
         return False
     properties = torch.cuda.get_device_properties(value.device)
     return properties.major >= FUSED_CAPABILITY
