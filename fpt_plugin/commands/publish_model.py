@@ -26,13 +26,13 @@ from ..version import __version__
 
 ERRORS = (OSError, RuntimeError, ValueError)
 
-# What the hosts read, then what tells where the weights come from, versions
+# What the libraries read, then what tells where the weights come from, versions
 # too. Dates, the environment of the run and its hooks' messages are left out.
 META = ('cfg', 'config', 'dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter',
         'seed')
 # What mmengine's message hub holds under the same names.
 RUNTIME = ('cfg', 'dataset_meta', 'epoch', 'iter')
-DIGITS = 8  # of the digest in the file's name, as the hosts' tools have it
+DIGITS = 8  # of the digest in the file's name, as the libraries' tools have it
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-# Children by which the hosts' necks can be told apart in a state dict, the
+# Children by which the libraries' necks can be told apart in a state dict, the
 # most particular ones first. A neck is named when it has all of them.
 _NECK_CHILDREN = (
     ('PAFPN', {'downsample_convs', 'pafpn_convs', 'fpn_convs'}),

@@ -36,7 +36,7 @@ from .wrapped import build_pyramid, check_inputs
 
 @MODELS.register_module()
 class FPT(BaseModule):
-    """Feature Pyramid Transformer around a pyramid of the host library.
+    """Feature Pyramid Transformer around a pyramid of any library.
 
     Over an FPN config ``model = dict(neck=dict(type='FPT'))`` is the whole
     change: mmengine merges it into the FPN's dict, and what is not FPT's goes
@@ -397,7 +397,7 @@ class FPT(BaseModule):
             out = x if isinstance(fusion, nn.Identity) else fusion(x, None)
         else:
             out = fusion(x, self._drop(level, torch.cat(branches, dim=1)))
-        # The host's heads get what they got from the pyramid: a convolution
+        # The heads get what they got from the pyramid: a convolution
         # in another memory format may round in another way.
         return out.contiguous() if x.is_contiguous() else out
 

@@ -62,7 +62,7 @@ def complexity(config: str | Path | Config | nn.Module,
                shape: Sequence[int] | None = None,
                batch: int = 1,
                cfg_options: dict | None = None) -> Complexity:
-    """Count a detector or segmentor of the hosts, with or without our necks.
+    """Count a detector or segmentor, with or without our necks.
 
     Args:
         config: A config, its file, ``mmdet::`` or ``mmseg::`` and a file of

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ...io.checkpoints import Weights, check_out, read_weights, write_weights
+from ...openmmlab.pins import SCOPES
 from .key_maps import (
     Conversion,
     Shapes,
@@ -156,11 +157,11 @@ def torchvision_resnet(depth: int = 50) -> Task:
         or (key.split('.')[2] == 'conv2' and is_lambda(key, shapes)))
 
 
-def torchvision_mobilenetv2(host: str = 'mmdet') -> Task:
-    """MobileNetV2 of torchvision for the backbone of a host."""
-    return Task(f'torchvision-mobilenetv2 --host {host}', MOBILENET_V2,
-                dict(type=f'{host}.MobileNetV2'),
-                lambda state_dict, _: map_mobilenet_v2(state_dict, host),
+def torchvision_mobilenetv2(library: str = 'mmdet') -> Task:
+    """MobileNetV2 of torchvision for the backbone of a library."""
+    return Task(f'torchvision-mobilenetv2 --host {library}', MOBILENET_V2,
+                dict(type=f'{library}.MobileNetV2'),
+                lambda state_dict, _: map_mobilenet_v2(state_dict, library),
                 _is_counter)
 
 
@@ -183,7 +184,7 @@ def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
     Raises:
         OSError: A file cannot be read or written.
         ValueError: ``source`` is no checkpoint, or of another net; ``out``
-            would harm it; or the host of the backbone is not installed.
+            would harm it; or the library of the backbone is not installed.
     """
     source, out = Path(source), Path(out)
     check_out(source, out)
@@ -246,9 +247,9 @@ def shapes_of(backbone: dict) -> dict[str, torch.Size]:
     Raises:
         ValueError: Its library is not installed.
     """
-    host = backbone['type'].rpartition('.')[0]
-    if host and find_spec(host) is None:
-        raise ValueError(f'{host} is not installed: its backbone cannot be '
+    library = backbone['type'].rpartition('.')[0]
+    if library and find_spec(library) is None:
+        raise ValueError(f'{library} is not installed: its backbone cannot be '
                          'compared with the weights')
     with torch.device('meta'):
         model = MODELS.build(dict(backbone))
@@ -262,8 +263,9 @@ def parser() -> argparse.ArgumentParser:
     """The flags of tools/convert_weights.py."""
     parser = argparse.ArgumentParser(
         description='Convert weights of other projects for our backbones and for '
-        "the hosts' MobileNetV2. IN is a state dict that torch.save wrote, bare "
-        'or under state_dict, model or state_dict_ema, or a .safetensors file; '
+        'the MobileNetV2 of mmdet and mmseg. IN is a state dict that torch.save '
+        'wrote, bare or under state_dict, model or state_dict_ema, or a '
+        '.safetensors file; '
         "OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT) of the "
         'backbone.')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -292,10 +294,10 @@ def parser() -> argparse.ArgumentParser:
         choices=list(RESNET_DEPTHS.values()),
         help='of both (default: 50)')
     add('torchvision-mobilenetv2',
-        "torchvision's MobileNetV2 for a host's backbone").add_argument(
+        "torchvision's MobileNetV2 for a library's backbone").add_argument(
             '--host',
             default='mmdet',
-            choices=['mmdet', 'mmseg'],
+            choices=SCOPES,
             help='(default: mmdet)')
     return parser
 

@@ -1,6 +1,6 @@
 """Backbone and neck of a detector or segmentor as one graph for deployment.
 
-Heads, anchors and NMS are left to the deployment tools of the hosts. The graph
+Heads, anchors and NMS are left to the deployment tools of the libraries. The graph
 is that of the eager twins (functional/), of plain operators alone. ONNX and
 ``.pt2`` files take any height and width that are multiples of ``divisor``: the
 strides between the levels are then the same at every size, and are constants.
@@ -100,7 +100,7 @@ def export(model: nn.Module,
     """Write backbone and neck as ONNX or as a program of torch.export.
 
     Args:
-        model: A detector or segmentor of the hosts, on the CPU.
+        model: A detector or segmentor, on the CPU.
         out: A ``.onnx`` file, or ``.pt2`` for torch.export.load.
         shape: Height and width of the image that the graph is captured at,
             multiples of ``divisor``.

@@ -22,10 +22,10 @@ from ..common import positive_int
 from ..convert_weights.command import summarised
 from .backbone import DEPTHS, convert_backbones
 from .costs import Costs, costs
-from .hosts import Unbuildable
 from .neck import NECKS
 from .planning import Options, Plan, plan
 from .proof import Proof, prove
+from .sites import Unbuildable
 from .sweep import LIBRARIES, Record, summary, sweep
 from .text import (
     base_name,
@@ -289,9 +289,9 @@ def _convert(weights: Weights, plain: Config, made: Plan, source: str,
     """The checkpoint for the LambdaResNet."""
     load_weights(build_model(plain), weights.state_dict, source)
     backbone = None
-    for host in made.hosts:
+    for site in made.sites:
         node = made.cfg.model
-        for key in host.path:
+        for key in site.path:
             node = node[key]
         backbone = node['backbone'].to_dict()
     state_dict, conversions = convert_backbones(weights.state_dict, backbone)

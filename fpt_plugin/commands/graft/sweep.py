@@ -1,4 +1,4 @@
-"""A graft tried on every config that a host ships.
+"""A graft tried on every config that a library ships.
 
 Each is grafted, its text read again, both models built and compared; nothing is
 written but the results. What is one model under several schedules or data sets
@@ -29,9 +29,9 @@ from rich.progress import (
 from rich.table import Table
 
 from ...openmmlab.models import describe, load_config
-from .hosts import Refusal, Unbuildable, find_hosts, type_name
 from .planning import Options, Plan, plan
 from .proof import prove, prove_parts
+from .sites import Refusal, Unbuildable, find_sites, type_name
 from .text import check_gives, config_text
 from .weights import zeros_for_random
 
@@ -171,16 +171,16 @@ def _parts_of(cfg: Config, made: Plan | None) -> str:
     """What can be said of backbone and neck where the heads do not build."""
     if made is None:
         return ''
-    new = {host.path: host for host in find_hosts(made.cfg.model,
+    new = {site.path: site for site in find_sites(made.cfg.model,
                                                   cfg.default_scope)}
-    grafted = {host.path for host in made.hosts}
+    grafted = {site.path for site in made.sites}
     found = []
-    for host in find_hosts(cfg.model, cfg.default_scope):
-        if host.path not in grafted:
+    for site in find_sites(cfg.model, cfg.default_scope):
+        if site.path not in grafted:
             continue
         try:
             with zeros_for_random():
-                proof = prove_parts(host, new[host.path], _SIZES)
+                proof = prove_parts(site, new[site.path], _SIZES)
         except (RuntimeError, ValueError) as error:
             return f'; nor does its neck run alone: {describe(error)}'
         found.append(proof.identical)
@@ -189,9 +189,9 @@ def _parts_of(cfg: Config, made: Plan | None) -> str:
 
 
 def _neck_of(cfg: Config) -> str:
-    hosts = find_hosts(cfg.model, cfg.default_scope)
+    sites = find_sites(cfg.model, cfg.default_scope)
     necks = dict.fromkeys(
-        type_name(host.cfg['neck']) for host in hosts if host.has_neck)
+        type_name(site.cfg['neck']) for site in sites if site.has_neck)
     return ' and '.join(necks) or 'none'
 
 

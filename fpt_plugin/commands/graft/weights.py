@@ -32,7 +32,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 @contextmanager
 def zeros_for_random() -> Iterator[None]:
-    """Build hosts' modules fast: zeros where they would draw numbers.
+    """Build the libraries' modules fast: zeros where they would draw numbers.
 
     FPT and lambda layers are initialised as ever.
     """
@@ -107,7 +107,7 @@ def calibrate(model: nn.Module, extract: nn.Module, images: Tensor) -> None:
         norm.momentum = 1.0
     try:
         extract.extract_feat(images)
-    except Exception:  # of the hosts: a norm may refuse a single pixel
+    except Exception:  # of a library: a norm may refuse a single pixel
         pass
     finally:
         for norm, momentum in norms:

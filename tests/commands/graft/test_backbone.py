@@ -14,8 +14,8 @@ from fpt_plugin import LambdaLayer, LambdaResNet
 from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.backbone import convert_backbones
 from fpt_plugin.commands.graft.command import main, parser
-from fpt_plugin.commands.graft.hosts import Refusal
 from fpt_plugin.commands.graft.proof import compare, prove
+from fpt_plugin.commands.graft.sites import Refusal
 from fpt_plugin.commands.graft.weights import (
     build_model,
     randomise,

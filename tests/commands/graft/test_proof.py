@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from fpt_plugin.commands.graft import graft
-from fpt_plugin.commands.graft.hosts import Unbuildable
 from fpt_plugin.commands.graft.proof import _difference, compare, prove
+from fpt_plugin.commands.graft.sites import Unbuildable
 from fpt_plugin.commands.graft.weights import (
     build_model,
     calibrate,

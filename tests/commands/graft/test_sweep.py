@@ -1,4 +1,4 @@
-"""A graft tried on configs that the hosts ship."""
+"""A graft tried on configs that the libraries ship."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fpt_plugin.commands.graft.sweep import (
     try_config,
 )
 
-# One of each kind of neck that is cheap enough, of both hosts.
+# One of each kind of neck that is cheap enough, of both libraries.
 SHIPPED = {
     ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py'): IDENTICAL,
     ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py'): IDENTICAL,
