@@ -18,8 +18,8 @@ from rich.console import Console
 from torch import nn
 
 from fpt_plugin import FPT, LambdaLayer, functional
-from fpt_plugin.commands import complexity as module
 from fpt_plugin.commands.common import load_model
+from fpt_plugin.commands.complexity import command as module
 from fpt_plugin.commands.complexity import formulas
 from fpt_plugin.commands.complexity.command import complexity, neck_complexity
 from fpt_plugin.functional import attention, position_lambda

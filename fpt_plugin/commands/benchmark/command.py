@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ...io.files import write_json
+from . import graft_zoo
 from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
 from .measuring import Case, measure, surroundings
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
         default=SEGMENTORS,
         metavar='CONFIG',
         help='the first one is what the others are compared with')
+    graft_zoo.add_parser(commands)
     shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
     for command in (attention, neck, backbone, segmentor):
         command.add_argument(
@@ -180,12 +182,14 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     ]
 
 
-def main(args: argparse.Namespace) -> Path:
+def main(args: argparse.Namespace) -> Path | list[graft_zoo.Record]:
     """What tools/benchmark.py does.
 
     Returns:
-        The JSON file.
+        The JSON file; of graft-zoo what came of each config.
     """
+    if args.command == 'graft-zoo':
+        return graft_zoo.main(args)
     cases = cases_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)

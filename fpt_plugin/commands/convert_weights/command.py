@@ -7,18 +7,26 @@ the backbone. A checkpoint of another net is refused rather than read in part.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
-from rich.console import Console
 from torch import Tensor
 
-from ...io.checkpoints import Weights, check_out, read_weights, write_weights
+from ...io.checkpoints import (
+    UNWRITABLE,
+    Weights,
+    read_weights,
+    some,
+    summarised,
+    write_weights,
+)
+from ...io.files import check_writable
 from ...openmmlab.pins import SCOPES
+from ..console import print_lines
 from .key_maps import (
     Conversion,
     Shapes,
@@ -116,22 +124,6 @@ class Report:
         return lines
 
 
-def summarised(keys: Collection[str], among: Collection[str]) -> list[str]:
-    """Keys, with modules of which all keys are there as ``module.*``."""
-    given, whole = set(keys), {}
-    for key in among:
-        parts = key.split('.')
-        for end in range(1, len(parts)):
-            module = '.'.join(parts[:end])
-            whole[module] = whole.get(module, True) and key in given
-    found: dict[str, None] = {}
-    for key in keys:
-        parts = key.split('.')
-        modules = ('.'.join(parts[:end]) for end in range(1, len(parts)))
-        found[next((f'{m}.*' for m in modules if whole.get(m)), key)] = None
-    return list(found)
-
-
 # ------------------------------------------------------------------ subcommands
 
 
@@ -187,7 +179,7 @@ def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
             would harm it; or the library of the backbone is not installed.
     """
     source, out = Path(source), Path(out)
-    check_out(source, out)
+    check_writable(out, refused=UNWRITABLE, read=[source])
     weights = read_weights(source)
     shapes = shapes_of(task.backbone)
     conversion = converted(task, weights, shapes)
@@ -235,9 +227,9 @@ def converted(task: Task, weights: Weights, shapes: Shapes) -> Conversion:
         if key not in conversion.state_dict and not task.may_lack(key, shapes)
     ]
     if missing:
-        some = ', '.join(summarised(missing, shapes)[:5])
         raise ValueError(f'{task.asked} wants {task.net}, got one without '
-                         f'{len(missing)} of its tensors: nothing for {some}')
+                         f'{len(missing)} of its tensors: nothing for '
+                         f'{some(summarised(missing, shapes), 5)}')
     return conversion
 
 
@@ -316,7 +308,5 @@ def task_of(args: argparse.Namespace) -> Task:
 def main(args: argparse.Namespace) -> Report:
     """What tools/convert_weights.py does."""
     report = convert_weights(task_of(args), args.source, args.out)
-    console = Console()
-    for line in report.lines():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_lines(report.lines())
     return report

@@ -15,12 +15,11 @@ from mmengine.utils import import_modules_from_strings
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...openmmlab.models import data_samples, describe, unwrapped
+from ...openmmlab.models import build_model, data_samples, describe, unwrapped
 from ..benchmark.measuring import Case, median_and_spread, peak_in_fresh_process
 from ..common import image_shape
 from ..complexity.command import complexity, model_labels
 from ..complexity.report import CONVENTION, Complexity
-from .weights import build_model
 
 BOTH = ('plain', 'grafted')
 TOTAL = 'total'

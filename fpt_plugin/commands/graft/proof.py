@@ -12,16 +12,11 @@ from mmengine.structures import BaseDataElement
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...openmmlab.models import data_samples, describe
+from ...io.checkpoints import some
+from ...openmmlab.models import build_model, data_samples, describe
+from ..common import load_weights
 from .sites import Site, Unbuildable, build_part
-from .weights import (
-    build_model,
-    calibrate,
-    load_weights,
-    nudge,
-    randomise,
-    share_weights,
-)
+from .weights import calibrate, nudge, randomise, share_weights
 
 # Height and width, tried in turn until the plain model runs to its end.
 SIZES = ((96, 128), (256, 256), (512, 512))
@@ -119,50 +114,50 @@ def prove(plain: Config,
         RuntimeError: The graft does not build or run where the plain model
             does; :class:`~.sites.Unbuildable` where that one does not.
     """
+    return compare(*build_pair(plain, grafted), state_dict, source, sizes)
+
+
+def build_pair(plain: Config, grafted: Config) -> tuple[nn.Module, nn.Module]:
+    """The models of both configs.
+
+    Raises:
+        RuntimeError: As :func:`prove`.
+    """
     try:
         before = build_model(plain)
     except Exception as error:  # code of the libraries and of anyone
         raise Unbuildable('the plain model does not build: '
                           f'{describe(error)}') from error
     try:
-        after = build_model(grafted)
+        return before, build_model(grafted)
     except Exception as error:
         raise RuntimeError('the grafted model does not build: '
                            f'{describe(error)}') from error
-    return compare(before, after, state_dict, source, sizes)
 
 
-class _Parts(nn.Module):
-    """Backbone and neck of a site, whose heads do not build."""
+class Parts(nn.Module):
+    """Backbone and neck of a site, where heads do not build.
+
+    Raises:
+        RuntimeError: They do not build either.
+    """
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.backbone = build_part(site, 'backbone')
-        self.neck = build_part(site, 'neck') if site.has_neck else None
+        try:
+            self.backbone = build_part(site, 'backbone')
+            self.neck = build_part(site, 'neck') if site.has_neck else None
+        except Exception as error:  # code of the libraries and of anyone
+            raise Unbuildable(describe(error)) from error
 
     def extract_feat(self, images: Tensor) -> object:
+        """The maps that heads would get."""
         maps = self.backbone(images)
         return maps if self.neck is None else self.neck(maps)
 
     def forward(self, *args, **kwargs) -> None:
+        """There is none."""
         raise NotImplementedError('the heads do not build')
-
-
-def prove_parts(before: Site,
-                after: Site,
-                sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
-    """As :func:`prove`, of backbone and neck alone, where heads do not build.
-
-    Raises:
-        RuntimeError: They do not build or run either.
-        ValueError: The weights do not all load into the graft.
-    """
-    try:
-        return compare(_Parts(before), _Parts(after), sizes=sizes)
-    except (RuntimeError, ValueError):
-        raise
-    except Exception as error:  # code of the libraries and of anyone
-        raise Unbuildable(describe(error)) from error
 
 
 def compare(before: nn.Module,
@@ -176,7 +171,7 @@ def compare(before: nn.Module,
         ignored = load_weights(before, state_dict, source)
         if ignored:
             notes.append(f'{len(ignored)} keys of {source} are of no part of '
-                         f'the model: {", ".join(ignored[:3])}, ...')
+                         f'the model: {some(ignored, 3)}')
     else:
         randomise(before)
     for model in (before, after):

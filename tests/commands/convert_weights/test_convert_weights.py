@@ -30,7 +30,6 @@ from fpt_plugin.commands.convert_weights.command import (
     main,
     parser,
     shapes_of,
-    summarised,
 )
 from fpt_plugin.commands.convert_weights.key_maps import (
     CLASSIFIER,
@@ -366,11 +365,3 @@ def test_the_report_accounts_for_every_key(folder, capsys):
     backbone.init_weights()
     assert torch.equal(backbone.layer4[2].conv3.weight,
                        state['layer4.2.conv3.weight'])
-
-
-def test_summaries_name_modules_only_where_they_are_whole():
-    among = ['a.b.x', 'a.b.y', 'a.c.x', 'd.x', 'e']
-    assert summarised(['a.b.x', 'a.b.y', 'd.x'], among) == ['a.b.*', 'd.*']
-    assert summarised(['a.b.x', 'e'], among) == ['a.b.x', 'e']
-    assert summarised(among, among) == ['a.*', 'd.*', 'e']
-    assert summarised([], among) == []

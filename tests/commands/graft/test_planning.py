@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from fpt_plugin.commands.graft import Options, graft, plan
 from fpt_plugin.commands.graft.proof import prove
 from fpt_plugin.commands.graft.sites import Maps, Refusal, Unbuildable, find_sites
-from fpt_plugin.commands.graft.weights import build_model
+from fpt_plugin.openmmlab.models import build_model
 
 # The neck that comes of each, but for the arguments that were there.
 WANTED = {
