@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from torch import nn
+from torch import Tensor, nn
 
 from ..detectors.levels import check_levels
+from ..io.checkpoints import some, summarised
 from ..layers.checks import check_positive_int
+from ..necks import FPT
 from ..openmmlab.models import build_model, load_config
 from ..openmmlab.pins import SCOPES
 
@@ -33,6 +35,73 @@ def load_model(config: str | Path | Config,
     model = build_model(config)
     check_levels(model)
     return model, config
+
+
+def load_weights(model: nn.Module,
+                 state_dict: Mapping[str, Tensor],
+                 source: str | Path,
+                 heads: bool = True) -> list[str]:
+    """Load a checkpoint into the model that it was made of.
+
+    Args:
+        model: The model.
+        state_dict: The checkpoint's tensors.
+        source: Its name, for messages.
+        heads: Whether all of the model must fit, or backbones, necks and FPT
+            only, and nothing else is loaded.
+
+    Returns:
+        Keys of the checkpoint that are no part of the model, such as those of
+        an average of its weights.
+
+    Raises:
+        ValueError: It is of another model.
+    """
+    prefixes = tuple(f'{name}.' for name, _ in model.named_children()) \
+        if heads else _feature_prefixes(model)
+    shapes = {key: value.shape for key, value in model.state_dict().items()
+              if not key.endswith('num_batches_tracked')}
+    given = state_dict if heads else {
+        key: value for key, value in state_dict.items()
+        if key.startswith(prefixes)}
+    wrong = [key for key, value in given.items()
+             if value.shape != shapes.get(key, value.shape)]
+    if wrong:  # keys that are missing say more, so they are looked for first
+        given = {key: value for key, value in given.items() if key not in wrong}
+    another = f'{source} is a checkpoint of another model than this ' \
+        f'{type(model).__name__}'
+    try:
+        result = model.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # shapes, under the names of a plain neck
+        lines = str(error).strip().splitlines()[1:3]
+        raise ValueError(f'{another}: '
+                         f'{" ".join(line.strip() for line in lines)}') from error
+    missing = [key for key in result.missing_keys
+               if key in shapes and key not in wrong
+               and (heads or key.startswith(prefixes))]
+    foreign = [key for key in result.unexpected_keys if key.startswith(prefixes)]
+    found = [f'{len(keys)} keys {what} ({some(summarised(keys, among), 3)})'
+             for what, keys, among in (
+                 ('of the model are missing', missing, shapes),
+                 ('have no place in it', foreign, state_dict)) if keys]
+    if wrong and not found:
+        key = wrong[0]
+        found = [f'{len(wrong)} tensors have another shape ({key} '
+                 f'{[*state_dict[key].shape]} instead of {[*shapes[key]]})']
+    if found:
+        raise ValueError(f'{another}: {" and ".join(found)}')
+    return [key for key in result.unexpected_keys if key not in foreign]
+
+
+def _feature_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Of the keys of backbones, necks and FPT, none inside another."""
+    found: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        wanted = name.rpartition('.')[2] in ('backbone', 'neck') or isinstance(
+            module, FPT)
+        if wanted and not name.startswith(found):
+            found += (f'{name}.' if name else '', )
+    return found
 
 
 def image_shape(model: nn.Module, cfg: Config | None,
@@ -66,6 +135,38 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the config to the flags of a command."""
+    parser.add_argument(
+        'config',
+        help='config file, or mmdet:: or mmseg:: and a file of that '
+        "library's configs")
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options`` to the flags of a command."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override the config, as key=value; lists as '
+        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without '
+        'white space')
+
+
+def add_shape(parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+              text: str,
+              default: tuple[int, int] | None = None) -> None:
+    """Add ``--shape H W`` to the flags of a command."""
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=positive_int,
+        default=default,
+        metavar=('H', 'W'),
+        help=text)
+
+
 def launch_parser(description: str) -> argparse.ArgumentParser:
     """Return the flags that train and test share, those of mmdet and mmseg."""
     parser = argparse.ArgumentParser(description=description)
@@ -74,13 +175,7 @@ def launch_parser(description: str) -> argparse.ArgumentParser:
         '--work-dir',
         help='folder of logs, checkpoints and metrics (default: the '
         "config's work_dir, else work_dirs/ and the config's name)")
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override the config, as key=value; lists as '
-        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without '
-        'white space')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

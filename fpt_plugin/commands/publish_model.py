@@ -17,22 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from ..io.checkpoints import check_format, find_state_dict, read_checkpoint
-from ..io.files import replacing
+from ..io.checkpoints import UNWRITABLE, find_state_dict, read_checkpoint
+from ..io.files import check_writable, replacing
 from ..version import __version__
+from .console import print_lines
 
 ERRORS = (OSError, RuntimeError, ValueError)
 
-# What the hosts read, then what tells where the weights come from, versions
+# What the libraries read, then what tells where the weights come from, versions
 # too. Dates, the environment of the run and its hooks' messages are left out.
 META = ('cfg', 'config', 'dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter',
         'seed')
 # What mmengine's message hub holds under the same names.
 RUNTIME = ('cfg', 'dataset_meta', 'epoch', 'iter')
-DIGITS = 8  # of the digest in the file's name, as the hosts' tools have it
+DIGITS = 8  # of the digest in the file's name, as the libraries' tools have it
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
         ValueError: ``source`` is no checkpoint, or ``out`` of another format.
     """
     source, out = Path(source), Path(out)
-    check_format(out)
+    check_writable(out, refused=UNWRITABLE)
     content = read_checkpoint(source)
     weights = find_state_dict(content, source)
     state_dict = compact(content[weights.nest] if weights.nest else content)
@@ -105,10 +105,7 @@ def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
     suffix = out.suffix if out.suffix in ('.pth', '.pt') else ''
     final = out.with_name(
         f'{out.name[:len(out.name) - len(suffix)]}-{digest}{suffix or ".pth"}')
-    if final.is_dir():
-        raise IsADirectoryError(f'{final} is a folder')
-    if final.exists() and not force:
-        raise FileExistsError(f'{final} is there already; --force writes it anew')
+    check_writable(final, force=force)
     with replacing(final) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     outside = [key for key in content if key not in (weights.nest, 'meta')]
@@ -218,7 +215,5 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Report:
     """What tools/publish_model.py does."""
     report = publish(args.source, args.out, args.force)
-    console = Console()
-    for line in report.lines():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_lines(report.lines())
     return report

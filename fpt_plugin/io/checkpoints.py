@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,9 @@ from torch import Tensor
 from .files import replacing, sha256_of
 
 NESTS = ('state_dict', 'model', 'state_dict_ema')
+
+# Endings of files that are not written, for check_writable.
+UNWRITABLE = {'.safetensors': 'torch.save writes another format, name it .pth'}
 
 
 def loads_safely() -> bool:
@@ -201,6 +203,27 @@ def _is_state_dict(content: object) -> bool:
         for key, value in content.items())
 
 
+def some(keys: Collection[str], limit: int = 4) -> str:
+    """The first keys, for a message."""
+    return ', '.join([*keys][:limit]) + (', ...' if len(keys) > limit else '')
+
+
+def summarised(keys: Collection[str], among: Collection[str]) -> list[str]:
+    """Keys, with modules of which all keys are there as ``module.*``."""
+    given, whole = set(keys), {}
+    for key in among:
+        parts = key.split('.')
+        for end in range(1, len(parts)):
+            module = '.'.join(parts[:end])
+            whole[module] = whole.get(module, True) and key in given
+    found: dict[str, None] = {}
+    for key in keys:
+        parts = key.split('.')
+        modules = ('.'.join(parts[:end]) for end in range(1, len(parts)))
+        found[next((f'{m}.*' for m in modules if whole.get(m)), key)] = None
+    return list(found)
+
+
 def _strip(weights: Weights, path: Path) -> Weights:
     """Take off ``backbone.`` where any key has it."""
     state_dict = weights.state_dict
@@ -229,37 +252,6 @@ def _renamed(state_dict: dict[str, Tensor], prefix: str,
                              f'{prefix}')
         renamed[new] = value
     return renamed
-
-
-def check_out(source: str | Path, out: str | Path) -> None:
-    """Require a name to write to that harms nothing.
-
-    Raises:
-        IsADirectoryError: ``out`` is a folder.
-        ValueError: ``out`` is the checkpoint that is read, or of another
-            format than the one written.
-    """
-    source, out = Path(source), Path(out)
-    check_format(out)
-    same = out.resolve() == source.resolve() or (
-        out.exists() and source.exists() and os.path.samefile(source, out))
-    if same:
-        raise ValueError(f'{out} is the checkpoint to convert: name another file '
-                         'to write')
-
-
-def check_format(out: str | Path) -> None:
-    """Require a name that torch.save can write to.
-
-    Raises:
-        IsADirectoryError: ``out`` is a folder.
-        ValueError: ``out`` is of another format.
-    """
-    out = Path(out)
-    if out.is_dir():
-        raise IsADirectoryError(f'{out} is a folder: name the file to write')
-    if out.suffix == '.safetensors':
-        raise ValueError(f'{out} would be written by torch.save: name it .pth')
 
 
 def write_weights(state_dict: dict[str, Tensor], out: str | Path) -> None:

@@ -8,13 +8,62 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 # Names of the temporary folders of this process. A process may have the number
 # of one that was killed, in a container nearly always.
 _OURS: set[str] = set()
+
+
+def check_writable(out: str | Path,
+                   *,
+                   suffixes: Collection[str] = (),
+                   refused: Mapping[str, str] = {},
+                   read: Collection[object] = (),
+                   force: bool = True,
+                   flag: str = '--force',
+                   name: str = 'out') -> None:
+    """Require a name that can be written to without harm.
+
+    Args:
+        out: The file to write.
+        suffixes: Endings that it may have; empty: any.
+        refused: Endings that it must not have, and why.
+        read: What the caller reads; only strings and paths are looked at.
+        force: Whether a file that is there may be replaced.
+        flag: What a user sets to replace it.
+        name: The argument, for messages.
+
+    Raises:
+        FileExistsError: The file is there.
+        IsADirectoryError: It is a folder.
+        ValueError: It has another ending, or is one of the files that are read.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f'{name} must name the file to write, but {out} '
+                                'is a folder')
+    if suffixes and out.suffix not in suffixes:
+        raise ValueError(
+            f'{name} must end in {" or ".join(suffixes)}, got {out}')
+    if out.suffix in refused:
+        raise ValueError(f'{name} must not end in {out.suffix}, got {out}: '
+                         f'{refused[out.suffix]}')
+    if any(isinstance(path, (str, Path)) and _same_file(out, Path(path))
+           for path in read):
+        raise ValueError(f'{name} must name another file than those that are '
+                         f'read, but {out} is read here')
+    if out.exists() and not force:
+        raise FileExistsError(f'{name} must name a new file, but {out} is there '
+                              f'already: {flag} replaces it')
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    """Whether two names, which may not exist yet, lead to one file."""
+    return a.resolve() == b.resolve() or (
+        a.exists() and b.exists() and a.samefile(b))
 
 
 @contextmanager

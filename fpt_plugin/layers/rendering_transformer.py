@@ -52,6 +52,8 @@ class RenderingTransformer(BaseModule):
         torch.Size([1, 32, 25, 42])
     """
 
+    fixed_stride: int | None = None  # set by fix_strides
+
     def __init__(self,
                  in_channels: int,
                  embed_channels: int | None = None,
@@ -131,7 +133,12 @@ class RenderingTransformer(BaseModule):
 
     def stride(self, fine: int, coarse: int) -> int:
         """Of the convolution of V, from the heights of both maps."""
-        return max(1, round(int(fine) / int(coarse)))
+        return self.fixed_stride or max(1, round(int(fine) / int(coarse)))
+
+    def fix_strides(self, coarse: Tensor, fine: Tensor) -> None:
+        """Keep the stride of these maps for all others, as a graph must."""
+        self.fixed_stride = None
+        self.fixed_stride = self.stride(fine.shape[2], coarse.shape[2])
 
 
 class _AnyStrideConv2d(nn.Conv2d):

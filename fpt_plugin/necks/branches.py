@@ -36,7 +36,7 @@ def default_num_mixtures(name: str, cfg: dict | None) -> int:
 
 
 def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
-                 key_stride: int | None) -> nn.Module:
+                 key_stride: int | None) -> tuple[nn.Module, bool]:
     """Build one layer; what its config says wins over the neck's values.
 
     Args:
@@ -47,8 +47,8 @@ def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
         key_stride: Pooling of its keys, or None to leave it to the forward.
 
     Returns:
-        The layer. ``auto_key_stride`` says whether its forward takes the
-        stride that the neck computes from the maps.
+        The layer, and whether its forward takes the key stride that the neck
+        computes from the maps.
 
     Raises:
         TypeError: ``cfg`` is not a dict with a type.
@@ -61,9 +61,8 @@ def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
     args.update(cfg)
     with refusing(name, cfg):
         layer = MODELS.build(args)
-    layer.auto_key_stride = ('key_stride' not in args
-                             and accepts(layer.forward, 'key_stride'))
-    return layer
+    return layer, 'key_stride' not in args and accepts(layer.forward,
+                                                       'key_stride')
 
 
 def _class_of(name: str, cfg: dict) -> Callable:
@@ -119,14 +118,11 @@ def warn_of_many_keys(x: Tensor) -> bool:
 
 
 def branch_arguments(
-        layer: nn.Module, level: int, source: int, maps: Sequence[Tensor],
+        level: int, source: int, maps: Sequence[Tensor],
         strides: tuple[int, ...] | None) -> tuple[tuple[Tensor, ...], dict]:
     """What a layer is called with; all take the map they belong to first."""
     args = (maps[level], ) if source == level else (maps[level], maps[source])
-    kwargs = {}
-    if strides is not None and layer.auto_key_stride:
-        kwargs['key_stride'] = strides[source]
-    return args, kwargs
+    return args, dict(key_stride=strides[source]) if strides else {}
 
 
 def resolve_key_strides(

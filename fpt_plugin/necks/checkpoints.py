@@ -7,7 +7,9 @@ import logging
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-# Children by which the hosts' necks can be told apart in a state dict, the
+from ..io.checkpoints import some
+
+# Children by which the libraries' necks can be told apart in a state dict, the
 # most particular ones first. A neck is named when it has all of them.
 _NECK_CHILDREN = (
     ('PAFPN', {'downsample_convs', 'pafpn_convs', 'fpn_convs'}),
@@ -72,20 +74,16 @@ def _warn_of_another_neck(given: set[str], pyramid: nn.Module) -> None:
     parts = [f'The checkpoint does not fit the wrapped pyramid {name}:']
     if unexpected:
         parts.append(f'{len(unexpected)} keys have no place in it '
-                     f'({_some(unexpected)});')
+                     f'({some(unexpected)});')
     if missing:
         parts.append(f'{len(missing)} of its keys are missing '
-                     f'({_some(missing)});')
+                     f'({some(missing)});')
     if likely and likely != name:
         parts.append(f'its neck was probably {likely}: write '
                      f"pyramid=dict(type='{likely.split()[0]}').")
     else:
         parts.append('its neck was another one, or had other arguments.')
     print_log(' '.join(parts), logger='current', level=logging.WARNING)
-
-
-def _some(keys: list[str], limit: int = 4) -> str:
-    return ', '.join(keys[:limit]) + (', ...' if len(keys) > limit else '')
 
 
 def _likely_neck(keys: set[str]) -> str | None:

@@ -37,7 +37,7 @@ from .wrapped import build_pyramid, check_inputs
 
 @MODELS.register_module()
 class FPT(BaseModule):
-    """Feature Pyramid Transformer around a pyramid of the host library.
+    """Feature Pyramid Transformer around a pyramid of any library.
 
     Over an FPN config ``model = dict(neck=dict(type='FPT'))`` is the whole
     change: mmengine merges it into the FPN's dict, and what is not FPT's goes
@@ -110,6 +110,8 @@ class FPT(BaseModule):
     # the wrapped pyramid's.
     OWN_CHILDREN = ('pyramid', 'self_transformers', 'grounding_transformers',
                     'rendering_transformers', 'fusions', 'drop_blocks')
+
+    fixed_strides: tuple[int, ...] | None = None  # set by fix_strides
 
     def __init__(
             self,
@@ -248,13 +250,17 @@ class FPT(BaseModule):
                                    if j > i],
             rendering_transformer=[(i, j) for i in levels for j in levels
                                    if j < i])
+        # Branches whose forward takes the key stride that the maps give.
+        self._pooled_branches: set[str] = set()
         for name, cfg in cfgs.items():
             # mmengine's containers pass init_weights on to their modules.
             layers = ModuleDict()
             for level, source in pairs[name] if cfg is not None else ():
-                layers[f'{level}_{source}'] = build_branch(
+                layers[f'{level}_{source}'], pooled = build_branch(
                     name, cfg, self.out_channels, self.embed_channels,
                     self.key_strides and self.key_strides[source])
+                if pooled:
+                    self._pooled_branches.add(f'{name}s')
             setattr(self, f'{name}s', layers)
 
     def _build_fusions(self, fusion: str, norm_cfg: dict | None) -> None:
@@ -262,19 +268,19 @@ class FPT(BaseModule):
         for level in range(self.num_levels):
             width = sum(
                 getattr(layer, 'embed_channels', self.embed_channels)
-                for _, layer in self._branches(level))
+                for _, layer, _ in self._branches(level))
             # A residual level without branches stays the pyramid's.
             self.fusions.append(
                 nn.Identity() if width == 0 and fusion == 'residual' else
                 FUSIONS[fusion](self.out_channels, width, self.embed_channels,
                                 norm_cfg))
 
-    def _branches(self, level: int) -> list[tuple[int, nn.Module]]:
-        """(source level, layer) of a level in the order of fusion."""
-        return [(source, branches[f'{level}_{source}'])
-                for branches in (self.self_transformers,
-                                 self.grounding_transformers,
-                                 self.rendering_transformers)
+    def _branches(self, level: int) -> list[tuple[int, nn.Module, bool]]:
+        """(source level, layer, takes a key stride), in the order of fusion."""
+        return [(source, branches[f'{level}_{source}'],
+                 kind in self._pooled_branches)
+                for kind in self.OWN_CHILDREN[1:4]
+                for branches in [getattr(self, kind)]
                 for source in range(self.num_levels)
                 if f'{level}_{source}' in branches]
 
@@ -339,9 +345,10 @@ class FPT(BaseModule):
         """
         _, sources, strides = self._sources(inputs)
         return [(level, source, layer,
-                 *branch_arguments(layer, level, source, sources, strides))
+                 *branch_arguments(level, source, sources,
+                                   strides if pooled else None))
                 for level in range(self.num_levels)
-                for source, layer in self._branches(level)]
+                for source, layer, pooled in self._branches(level)]
 
     def _sources(
         self, inputs: tuple[Tensor, ...]
@@ -359,7 +366,15 @@ class FPT(BaseModule):
             return None
         if self._watches_keys and warn_of_many_keys(maps[self.num_levels - 1]):
             self._watches_keys = False
-        return pooling_strides(maps[:self.num_levels])
+        return self.fixed_strides or pooling_strides(maps[:self.num_levels])
+
+    def fix_strides(self, inputs: tuple[Tensor, ...]) -> None:
+        """Keep the key strides of these inputs for all others.
+
+        A captured graph has them as constants. They are no part of the state.
+        """
+        self.fixed_strides = None
+        self.fixed_strides = self.pooling_strides(self._pyramid_maps(inputs))
 
     def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not isinstance(inputs, (list, tuple)):
@@ -397,15 +412,16 @@ class FPT(BaseModule):
         """One level of the output, in the memory format of ``x``."""
         branches = [
             self._run(layer,
-                      *branch_arguments(layer, level, source, maps, strides))
-            for source, layer in self._branches(level)
+                      *branch_arguments(level, source, maps,
+                                        strides if pooled else None))
+            for source, layer, pooled in self._branches(level)
         ]
         fusion = self.fusions[level]
         if not branches:
             out = x if isinstance(fusion, nn.Identity) else fusion(x, None)
         else:
             out = fusion(x, self._drop(level, torch.cat(branches, dim=1)))
-        # The host's heads get what they got from the pyramid: a convolution
+        # The heads get what they got from the pyramid: a convolution
         # in another memory format may round in another way.
         return out.contiguous() if x.is_contiguous() else out
 

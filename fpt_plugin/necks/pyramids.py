@@ -1,4 +1,4 @@
-"""Pyramids of the papers that the host libraries do not have."""
+"""Pyramids of the papers that the libraries do not have."""
 
 from __future__ import annotations
 

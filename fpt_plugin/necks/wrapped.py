@@ -55,7 +55,7 @@ def build_pyramid(cfg: dict | list, offered: dict | None = None) -> nn.Module:
 
 
 def _library_of(neck_type: str | type) -> str | None:
-    """The host to ask; None keeps the active scope."""
+    """The library to ask; None keeps the active scope."""
     if not isinstance(neck_type, str) or '.' in neck_type:
         return None
     with MODELS.switch_scope_and_registry(None) as registry:
@@ -103,7 +103,7 @@ def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,
                  inputs: Sequence[Tensor]) -> None:
     """Say what is wrong with inputs that the pyramid could not take.
 
-    Only after the fact: a host's neck may ignore some of its inputs.
+    Only after the fact: a library's neck may ignore some of its inputs.
 
     Raises:
         TypeError: An input is not a floating point tensor.
@@ -121,7 +121,7 @@ def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,
 
 
 def _registered_necks() -> list[tuple[str, type]]:
-    """Names and classes of the necks that the imported hosts register."""
+    """Names and classes of the necks that the imported libraries register."""
     return [(name, cls) for scope in SCOPES
             if scope in MODELS.children
             for name, cls in MODELS.children[scope].module_dict.items()

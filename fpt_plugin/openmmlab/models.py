@@ -24,7 +24,7 @@ _WRAPPED = ('module', 'student', 'detector')
 
 def load_config(config: str | Path | Config,
                 cfg_options: dict | None = None) -> Config:
-    """Read a config of a host that has a model.
+    """Read a config that has a model.
 
     Args:
         config: A file, ``mmdet::`` or ``mmseg::`` and a file of that library's
@@ -54,7 +54,7 @@ def load_config(config: str | Path | Config,
 
 
 def scope_of(config: Config) -> str | None:
-    """The ``default_scope`` of a config, or the host that its model is of.
+    """The ``default_scope`` of a config, or the library that its model is of.
 
     Configs that import what they name need no scope and have none.
     """
@@ -114,7 +114,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def data_samples(images: Tensor) -> list[BaseDataElement]:
-    """What the hosts' data samples tell the models, of images of full size.
+    """What the libraries' data samples tell the models, of images of full size.
 
     Some models ask for annotations in training: one object an image.
     """

@@ -13,7 +13,7 @@ from torch import nn
 
 from fpt_plugin import FPT, LambdaLayer
 from fpt_plugin.commands.export import graph as module
-from fpt_plugin.commands.export.graph import export
+from fpt_plugin.commands.export.graph import Features, export, fix_strides
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +95,23 @@ def test_the_model_stays_as_it_was(tmp_path):
     model.eval()
     for a, b in zip(model.neck(model.backbone(image)), before):
         assert torch.equal(a, b)
+
+
+def test_strides_are_fixed_in_a_copy():
+    model = tiny()
+    features = Features(model)
+    keys = set(features.state_dict())
+    fix_strides(features, torch.randn(1, 3, 64, 96))
+    neck = features.parts[1]
+    render = neck.rendering_transformers['1_0']
+    assert neck.fixed_strides == (2, 1) and render.fixed_stride == 2
+    assert render.stride(80, 8) == 2
+    fix_strides(features, torch.randn(1, 3, 8, 8))  # maps of one pixel
+    assert neck.fixed_strides == (1, 1) and render.fixed_stride == 1
+    assert set(features.state_dict()) == keys
+    assert not any(m._forward_pre_hooks for m in features.modules())
+    assert model.neck.fixed_strides is None
+    assert model.neck.rendering_transformers['1_0'].stride(80, 8) == 10
 
 
 def test_local_attention(tmp_path):
@@ -198,7 +215,7 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('options, error, words', [
-    (dict(out='a.pt'), ValueError, 'out must end in one of'),
+    (dict(out='a.pt'), ValueError, 'out must end in .onnx or .pt2, got'),
     (dict(shape=(65, 64)), ValueError, r'shape must be multiples .*\(65, 64\)'),
     (dict(shape=(32, 64)), ValueError, 'from 64 to'),
     (dict(shape=(64, )), ValueError, 'shape must be height and width'),

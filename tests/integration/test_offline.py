@@ -44,11 +44,11 @@ MODELS = """
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from helpers.shipped_configs import ALL, CONFIGS
-from fpt_plugin.commands.graft.weights import zeros_for_random
+from fpt_plugin.commands.graft.weights import ZerosForRandom
 
 def build(cfg):
     init_default_scope(cfg.default_scope)
-    with zeros_for_random():
+    with ZerosForRandom():
         return MODELS.build(cfg.model)
 
 chosen = {}
@@ -71,7 +71,7 @@ from fpt_plugin.openmmlab.models import load_config
 teacher = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 # it names the teacher's config as seen from a checkout
 os.chdir(os.path.join(mmdet.__path__[0], '.mim'))
-with zeros_for_random():
+with ZerosForRandom():
     model, _ = load_model(teacher)
 print('a student of', type(model.teacher_model).__name__)
 """

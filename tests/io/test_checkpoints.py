@@ -19,10 +19,11 @@ from torch import nn
 from fpt_plugin.commands.convert_weights.command import main, parser
 from fpt_plugin.io import checkpoints as module
 from fpt_plugin.io.checkpoints import (
-    check_out,
     fetch_state_dict,
     read_state_dict,
     read_weights,
+    some,
+    summarised,
     write_weights,
 )
 from fpt_plugin.io.files import sha256_of
@@ -335,19 +336,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, error,
     assert '\n' not in str(caught.value)
 
 
-def test_what_must_not_be_written_to(tmp_path):
-    source = tmp_path / 'in.pth'
-    source.touch()
-    (tmp_path / 'link.pth').symlink_to(source)
-    os.link(source, tmp_path / 'hard.pth')
-    for name in ('in.pth', 'link.pth', 'hard.pth', 'a/../in.pth'):
-        with pytest.raises(ValueError, match='name another file'):
-            check_out(source, tmp_path / name)
-    with pytest.raises(IsADirectoryError, match='name the file'):
-        check_out(source, tmp_path)
-    with pytest.raises(ValueError, match=r'name it \.pth'):
-        check_out(source, tmp_path / 'out.safetensors')
-    check_out(source, tmp_path / 'out.pth')
+def test_summaries_name_modules_only_where_they_are_whole():
+    among = ['a.b.x', 'a.b.y', 'a.c.x', 'd.x', 'e']
+    assert summarised(['a.b.x', 'a.b.y', 'd.x'], among) == ['a.b.*', 'd.*']
+    assert summarised(['a.b.x', 'e'], among) == ['a.b.x', 'e']
+    assert summarised(among, among) == ['a.*', 'd.*', 'e']
+    assert summarised([], among) == []
+
+
+def test_keys_in_messages():
+    among = ['a.b.x', 'a.b.y', 'd.x', 'e']
+    assert some(summarised(['a.b.x', 'a.b.y', 'd.x'], among)) == 'a.*, d.*'
+    assert some(among, 2) == 'a.b.x, a.b.y, ...'
+    assert some(among) == 'a.b.x, a.b.y, d.x, e'
+    assert some([]) == ''
 
 
 # ------------------------------------------------------------ the whole command

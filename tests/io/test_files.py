@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpt_plugin.io import files
-from fpt_plugin.io.files import replacing, write_bytes, write_json
+from fpt_plugin.io.files import check_writable, replacing, write_bytes, write_json
 
 
 def names(folder):
@@ -332,3 +332,32 @@ def test_a_killed_process_of_the_same_number(tmp_path):
             inner.write_text('inner')
         temporary.write_text('outer')
     assert names(tmp_path) == ['file']
+
+
+# ------------------------------------------------------------- names to write to
+
+
+def test_what_is_read_is_not_written_to(tmp_path):
+    source = tmp_path / 'in.pth'
+    source.touch()
+    (tmp_path / 'link.pth').symlink_to(source)
+    os.link(source, tmp_path / 'hard.pth')
+    for name in ('in.pth', 'link.pth', 'hard.pth', 'a/../in.pth'):
+        with pytest.raises(ValueError, match='must name another file'):
+            check_writable(tmp_path / name, read=[None, 'mmdet::a.py', source])
+    check_writable(tmp_path / 'out.pth', read=[source], force=False)
+
+
+def test_names_that_cannot_be_written_to(tmp_path):
+    out = tmp_path / 'out.pth'
+    with pytest.raises(IsADirectoryError, match='--json must name the file'):
+        check_writable(tmp_path, suffixes=['.json'], name='--json')
+    with pytest.raises(ValueError, match=r'out must end in \.a or \.b, got .*pth'):
+        check_writable(out, suffixes=['.a', '.b'])
+    with pytest.raises(ValueError, match=r'must not end in \.pth, .*: too old'):
+        check_writable(out, refused={'.pth': 'too old'})
+    check_writable(out, suffixes=['.pth'], refused={'.a': ''}, force=False)
+    out.touch()
+    check_writable(out)
+    with pytest.raises(FileExistsError, match='already: --fresh replaces it'):
+        check_writable(out, force=False, flag='--fresh')

@@ -13,7 +13,7 @@ CHANNELS = [8, 16, 24, 32]
 ARGS = dict(in_channels=CHANNELS, out_channels=16, num_outs=5)
 
 
-def host(neck_type: str, **kwargs) -> torch.nn.Module:
+def neck(neck_type: str, **kwargs) -> torch.nn.Module:
     return MODELS.build(dict(type=f'mmdet.{neck_type}', **{**ARGS, **kwargs}))
 
 
@@ -33,7 +33,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize('loader', ['torch', 'mmengine'])
 def test_plain_checkpoint_of_a_detector(loader, messages, capsys):
-    plain, ours = Detector(host('FPN')), Detector(FPT(**ARGS))
+    plain, ours = Detector(neck('FPN')), Detector(FPT(**ARGS))
     state_dict = plain.state_dict()
     keys = list(state_dict)
     if loader == 'torch':
@@ -58,20 +58,20 @@ def test_own_checkpoint_loads_strictly(messages):
 def test_another_neck_is_named(messages):
     """PAFPN's arguments are FPN's: only the checkpoint tells."""
     ours = Detector(FPT(**ARGS))
-    ours.load_state_dict(Detector(host('PAFPN')).state_dict(), strict=False)
+    ours.load_state_dict(Detector(neck('PAFPN')).state_dict(), strict=False)
     text, = messages
     assert 'FPN' in text and 'PAFPN' in text
     assert 'downsample_convs' in text and "type='PAFPN'" in text
 
 
 @pytest.mark.parametrize('wrapped, stored, named', [
-    (dict(type='PAFPN'), host('FPN'), "type='FPN'"),
-    (dict(type='BottomUpPyramid'), host('FPN'), "type='FPN'"),
-    (dict(type='FPN'), host('HRFPN'), "type='HRFPN'"),
+    (dict(type='PAFPN'), neck('FPN'), "type='FPN'"),
+    (dict(type='BottomUpPyramid'), neck('FPN'), "type='FPN'"),
+    (dict(type='FPN'), neck('HRFPN'), "type='HRFPN'"),
     (dict(type='FPN'),
-     host('NASFPN', stack_times=1, norm_cfg=dict(type='BN')),
+     neck('NASFPN', stack_times=1, norm_cfg=dict(type='BN')),
      "type='NASFPN'"),
-    (dict(type='FPN'), host('ChannelMapper'), "type='ChannelMapper'"),
+    (dict(type='FPN'), neck('ChannelMapper'), "type='ChannelMapper'"),
     (dict(type='FPN'),
      MODELS.build(
          dict(type='mmdet.YOLOXPAFPN', in_channels=CHANNELS, out_channels=16)),
@@ -86,13 +86,13 @@ def test_likely_necks(wrapped, stored, named, messages):
 def test_other_arguments_of_the_same_neck(messages):
     ours = FPT(**ARGS)
     ours.load_state_dict(
-        host('FPN', norm_cfg=dict(type='BN')).state_dict(), strict=False)
+        neck('FPN', norm_cfg=dict(type='BN')).state_dict(), strict=False)
     assert 'other arguments' in messages[0]
 
 
 def test_strict_loading_of_another_neck_fails():
     with pytest.raises(RuntimeError, match='downsample_convs'):
-        FPT(**ARGS).load_state_dict(host('PAFPN').state_dict(), strict=True)
+        FPT(**ARGS).load_state_dict(neck('PAFPN').state_dict(), strict=True)
 
 
 def test_checkpoint_without_a_neck_is_silent(messages):
@@ -140,7 +140,7 @@ def test_nested_fpt(messages):
 
 
 def test_pretrained_init_cfg_reaches_the_pyramid(tmp_path):
-    plain = Detector(host('FPN'))
+    plain = Detector(neck('FPN'))
     torch.save(plain.state_dict(), tmp_path / 'detector.pth')
     ours = FPT(
         **ARGS,

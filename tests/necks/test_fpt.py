@@ -220,13 +220,13 @@ def test_scopes(scope):
             neck = MODELS.build(
                 dict(type=neck_type, in_channels=CHANNELS, out_channels=16,
                      num_outs=4))
-            host = 'mmseg' if scope == 'mmseg' else 'mmdet'
-            assert type(neck.pyramid).__module__.startswith(host)
+            library = 'mmseg' if scope == 'mmseg' else 'mmdet'
+            assert type(neck.pyramid).__module__.startswith(library)
 
 
-@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
-def test_host_registries_find_it(host):
-    registry = __import__(f'{host}.registry', fromlist=['MODELS']).MODELS
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+def test_registries_of_libraries_find_it(library):
+    registry = __import__(f'{library}.registry', fromlist=['MODELS']).MODELS
     neck = registry.build(
         dict(type='FPT', in_channels=CHANNELS, out_channels=16, num_outs=4))
     assert isinstance(neck, FPT)
@@ -555,7 +555,7 @@ def test_compiled_neck_trains():
 @pytest.mark.parametrize('format', [
     torch.contiguous_format, torch.channels_last])
 def test_outputs_keep_the_memory_format_of_the_maps(fusion, format):
-    """The heads of a host may round differently in another one."""
+    """The heads may round differently in another one."""
     neck = perturb(FPT(12, 12, pyramid=None, num_levels=3, fusion=fusion))
     inputs = [
         torch.randn(2, 12, *size).contiguous(memory_format=format)

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ...io.files import write_json
-from . import gpu
+from . import gpu, graft_zoo
 from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
 from .measuring import Case, environment, measure
@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     gpu_table = commands.add_parser(
         'gpu-table', help='print the table of a result of gpu again')
     gpu_table.add_argument('result', help='JSON file')
+    graft_zoo.add_parser(commands)
     shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
     for command in (attention, neck, backbone, segmentor):
         command.add_argument(
@@ -194,11 +195,12 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     ]
 
 
-def main(args: argparse.Namespace) -> Path | gpu.Result:
+def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]:
     """Measure, print the table and write the JSON.
 
     Returns:
-        The JSON file; of ``gpu`` with what failed.
+        The JSON file; of ``gpu`` with what failed, of ``graft-zoo`` what
+        came of each config.
     """
     if args.command == 'gpu':
         return gpu.main(args)
@@ -206,6 +208,8 @@ def main(args: argparse.Namespace) -> Path | gpu.Result:
         print(gpu.markdown(json.loads(Path(args.result).read_text('utf-8'))),
               end='')
         return Path(args.result)
+    if args.command == 'graft-zoo':
+        return graft_zoo.main(args)
     cases = cases_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -29,7 +29,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -37,7 +37,14 @@ from ...io.files import write_json
 from ...layers.checks import check_positive_int
 from ...necks import FPT
 from ...openmmlab.models import unwrapped
-from ..common import image_shape, load_model, positive_int
+from ..common import (
+    add_cfg_options,
+    add_config,
+    add_shape,
+    image_shape,
+    load_model,
+    positive_int,
+)
 from .forward import (
     Attempts,
     RoICounts,
@@ -62,7 +69,7 @@ def complexity(config: str | Path | Config | nn.Module,
                shape: Sequence[int] | None = None,
                batch: int = 1,
                cfg_options: dict | None = None) -> Complexity:
-    """Count a detector or segmentor of the hosts, with or without our necks.
+    """Count a detector or segmentor, with or without our necks.
 
     Args:
         config: A config, its file, ``mmdet::`` or ``mmseg::`` and a file of
@@ -206,17 +213,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description='Parameters, multiply-adds and activation memory of a '
         'detector or segmentor, part by part. ' + CONVENTION)
-    parser.add_argument(
-        'config',
-        help='config file, or mmdet:: or mmseg:: and a file of that '
-        "library's configs")
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=positive_int,
-        metavar=('H', 'W'),
-        help='height and width of the images (default: 800 1344 for a '
-        'detector, the size of the crops for a segmentor)')
+    add_config(parser)
+    add_shape(parser, 'height and width of the images (default: 800 1344 for a '
+              'detector, the size of the crops for a segmentor)')
     parser.add_argument(
         '--batch',
         type=positive_int,
@@ -227,11 +226,7 @@ def parser() -> argparse.ArgumentParser:
         action='store_true',
         help="show each level of FPT's branches")
     parser.add_argument('--json', help='file to write the numbers to')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override the config, as key=value')
+    add_cfg_options(parser)
     return parser
 
 

@@ -103,7 +103,7 @@ class Meter:
                     self._used.add(storage)
 
     def _watch(self, module: nn.Module, label: Hashable) -> None:
-        """Wrap ``forward`` itself: the hosts' heads are called by it too.
+        """Wrap ``forward`` itself: the libraries' heads are called by it too.
 
         mmdet's generators of queries have a ``__call__`` of their own instead,
         which is looked up in the class.

@@ -1,6 +1,6 @@
 """Multiply-adds of operations, as formulas of their arguments.
 
-Where to add one: a function of fpt_plugin.functional or of a host with
+Where to add one: a function of fpt_plugin.functional or of a library with
 :func:`operation`, an operator of torch in ``ATEN``.
 """
 

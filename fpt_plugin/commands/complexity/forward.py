@@ -63,7 +63,7 @@ class Attempts:
         """The result, or None where it raised."""
         try:
             return function(*args, **kwargs)
-        # Code of the hosts and of anyone's models: it may raise anything.
+        # Code of the libraries and of anyone's models: it may raise anything.
         except Exception as error:
             self.errors.append(describe(error))
             return None

@@ -102,7 +102,7 @@ class Measurement:
 
     def _pass(self, device: str, mode: str, saving: bool) -> _Pass:
         twin = _copy(self.model, device)
-        # Not by its result: some train() of the hosts return None.
+        # Not by its result: some train() of the libraries return None.
         twin.train(mode in TRAINING[:2])
         if mode == TRAINING[1]:
             for module in twin.modules():

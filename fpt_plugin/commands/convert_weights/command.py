@@ -7,17 +7,26 @@ the backbone. A checkpoint of another net is refused rather than read in part.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
-from rich.console import Console
 from torch import Tensor
 
-from ...io.checkpoints import Weights, check_out, read_weights, write_weights
+from ...io.checkpoints import (
+    UNWRITABLE,
+    Weights,
+    read_weights,
+    some,
+    summarised,
+    write_weights,
+)
+from ...io.files import check_writable
+from ...openmmlab.pins import SCOPES
+from ..console import print_lines
 from .key_maps import (
     Conversion,
     Shapes,
@@ -115,22 +124,6 @@ class Report:
         return lines
 
 
-def summarised(keys: Collection[str], among: Collection[str]) -> list[str]:
-    """Keys, with modules of which all keys are there as ``module.*``."""
-    given, whole = set(keys), {}
-    for key in among:
-        parts = key.split('.')
-        for end in range(1, len(parts)):
-            module = '.'.join(parts[:end])
-            whole[module] = whole.get(module, True) and key in given
-    found: dict[str, None] = {}
-    for key in keys:
-        parts = key.split('.')
-        modules = ('.'.join(parts[:end]) for end in range(1, len(parts)))
-        found[next((f'{m}.*' for m in modules if whole.get(m)), key)] = None
-    return list(found)
-
-
 # ------------------------------------------------------------------ subcommands
 
 
@@ -156,11 +149,11 @@ def torchvision_resnet(depth: int = 50) -> Task:
         or (key.split('.')[2] == 'conv2' and is_lambda(key, shapes)))
 
 
-def torchvision_mobilenetv2(host: str = 'mmdet') -> Task:
-    """MobileNetV2 of torchvision for the backbone of a host."""
-    return Task(f'torchvision-mobilenetv2 --host {host}', MOBILENET_V2,
-                dict(type=f'{host}.MobileNetV2'),
-                lambda state_dict, _: map_mobilenet_v2(state_dict, host),
+def torchvision_mobilenetv2(library: str = 'mmdet') -> Task:
+    """MobileNetV2 of torchvision for the backbone of a library."""
+    return Task(f'torchvision-mobilenetv2 --host {library}', MOBILENET_V2,
+                dict(type=f'{library}.MobileNetV2'),
+                lambda state_dict, _: map_mobilenet_v2(state_dict, library),
                 _is_counter)
 
 
@@ -183,10 +176,10 @@ def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
     Raises:
         OSError: A file cannot be read or written.
         ValueError: ``source`` is no checkpoint, or of another net; ``out``
-            would harm it; or the host of the backbone is not installed.
+            would harm it; or the library of the backbone is not installed.
     """
     source, out = Path(source), Path(out)
-    check_out(source, out)
+    check_writable(out, refused=UNWRITABLE, read=[source])
     weights = read_weights(source)
     shapes = shapes_of(task.backbone)
     conversion = converted(task, weights, shapes)
@@ -234,9 +227,9 @@ def converted(task: Task, weights: Weights, shapes: Shapes) -> Conversion:
         if key not in conversion.state_dict and not task.may_lack(key, shapes)
     ]
     if missing:
-        some = ', '.join(summarised(missing, shapes)[:5])
         raise ValueError(f'{task.asked} wants {task.net}, got one without '
-                         f'{len(missing)} of its tensors: nothing for {some}')
+                         f'{len(missing)} of its tensors: nothing for '
+                         f'{some(summarised(missing, shapes), 5)}')
     return conversion
 
 
@@ -246,9 +239,9 @@ def shapes_of(backbone: dict) -> dict[str, torch.Size]:
     Raises:
         ValueError: Its library is not installed.
     """
-    host = backbone['type'].rpartition('.')[0]
-    if host and find_spec(host) is None:
-        raise ValueError(f'{host} is not installed: its backbone cannot be '
+    library = backbone['type'].rpartition('.')[0]
+    if library and find_spec(library) is None:
+        raise ValueError(f'{library} is not installed: its backbone cannot be '
                          'compared with the weights')
     with torch.device('meta'):
         model = MODELS.build(dict(backbone))
@@ -262,8 +255,9 @@ def parser() -> argparse.ArgumentParser:
     """The flags of tools/convert_weights.py."""
     parser = argparse.ArgumentParser(
         description='Convert weights of other projects for our backbones and for '
-        "the hosts' MobileNetV2. IN is a state dict that torch.save wrote, bare "
-        'or under state_dict, model or state_dict_ema, or a .safetensors file; '
+        'the MobileNetV2 of mmdet and mmseg. IN is a state dict that torch.save '
+        'wrote, bare or under state_dict, model or state_dict_ema, or a '
+        '.safetensors file; '
         "OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT) of the "
         'backbone.')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -292,10 +286,10 @@ def parser() -> argparse.ArgumentParser:
         choices=list(RESNET_DEPTHS.values()),
         help='of both (default: 50)')
     add('torchvision-mobilenetv2',
-        "torchvision's MobileNetV2 for a host's backbone").add_argument(
+        "torchvision's MobileNetV2 for a library's backbone").add_argument(
             '--host',
             default='mmdet',
-            choices=['mmdet', 'mmseg'],
+            choices=SCOPES,
             help='(default: mmdet)')
     return parser
 
@@ -314,7 +308,5 @@ def task_of(args: argparse.Namespace) -> Task:
 def main(args: argparse.Namespace) -> Report:
     """What tools/convert_weights.py does."""
     report = convert_weights(task_of(args), args.source, args.out)
-    console = Console()
-    for line in report.lines():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_lines(report.lines())
     return report

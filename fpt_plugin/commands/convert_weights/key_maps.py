@@ -217,19 +217,19 @@ def is_lambda(key: str, target: Shapes) -> bool:
 
 
 def map_mobilenet_v2(state_dict: Mapping[str, Tensor],
-                     host: str = 'mmdet') -> Conversion:
-    """Rename torchvision's MobileNetV2 for a host's backbone.
+                     library: str = 'mmdet') -> Conversion:
+    """Rename torchvision's MobileNetV2 for a library's backbone.
 
     Args:
         state_dict: torchvision's.
-        host: ``'mmdet'``, or ``'mmseg'``, whose last layer is the seventh.
+        library: ``'mmdet'``, or ``'mmseg'``, whose last layer is the seventh.
 
     Raises:
         ValueError: A key is not of torchvision's MobileNetV2.
     """
     conversion = Conversion()
     for key, value in state_dict.items():
-        renamed = convert_mobilenet_v2({key: value}, host)
+        renamed = convert_mobilenet_v2({key: value}, library)
         if renamed:
             conversion.take(key, *renamed.popitem())
         else:

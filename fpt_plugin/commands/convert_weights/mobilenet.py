@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV2 weights with the names of the host libraries."""
+"""torchvision's MobileNetV2 weights with the names of mmdet and mmseg."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 from torch import Tensor
 
-# Blocks of torchvision's features.1 to features.17 in each host layer.
+from ...openmmlab.pins import SCOPES
+
+# Blocks of torchvision's features.1 to features.17 in each layer of the libraries.
 _BLOCKS_PER_LAYER = (1, 2, 3, 4, 3, 3, 1)
 _BLOCK_NAMES = [(layer, block)
                 for layer, count in enumerate(_BLOCKS_PER_LAYER, start=1)
@@ -14,34 +16,34 @@ _BLOCK_NAMES = [(layer, block)
 
 
 def convert_mobilenet_v2(state_dict: dict[str, Tensor],
-                         host: str = 'mmdet') -> dict[str, Tensor]:
-    """Rename torchvision's MobileNetV2 keys to a host's backbone.
+                         library: str = 'mmdet') -> dict[str, Tensor]:
+    """Rename torchvision's MobileNetV2 keys to a library's backbone.
 
     Args:
         state_dict: torchvision's, with ``features.*`` and ``classifier.*``.
-        host: ``'mmdet'`` or ``'mmseg'``.
+        library: ``'mmdet'`` or ``'mmseg'``.
 
     Returns:
         The backbone's state dict; the classifier is left out, and
         ``features.18``, which mmseg's backbone does not have.
 
     Raises:
-        ValueError: A key is not of torchvision's MobileNetV2, or the host is
+        ValueError: A key is not of torchvision's MobileNetV2, or the library is
             unknown.
     """
-    if host not in ('mmdet', 'mmseg'):
-        raise ValueError(f"host must be 'mmdet' or 'mmseg', got {host!r}")
+    if library not in SCOPES:
+        raise ValueError(f"library must be 'mmdet' or 'mmseg', got {library!r}")
     renamed = {
-        _host_key(key, host): value
+        _library_key(key, library): value
         for key, value in state_dict.items()
         if not key.startswith('classifier.')
     }
-    if host == 'mmseg':
+    if library == 'mmseg':
         return {k: v for k, v in renamed.items() if not k.startswith('conv2.')}
     return renamed
 
 
-def _host_key(key: str, host: str) -> str:
+def _library_key(key: str, library: str) -> str:
     match = re.fullmatch(r'features\.(\d+)\.(.+)', key)
     if match is None or int(match[1]) > 18:
         raise _foreign(key)
@@ -68,7 +70,7 @@ def _host_key(key: str, host: str) -> str:
         part = _unit_part(str(position - len(units)), key)
     else:
         raise _foreign(key)
-    if host == 'mmseg':  # by position: conv.0, conv.1, conv.2
+    if library == 'mmseg':  # by position: conv.0, conv.1, conv.2
         unit = f'conv.{min(position, len(units))}'
     return f'layer{layer}.{block}.{unit}.{part}.{match[3]}'
 

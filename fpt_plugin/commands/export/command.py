@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mmengine.config import DictAction
-from rich.console import Console
-
-from ..common import load_model, positive_int
-from ..visualize_attention.model import load_weights
-from .graph import LONGEST, OPSET, SHORTEST, Export, check_out, export
+from ...io.checkpoints import read_state_dict
+from ...io.files import check_writable
+from ..common import (
+    add_cfg_options,
+    add_config,
+    add_shape,
+    load_model,
+    load_weights,
+    positive_int,
+)
+from ..console import print_lines
+from .graph import FORMATS, LONGEST, OPSET, SHORTEST, Export, export
 
 ERRORS = (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -22,19 +27,11 @@ def parser() -> argparse.ArgumentParser:
         'or as a program of torch.export, and compare the file with torch at two '
         'sizes. The input is one normalised image (1, 3, H, W), the outputs are '
         'the maps of the neck; heads and NMS are not part of it.')
-    parser.add_argument(
-        'config',
-        help='config file, or mmdet:: or mmseg:: and a file of that '
-        "library's configs")
+    add_config(parser)
     parser.add_argument('checkpoint', help="checkpoint, or 'none': random weights")
     parser.add_argument('out', help='.onnx or .pt2 file to write')
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=positive_int,
-        default=(256, 320),
-        metavar=('H', 'W'),
-        help='height and width to capture the graph at (default: 256 320)')
+    add_shape(parser, 'height and width to capture the graph at (default: 256 320)',
+              default=(256, 320))
     parser.add_argument(
         '--divisor',
         type=positive_int,
@@ -50,20 +47,17 @@ def parser() -> argparse.ArgumentParser:
         help=f'version of the operators of ONNX (default: {OPSET})')
     parser.add_argument(
         '--force', action='store_true', help='replace the file if it is there')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override the config, as key=value')
+    add_cfg_options(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> Export:
     """What tools/export.py does."""
-    check_out(Path(args.out), args.force)
+    check_writable(args.out, suffixes=FORMATS, force=args.force)
     model, _ = load_model(args.config, args.cfg_options)
     if args.checkpoint != 'none':
-        load_weights(model, args.checkpoint)
+        load_weights(model, read_state_dict(args.checkpoint).state_dict,
+                     args.checkpoint, heads=False)
     result = export(
         model,
         args.out,
@@ -71,9 +65,7 @@ def main(args: argparse.Namespace) -> Export:
         divisor=None if args.fixed else args.divisor,
         opset=args.opset,
         force=args.force)
-    console = Console()
-    for line in lines(result):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_lines(lines(result))
     return result
 
 

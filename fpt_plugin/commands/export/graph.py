@@ -1,6 +1,6 @@
 """Backbone and neck of a detector or segmentor as one graph for deployment.
 
-Heads, anchors and NMS are left to the deployment tools of the hosts. The graph
+Heads, anchors and NMS are left to the deployment tools of the libraries. The graph
 is that of the eager twins (functional/), of plain operators alone. ONNX and
 ``.pt2`` files take any height and width that are multiples of ``divisor``: the
 strides between the levels are then the same at every size, and are constants.
@@ -21,7 +21,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from ...io.files import replacing
+from ...io.files import check_writable, replacing
 from ...layers import RenderingTransformer
 from ...layers.checks import check_positive_int
 from ...necks import FPT
@@ -100,7 +100,7 @@ def export(model: nn.Module,
     """Write backbone and neck as ONNX or as a program of torch.export.
 
     Args:
-        model: A detector or segmentor of the hosts, on the CPU.
+        model: A detector or segmentor, on the CPU.
         out: A ``.onnx`` file, or ``.pt2`` for torch.export.load.
         shape: Height and width of the image that the graph is captured at,
             multiples of ``divisor``.
@@ -134,7 +134,7 @@ def export(model: nn.Module,
     if divisor is None and len(set(sizes)) > 1:
         raise ValueError('checks must be the shape where divisor is None, got '
                          f'{sizes[1:]} and shape={sizes[0]}')
-    check_out(out, force)
+    check_writable(out, suffixes=FORMATS, force=force)
     if check_positive_int('opset', opset) < OPSET:
         raise ValueError(f'opset must be at least {OPSET}, got {opset}')
     if out.suffix == '.onnx':
@@ -184,38 +184,15 @@ def fix_strides(features: nn.Module, image: Tensor) -> None:
         features: Changed in place.
         image: One to run it with.
     """
-    fixed = []
-    for module in features.modules():
-        if isinstance(module, FPT):
-            fixed.append((module, 'pooling_strides', []))
-        elif isinstance(module, RenderingTransformer):
-            fixed.append((module, 'stride', []))
-    for module, name, seen in fixed:
-        setattr(module, name, _noting(getattr(module, name), seen))
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, args: module.fix_strides(*args))
+        for module in features.modules()
+        if isinstance(module, (FPT, RenderingTransformer))
+    ]
     features(image)
-    for module, name, seen in fixed:
-        delattr(module, name)
-        if seen:
-            setattr(module, name, _Constant(seen[-1]))
-
-
-def _noting(function, seen):
-
-    def call(*args):
-        seen.append(function(*args))
-        return seen[-1]
-
-    return call
-
-
-class _Constant:
-    """A method that always gives the same; copies as data."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __call__(self, *args) -> object:
-        return self.value
+    for handle in handles:
+        handle.remove()
 
 
 # -------------------------------------------------------------------- the graph
@@ -359,22 +336,6 @@ def _size(name: str, size: Sequence[int],
                 f'{name} must be multiples of divisor={divisor}, from '
                 f'{SHORTEST * divisor} to {LONGEST * divisor}, got {tuple(size)}')
     return tuple(size)
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Require a name to write to that harms nothing.
-
-    Raises:
-        FileExistsError: The file is there.
-        IsADirectoryError: It is a folder.
-        ValueError: It is of no known format.
-    """
-    if out.suffix not in FORMATS:
-        raise ValueError(f'out must end in one of {FORMATS}, got {out}')
-    if out.is_dir():
-        raise IsADirectoryError(f'{out} is a folder: name the file to write')
-    if out.exists() and not force:
-        raise FileExistsError(f'{out} is there already: --force replaces it')
 
 
 def _there(package: str) -> bool:

@@ -16,12 +16,12 @@ from ...openmmlab.registry import lookup
 from ..convert_weights.command import converted, shapes_of, torchvision_resnet
 from ..convert_weights.key_maps import Conversion
 from ..convert_weights.nets import RESNET_DEPTHS
-from .hosts import Host, Refusal, Unbuildable, probe, type_name
+from .sites import Refusal, Site, Unbuildable, probe, type_name
 
 _RESNETS = ('ResNet', 'ResNetV1c', 'ResNetV1d')
 DEPTHS = tuple(RESNET_DEPTHS.values())
 
-# Arguments of the hosts' ResNet that a LambdaResNet has another answer to: a
+# Arguments of the libraries' ResNet that a LambdaResNet has another answer to: a
 # stem and shortcuts of its own, and new layers that must learn.
 _REPLACED = ('pretrained', 'init_cfg', 'frozen_stages', 'norm_eval',
              'norm_cfg', 'deep_stem', 'avg_down', 'stem_channels')
@@ -39,11 +39,11 @@ _PLUGIN = dict(
     type='LambdaLayer', residual=True, norm_cfg=dict(type='GN', num_groups=4))
 
 
-def replace_backbone(host: Host, name: str) -> dict:
-    """The LambdaResNet for the ResNet of a host.
+def replace_backbone(site: Site, name: str) -> dict:
+    """The LambdaResNet for the ResNet of a site.
 
     Args:
-        host: Its backbone is a ResNet of the hosts.
+        site: Its backbone is a ResNet of a library.
         name: ``'lambda-resnet50'`` and so on for the depths of the paper.
 
     Raises:
@@ -55,27 +55,27 @@ def replace_backbone(host: Host, name: str) -> dict:
         names = ', '.join(f'lambda-resnet{depth}' for depth in DEPTHS)
         raise ValueError(f'backbone must be one of {names}, got {name!r}')
     depth = int(match[1])
-    old = host.cfg['backbone']
+    old = site.cfg['backbone']
     kind = type_name(old).rpartition('.')[2]
     if kind not in _RESNETS or old.get('depth') != depth:
         raise Refusal(
             f'{name} replaces a ResNet of depth {depth} (of the types '
             f'{", ".join(_RESNETS)}), got {kind} of depth {old.get("depth")} in '
-            f'{host.name}')
+            f'{site.name}')
     kept = {}
     for key, value in old.items():
         if key in _REQUIRED and value not in _REQUIRED[key]:
             raise Refusal(
                 f'{name} can stand for a ResNet with {key}='
                 f'{_REQUIRED[key][0]!r}, got {key}={value!r} in '
-                f'{host.name}.backbone')
+                f'{site.name}.backbone')
         if key in _REPLACED or key in _REQUIRED or key in _IGNORED:
             continue
         if key not in inspect.signature(LambdaResNet).parameters:
             if key in ('type', '_scope_'):
                 continue
             raise Refusal(f'LambdaResNet takes no {key}, got {key}={value!r} in '
-                          f'{host.name}.backbone')
+                          f'{site.name}.backbone')
         kept[key] = value
     norm = dict(old.get('norm_cfg') or dict(type='BN'))
     if norm['type'] in ('BN', 'SyncBN'):
@@ -84,29 +84,29 @@ def replace_backbone(host: Host, name: str) -> dict:
     return dict(type='LambdaResNet', **kept, norm_cfg=norm, norm_eval=False)
 
 
-def add_lambda_plugins(host: Host) -> dict:
-    """The backbone of a host with gated lambda layers in C4 and C5.
+def add_lambda_plugins(site: Site) -> dict:
+    """The backbone of a site with gated lambda layers in C4 and C5.
 
     Raises:
         Refusal: It has no place for them.
         Unbuildable: It does not build or run.
     """
-    old = host.cfg['backbone']
+    old = site.cfg['backbone']
     kind = type_name(old)
     with MODELS.switch_scope_and_registry(old.get('_scope_')
-                                          or host.scope) as registry:
+                                          or site.scope) as registry:
         cls = lookup(registry, old['type'])
     if not hasattr(cls, 'make_stage_plugins'):
         raise Refusal(f'lambda layers go into a ResNet that takes plugins, got '
-                      f'{kind} in {host.name}')
+                      f'{kind} in {site.name}')
     if type(old.get('depth')) is int and old['depth'] < 50:
         raise Refusal(f'lambda layers go into bottleneck blocks, which {kind} '
-                      f'of depth {old["depth"]} in {host.name} has not')
+                      f'of depth {old["depth"]} in {site.name} has not')
     stages = tuple(stage >= _FIRST_LAMBDA_STAGE
                    for stage in range(old.get('num_stages', 4)))
     if not any(stages):
         raise Refusal(f'lambda layers go into C4 and C5, and the backbone of '
-                      f'{host.name} has {len(stages)} stages')
+                      f'{site.name} has {len(stages)} stages')
     new = dict(
         old,
         plugins=[
@@ -115,16 +115,16 @@ def add_lambda_plugins(host: Host) -> dict:
         ])
     # Alone: what the neck makes of it does not matter here.
     plain, grafted = (
-        Host(host.path, dict(host.cfg, backbone=backbone, neck=None),
-             host.scope) for backbone in (old, new))
+        Site(site.path, dict(site.cfg, backbone=backbone, neck=None),
+             site.scope) for backbone in (old, new))
     before = probe(plain)
     try:
         after = probe(grafted)
     except Unbuildable as error:
-        raise Refusal(f'{kind} in {host.name} does not take lambda layers as '
+        raise Refusal(f'{kind} in {site.name} does not take lambda layers as '
                       f'plugins: {describe(error.__cause__)}') from error
     if after.outputs != before.outputs:
-        raise Refusal(f'{kind} in {host.name} makes other maps with plugins')
+        raise Refusal(f'{kind} in {site.name} makes other maps with plugins')
     return new
 
 

@@ -15,12 +15,11 @@ from mmengine.utils import import_modules_from_strings
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...openmmlab.models import data_samples, describe, unwrapped
+from ...openmmlab.models import build_model, data_samples, describe, unwrapped
 from ..benchmark.measuring import Case, median_and_spread, peak_in_fresh_process
 from ..common import image_shape
 from ..complexity.command import complexity, model_labels
 from ..complexity.report import CONVENTION, Complexity
-from .weights import build_model
 
 BOTH = ('plain', 'grafted')
 TOTAL = 'total'
@@ -162,30 +161,30 @@ WHOLE = 'backbone, neck and heads with random weights, without losses'
 NECK_ONLY = 'backbone and neck; the heads do not run without data'
 
 
-def _forward(host: nn.Module, images: Tensor, heads: bool) -> object:
+def _forward(model: nn.Module, images: Tensor, heads: bool) -> object:
     if heads:
-        return host(images, data_samples(images), mode='tensor')
-    return host.extract_feat(images)
+        return model(images, data_samples(images), mode='tensor')
+    return model.extract_feat(images)
 
 
 @torch.no_grad()
-def _times(hosts: dict[str, nn.Module], shape: tuple[int, int],
+def _times(models: dict[str, nn.Module], shape: tuple[int, int],
            repeats: int) -> tuple[dict[str, dict[str, float]], str]:
     """Median seconds by model and part, of turns."""
-    clocks = {name: _PartClock(host) for name, host in hosts.items()}
-    images = {name: make_images(host, shape) for name, host in hosts.items()}
+    clocks = {name: _PartClock(model) for name, model in models.items()}
+    images = {name: make_images(model, shape) for name, model in models.items()}
     heads = True
     try:
-        _forward(hosts['plain'], images['plain'], heads)
-    except Exception:  # code of the hosts and of anyone
+        _forward(models['plain'], images['plain'], heads)
+    except Exception:  # code of the libraries and of anyone
         heads = False
-    found = {name: defaultdict(list) for name in hosts}
+    found = {name: defaultdict(list) for name in models}
     for turn in range(repeats + 1):
-        for name, host in hosts.items():
+        for name, model in models.items():
             try:
                 parts = clocks[name].clocked(
-                    lambda host=host, name=name: _forward(
-                        host, images[name], heads))
+                    lambda model=model, name=name: _forward(
+                        model, images[name], heads))
             except Exception as error:
                 raise RuntimeError(f'the {name} model does not run at '
                                    f'{shape[0]}x{shape[1]}: '
@@ -200,21 +199,21 @@ def _times(hosts: dict[str, nn.Module], shape: tuple[int, int],
     return medians, WHOLE if heads else NECK_ONLY
 
 
-def make_images(host: nn.Module, shape: tuple[int, int]) -> Tensor:
-    """One random image with the channels that a host expects."""
-    mean = getattr(getattr(host, 'data_preprocessor', None), 'mean', None)
+def make_images(model: nn.Module, shape: tuple[int, int]) -> Tensor:
+    """One random image with the channels that a model expects."""
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     return torch.rand(1, 3 if mean is None else mean.numel(), *shape)
 
 
 class _PartClock:
     """Seconds of the parts of a model, each without the parts inside it."""
 
-    def __init__(self, host: nn.Module) -> None:
-        host.eval()
+    def __init__(self, model: nn.Module) -> None:
+        model.eval()
         self._stack: list[str] = []
         self._found: dict[str, float] = {}
         self._last = 0.
-        for module, label in model_labels(host).items():
+        for module, label in model_labels(model).items():
             module.forward = self._clocked(module.forward, label.part)
 
     def clocked(self, run: Callable[[], object]) -> dict[str, float]:
@@ -276,9 +275,9 @@ class GraftCase(Case):
                                     allow_failed_imports=True)
         cfg = Config(dict(model=ConfigDict(content['model']),
                           default_scope=content['default_scope']))
-        host = unwrapped(build_model(cfg))
-        host.eval()
-        return host, make_images(host, self.shape)
+        model = unwrapped(build_model(cfg))
+        model.eval()
+        return model, make_images(model, self.shape)
 
     def leaves(self, state: Any) -> list[Tensor]:
         """None: nothing is trained."""

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from ...layers.checks import check_positive_int
 from ...necks import FPT
 from ...openmmlab.registry import lookup
-from .hosts import Host, Maps, Refusal, copied, type_name
+from .sites import Maps, Refusal, Site, copied, type_name
 
 NECKS = ('FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
          'RenderingTransformerNeck')
@@ -25,16 +25,16 @@ _OWN = {
 _DECIDED = ('in_channels', 'out_channels', 'num_outs', 'pyramid', 'num_levels')
 
 
-def neck_config(host: Host,
+def neck_config(site: Site,
                 maps: Maps,
                 neck: str | None = None,
                 levels: int | None = None,
                 key_strides: list[int] | int | None = None,
                 options: Mapping | None = None) -> dict | list:
-    """Wrap the neck of a host, or continue its list of necks.
+    """Wrap the neck of a site, or continue its list of necks.
 
     Args:
-        host: Where it stands.
+        site: Where it stands.
         maps: What flows through it.
         neck: One of :data:`NECKS`; None: FPT, or the Self-Transformer alone
             for one map, to which the others have nothing to add.
@@ -50,14 +50,14 @@ def neck_config(host: Host,
     """
     if neck is not None and neck not in NECKS:
         raise ValueError(f'neck must be one of {NECKS}, got {neck!r}')
-    if holds_fpt(host.cfg.get('neck')):
-        raise Refusal(f'{host.name} has FPT in its neck already: '
-                      f'{type_name(host.cfg["neck"])}')
-    count = _levels(host, maps, levels)
+    if holds_fpt(site.cfg.get('neck')):
+        raise Refusal(f'{site.name} has FPT in its neck already: '
+                      f'{type_name(site.cfg["neck"])}')
+    count = _levels(site, maps, levels)
     if count == 1:
         if neck in ('GroundingTransformerNeck', 'RenderingTransformerNeck'):
             raise Refusal(
-                f'{neck} passes features between maps, and {host.name} gives it '
+                f'{neck} passes features between maps, and {site.name} gives it '
                 'one: take SelfTransformerNeck')
         neck = neck or 'SelfTransformerNeck'
     own = dict(options or {})
@@ -67,8 +67,8 @@ def neck_config(host: Host,
                          f'{decided}, which the graft decides')
     if key_strides is not None:
         own['key_strides'] = key_strides
-    new = _combined(host, maps, neck or 'FPT', count, own)
-    _check_builds(host, new)
+    new = _combined(site, maps, neck or 'FPT', count, own)
+    _check_builds(site, new)
     return new
 
 
@@ -82,25 +82,25 @@ def holds_fpt(neck: object) -> bool:
         neck.get('pyramid'))
 
 
-def _levels(host: Host, maps: Maps, levels: int | None) -> int:
+def _levels(site: Site, maps: Maps, levels: int | None) -> int:
     """How many maps are transformed: of equal channels, from fine to coarse."""
     outputs = maps.outputs
-    part = 'neck' if host.has_neck else 'backbone'
+    part = 'neck' if site.has_neck else 'backbone'
     if not outputs:
-        raise Refusal(f'the {part} of {host.name} returns no maps')
+        raise Refusal(f'the {part} of {site.name} returns no maps')
     if levels is not None:
         check_positive_int('levels', levels)
         if levels > len(outputs):
             raise ValueError(f'levels must be at most {len(outputs)}, the '
-                             f'number of maps of the {part} of {host.name}, '
+                             f'number of maps of the {part} of {site.name}, '
                              f'got {levels}')
         count = levels
     elif maps.told_levels and maps.told_levels <= len(outputs):
         count = maps.told_levels
     else:
         count = maps.usual_levels
-    one = ', or levels=1' if host.has_neck else ''
-    where = f'the {part} of {host.name} ({type_name(host.cfg[part])})'
+    one = ', or levels=1' if site.has_neck else ''
+    where = f'the {part} of {site.name} ({type_name(site.cfg[part])})'
     channels = [shape[1] for shape in outputs[:count]]
     if len(set(channels)) > 1:
         raise Refusal(
@@ -118,9 +118,9 @@ def _levels(host: Host, maps: Maps, levels: int | None) -> int:
     return count
 
 
-def _combined(host: Host, maps: Maps, neck: str, count: int,
+def _combined(site: Site, maps: Maps, neck: str, count: int,
               own: dict) -> dict | list:
-    old = host.cfg.get('neck')
+    old = site.cfg.get('neck')
     channels = maps.outputs[0][1]
     alone = dict(
         type=neck,
@@ -129,7 +129,7 @@ def _combined(host: Host, maps: Maps, neck: str, count: int,
         out_channels=channels,
         num_levels=count,
         **own)
-    if not host.has_neck:
+    if not site.has_neck:
         return alone
     if isinstance(old, (list, tuple)):
         # The keys of the necks before it stay as they are.
@@ -152,9 +152,9 @@ def _combined(host: Host, maps: Maps, neck: str, count: int,
         **own)
 
 
-def _check_builds(host: Host, neck: dict | list) -> None:
+def _check_builds(site: Site, neck: dict | list) -> None:
     """Let FPT say what it thinks of its arguments."""
-    with MODELS.switch_scope_and_registry(host.scope) as registry:
+    with MODELS.switch_scope_and_registry(site.scope) as registry:
         try:
             with torch.device('meta'):
                 registry.build(copied(neck))
@@ -162,10 +162,10 @@ def _check_builds(host: Host, neck: dict | list) -> None:
             registry.build(copied(neck))
 
 
-def takes_neck(host: Host) -> bool:
-    """Whether the class of a host without a neck has a place for one."""
-    with MODELS.switch_scope_and_registry(host.scope) as registry:
-        cls = lookup(registry, host.cfg.get('type'))
+def takes_neck(site: Site) -> bool:
+    """Whether the class of a site without a neck has a place for one."""
+    with MODELS.switch_scope_and_registry(site.scope) as registry:
+        cls = lookup(registry, site.cfg.get('type'))
     if cls is None:
         return False
     parameters = inspect.signature(cls).parameters

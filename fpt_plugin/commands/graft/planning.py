@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from mmengine.config import Config, ConfigDict
 
 from .backbone import add_lambda_plugins, replace_backbone
-from .hosts import (
-    Host,
+from .neck import neck_config, takes_neck
+from .sites import (
     Refusal,
+    Site,
     Unbuildable,
-    find_hosts,
+    find_sites,
     probe,
     type_name,
 )
-from .neck import neck_config, takes_neck
 from .training import set_training
 
 PACKAGE = 'fpt_plugin'
@@ -70,12 +70,12 @@ class Plan:
 
     Attributes:
         cfg: The new config.
-        hosts: The detectors that got something.
+        sites: The detectors that got something.
         notes: What was done, and what was left alone and why.
     """
 
     cfg: Config
-    hosts: tuple[Host, ...]
+    sites: tuple[Site, ...]
     notes: tuple[str, ...]
 
 
@@ -95,7 +95,7 @@ def graft(cfg: Config, neck: str | None = None, **options) -> Config:
     Raises:
         TypeError: ``cfg`` is no config, or an option has the wrong type.
         ValueError: The model cannot take the graft, which says why and what
-            would be needed (:class:`~.hosts.Refusal`), or an option is
+            would be needed (:class:`~.sites.Refusal`), or an option is
             out of range.
         RuntimeError: The plain model does not build.
     """
@@ -112,54 +112,54 @@ def plan(cfg: Config, options: Options) -> Plan:
     if options.backbone and options.lambda_plugins:
         raise ValueError('backbone and lambda_plugins exclude each other: a '
                          'LambdaResNet has its lambda layers')
-    found = find_hosts(cfg.model, cfg.get('default_scope'))
+    found = find_sites(cfg.model, cfg.get('default_scope'))
     if not found:
         raise Refusal(
             f'the model ({type_name(cfg.model)}) has no dict with a backbone, '
             'so it has no place for a neck between backbone and heads')
     new = copy.deepcopy(cfg)
-    hosts, notes = [], []
+    sites, notes = [], []
     if options.grafts_neck:
-        hosts, notes = _graft_necks(new, found, options)
+        sites, notes = _graft_necks(new, found, options)
     if options.backbone or options.lambda_plugins:
         changed, more = _graft_backbones(new, found, options)
-        hosts = list(dict.fromkeys(
-            [h.path for h in hosts] + [h.path for h in changed]))
-        hosts = [h for h in found if h.path in hosts]
+        sites = list(dict.fromkeys(
+            [h.path for h in sites] + [h.path for h in changed]))
+        sites = [h for h in found if h.path in sites]
         notes += more
     _import_package(new)
-    set_training(new, [h.path for h in hosts], options.train_neck_only,
+    set_training(new, [h.path for h in sites], options.train_neck_only,
                  options.lr_mult, options.load_from)
-    return Plan(new, tuple(hosts), tuple(notes))
+    return Plan(new, tuple(sites), tuple(notes))
 
 
-def _graft_necks(new: Config, found: list[Host],
-                 options: Options) -> tuple[list[Host], list[str]]:
-    with_neck = [host for host in found if host.has_neck]
-    hosts, notes, errors = [], [], []
-    for host in with_neck or found:
+def _graft_necks(new: Config, found: list[Site],
+                 options: Options) -> tuple[list[Site], list[str]]:
+    with_neck = [site for site in found if site.has_neck]
+    sites, notes, errors = [], [], []
+    for site in with_neck or found:
         try:
-            if not with_neck and not takes_neck(host):
-                raise Refusal(f'{host.name} ({type_name(host.cfg)}) has no '
+            if not with_neck and not takes_neck(site):
+                raise Refusal(f'{site.name} ({type_name(site.cfg)}) has no '
                               'neck, and its class no place for one')
-            neck = neck_config(host, probe(host), options.neck,
+            neck = neck_config(site, probe(site), options.neck,
                                options.levels, options.key_strides,
                                options.neck_options)
         except (Refusal, Unbuildable) as error:
             errors.append(error)
             notes.append(f'left alone: {error}')
             continue
-        _set(new, host, 'neck', neck)
-        hosts.append(host)
-        was = type_name(host.cfg['neck']) if host.has_neck else 'no neck'
-        notes.append(f'{host.name}.neck: {was} -> {_described(neck)}')
-    _require_one(hosts, errors)
-    return hosts, notes
+        _set(new, site, 'neck', neck)
+        sites.append(site)
+        was = type_name(site.cfg['neck']) if site.has_neck else 'no neck'
+        notes.append(f'{site.name}.neck: {was} -> {_described(neck)}')
+    _require_one(sites, errors)
+    return sites, notes
 
 
-def _require_one(hosts: list[Host], errors: list[Exception]) -> None:
+def _require_one(sites: list[Site], errors: list[Exception]) -> None:
     """Raise what was wrong with all of them."""
-    if not hosts:
+    if not sites:
         raise errors[0] if len(errors) == 1 else type(errors[0])(
             '; '.join(map(str, errors)))
 
@@ -172,32 +172,32 @@ def _described(neck: Mapping | list) -> str:
     return f'{neck["type"]} around {inside}'
 
 
-def _graft_backbones(new: Config, found: list[Host],
-                     options: Options) -> tuple[list[Host], list[str]]:
-    hosts, notes, errors = [], [], []
-    for host in found:
+def _graft_backbones(new: Config, found: list[Site],
+                     options: Options) -> tuple[list[Site], list[str]]:
+    sites, notes, errors = [], [], []
+    for site in found:
         try:
-            backbone = replace_backbone(host, options.backbone) \
-                if options.backbone else add_lambda_plugins(host)
+            backbone = replace_backbone(site, options.backbone) \
+                if options.backbone else add_lambda_plugins(site)
         except (Refusal, Unbuildable) as error:
             errors.append(error)
             notes.append(f'left alone: {error}')
             continue
-        _set(new, host, 'backbone', backbone)
-        if options.backbone and 'pretrained' in host.cfg:
+        _set(new, site, 'backbone', backbone)
+        if options.backbone and 'pretrained' in site.cfg:
             # mmseg's way to a backbone's weights
-            _set(new, host, 'pretrained', None)
-        hosts.append(host)
-        notes.append(f'{host.name}.backbone: {type_name(host.cfg["backbone"])} '
+            _set(new, site, 'pretrained', None)
+        sites.append(site)
+        notes.append(f'{site.name}.backbone: {type_name(site.cfg["backbone"])} '
                      f'-> {options.backbone or "with lambda layers"}')
-    _require_one(hosts, errors)
-    return hosts, notes
+    _require_one(sites, errors)
+    return sites, notes
 
 
-def _set(cfg: Config, host: Host, key: str, value: object) -> None:
-    """Put a value into a host; dicts inside get the config's own class."""
+def _set(cfg: Config, site: Site, key: str, value: object) -> None:
+    """Put a value into a site; dicts inside get the config's own class."""
     node = cfg.model
-    for step in host.path:
+    for step in site.path:
         node = node[step]
     node[key] = ConfigDict(value=value).value
 

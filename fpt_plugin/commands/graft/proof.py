@@ -12,16 +12,11 @@ from mmengine.structures import BaseDataElement
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...openmmlab.models import data_samples, describe
-from .hosts import Host, Unbuildable, build_part
-from .weights import (
-    build_model,
-    calibrate,
-    load_weights,
-    nudge,
-    randomise,
-    share_weights,
-)
+from ...io.checkpoints import some
+from ...openmmlab.models import build_model, data_samples, describe
+from ..common import load_weights
+from .sites import Site, Unbuildable, build_part
+from .weights import calibrate, nudge, randomise, share_weights
 
 # Height and width, tried in turn until the plain model runs to its end.
 SIZES = ((96, 128), (256, 256), (512, 512))
@@ -117,52 +112,52 @@ def prove(plain: Config,
         ValueError: The weights are of another model, or do not all load into
             the graft.
         RuntimeError: The graft does not build or run where the plain model
-            does; :class:`~.hosts.Unbuildable` where that one does not.
+            does; :class:`~.sites.Unbuildable` where that one does not.
+    """
+    return compare(*build_pair(plain, grafted), state_dict, source, sizes)
+
+
+def build_pair(plain: Config, grafted: Config) -> tuple[nn.Module, nn.Module]:
+    """The models of both configs.
+
+    Raises:
+        RuntimeError: As :func:`prove`.
     """
     try:
         before = build_model(plain)
-    except Exception as error:  # code of the hosts and of anyone
+    except Exception as error:  # code of the libraries and of anyone
         raise Unbuildable('the plain model does not build: '
                           f'{describe(error)}') from error
     try:
-        after = build_model(grafted)
+        return before, build_model(grafted)
     except Exception as error:
         raise RuntimeError('the grafted model does not build: '
                            f'{describe(error)}') from error
-    return compare(before, after, state_dict, source, sizes)
 
 
-class _Parts(nn.Module):
-    """Backbone and neck of a host, whose heads do not build."""
+class Parts(nn.Module):
+    """Backbone and neck of a site, where heads do not build.
 
-    def __init__(self, host: Host) -> None:
+    Raises:
+        RuntimeError: They do not build either.
+    """
+
+    def __init__(self, site: Site) -> None:
         super().__init__()
-        self.backbone = build_part(host, 'backbone')
-        self.neck = build_part(host, 'neck') if host.has_neck else None
+        try:
+            self.backbone = build_part(site, 'backbone')
+            self.neck = build_part(site, 'neck') if site.has_neck else None
+        except Exception as error:  # code of the libraries and of anyone
+            raise Unbuildable(describe(error)) from error
 
     def extract_feat(self, images: Tensor) -> object:
+        """The maps that heads would get."""
         maps = self.backbone(images)
         return maps if self.neck is None else self.neck(maps)
 
     def forward(self, *args, **kwargs) -> None:
+        """There is none."""
         raise NotImplementedError('the heads do not build')
-
-
-def prove_parts(before: Host,
-                after: Host,
-                sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
-    """As :func:`prove`, of backbone and neck alone, where heads do not build.
-
-    Raises:
-        RuntimeError: They do not build or run either.
-        ValueError: The weights do not all load into the graft.
-    """
-    try:
-        return compare(_Parts(before), _Parts(after), sizes=sizes)
-    except (RuntimeError, ValueError):
-        raise
-    except Exception as error:  # code of the hosts and of anyone
-        raise Unbuildable(describe(error)) from error
 
 
 def compare(before: nn.Module,
@@ -176,26 +171,26 @@ def compare(before: nn.Module,
         ignored = load_weights(before, state_dict, source)
         if ignored:
             notes.append(f'{len(ignored)} keys of {source} are of no part of '
-                         f'the model: {", ".join(ignored[:3])}, ...')
+                         f'the model: {some(ignored, 3)}')
     else:
         randomise(before)
     for model in (before, after):
         model.eval()
-    hosts = dict(_hosts(before))
-    if not hosts:
+    detectors = dict(_detectors(before))
+    if not detectors:
         raise Unbuildable('the plain model has no part with a backbone: '
                           f'{type(before).__name__}')
     if state_dict is None:
-        for host in hosts.values():
-            calibrate(before, host, _images(host, sizes[0], batch=2))
+        for detector in detectors.values():
+            calibrate(before, detector, _images(detector, sizes[0], batch=2))
     share_weights(before, after)
-    twins = dict(_hosts(after))
+    twins = dict(_detectors(after))
     comparisons, shape = [], sizes[0]
     runs = {}
-    for name, host in hosts.items():
+    for name, detector in detectors.items():
         prefix = f'{name}.' if name else ''
-        shape, outputs, errors = _first_whole(host, sizes)
-        images = _images(host, shape)
+        shape, outputs, errors = _first_whole(detector, sizes)
+        images = _images(detector, shape)
         new, failed = _outputs(twins[name], images)
         if failed and (not errors or 'neck' not in new):
             raise RuntimeError('the grafted model fails where the plain one '
@@ -223,30 +218,30 @@ def _takes_effect(after: nn.Module, twins: Mapping[str, nn.Module],
     return any(changes) if changes else None
 
 
-def _hosts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _detectors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(getattr(module, 'backbone', None), nn.Module) \
                 and hasattr(module, 'extract_feat'):
             yield name, module
 
 
-def _images(host: nn.Module, shape: tuple[int, int], batch: int = 1) -> Tensor:
-    mean = getattr(getattr(host, 'data_preprocessor', None), 'mean', None)
+def _images(detector: nn.Module, shape: tuple[int, int], batch: int = 1) -> Tensor:
+    mean = getattr(getattr(detector, 'data_preprocessor', None), 'mean', None)
     channels = 3 if mean is None else mean.numel()
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, channels, *shape, generator=generator)
 
 
 def _first_whole(
-    host: nn.Module, sizes: Sequence[tuple[int, int]]
+    detector: nn.Module, sizes: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], dict[str, list], list[str]]:
     """The first size at which all of a plain model runs, else its neck."""
     best = None
-    own = getattr(getattr(host, 'data_preprocessor', None), 'size', None)
+    own = getattr(getattr(detector, 'data_preprocessor', None), 'size', None)
     if isinstance(own, (list, tuple)) and len(own) == 2:
         sizes = (*sizes, tuple(own))  # some backbones take no other
     for shape in sizes:
-        outputs, errors = _outputs(host, _images(host, shape))
+        outputs, errors = _outputs(detector, _images(detector, shape))
         if 'neck' in outputs and (best is None or not errors):
             best = (shape, outputs, errors)
         if not errors or any(_MISSING in error for error in errors):
@@ -257,7 +252,7 @@ def _first_whole(
 
 
 @torch.no_grad()
-def _outputs(host: nn.Module,
+def _outputs(detector: nn.Module,
              images: Tensor) -> tuple[dict[str, list], list[str]]:
     """What neck, heads and the whole return, by their names, and what failed.
 
@@ -265,20 +260,20 @@ def _outputs(host: nn.Module,
     """
     found: dict[str, list] = {}
     errors = []
-    with _Recording(host, found):
+    with _Recording(detector, found):
         for mode in ('predict', 'tensor'):
             found.clear()
             torch.manual_seed(0)
             samples = data_samples(images)
             try:
-                found[PREDICTIONS] = [host(images, samples, mode=mode)]
+                found[PREDICTIONS] = [detector(images, samples, mode=mode)]
                 break
-            except Exception as error:  # code of the hosts and of anyone
+            except Exception as error:  # code of the libraries and of anyone
                 errors.append(f'{mode}: {describe(error)}')
         else:
             if 'neck' not in found:
                 try:
-                    found['neck'] = [host.extract_feat(images)]
+                    found['neck'] = [detector.extract_feat(images)]
                 except Exception as error:
                     errors.append(describe(error))
     if PREDICTIONS in found:
@@ -288,16 +283,16 @@ def _outputs(host: nn.Module,
 
 
 class _Recording:
-    """Keep what the parts of a host return while it runs.
+    """Keep what the parts of a detector return while it runs.
 
-    ``forward`` itself is wrapped: heads of the hosts are called by it too.
+    ``forward`` itself is wrapped: heads of the libraries are called by it too.
     """
 
-    def __init__(self, host: nn.Module, found: dict[str, list]) -> None:
+    def __init__(self, detector: nn.Module, found: dict[str, list]) -> None:
         self.found = found
-        neck = getattr(host, 'neck', None)
-        parts = {'neck': neck if neck is not None else host.backbone}
-        for name, child in host.named_children():
+        neck = getattr(detector, 'neck', None)
+        parts = {'neck': neck if neck is not None else detector.backbone}
+        for name, child in detector.named_children():
             if name in ('backbone', 'neck', 'data_preprocessor'):
                 continue
             parts[name] = child
@@ -331,7 +326,7 @@ def _kept(out: object) -> list:
 
 
 def _leaves(x: object) -> Iterator[object]:
-    """Tensors and plain values in whatever the hosts return."""
+    """Tensors and plain values in whatever the libraries return."""
     if isinstance(x, Tensor) or x is None:
         yield x
     elif isinstance(x, np.ndarray):

@@ -143,26 +143,6 @@ def base_name(config: str | Path, folder: str | Path) -> str | None:
     return Path(relative).as_posix()
 
 
-def check_new(out: str | Path, config: str | Path, force: bool) -> None:
-    """Require a name for a new config that harms nothing.
-
-    Raises:
-        IsADirectoryError: ``out`` is a folder.
-        FileExistsError: It is there and ``force`` is not set.
-        ValueError: It is the config itself, or no Python file.
-    """
-    out = Path(out)
-    if out.suffix != '.py':
-        raise ValueError(f'--out must name a .py file, got {out}')
-    if out.is_dir():
-        raise IsADirectoryError(f'{out} is a folder: name the file to write')
-    if '::' not in str(config) and out.exists() and os.path.samefile(
-            out, config):
-        raise ValueError(f'{out} is the config to graft: name another file')
-    if out.exists() and not force:
-        raise FileExistsError(f'{out} is there already; --force replaces it')
-
-
 def write_config(text: str, new: Config, out: str | Path) -> None:
     """Write a config that was tried before it got its name.
 

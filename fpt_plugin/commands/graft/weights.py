@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import wraps
-from unittest import mock
-
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...engine.train_graft_only import grafted_modules
-from ...layers import LambdaLayer
-from ...necks import FPT
-from ...openmmlab.models import without_weights
-from ..convert_weights.command import summarised
+from ...io.checkpoints import some, summarised
 
-_FILLS = ('uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_',
-          'xavier_normal_', 'kaiming_uniform_', 'kaiming_normal_',
-          'orthogonal_')
+_DRAWS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config, which fetches no weights."""
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return MODELS.build(without_weights(cfg.model))
+class ZerosForRandom(TorchDispatchMode):
+    """Build modules fast: zeros where they would draw numbers.
 
-
-@contextmanager
-def zeros_for_random() -> Iterator[None]:
-    """Build hosts' modules fast: zeros where they would draw numbers.
-
-    FPT and lambda layers are initialised as ever.
+    :func:`initialise_grafts` then draws those of FPT and lambda layers.
     """
 
-    def zero(tensor: Tensor, *args, **kwargs) -> Tensor:
-        with torch.no_grad():
-            return tensor.zero_()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in _DRAWS:
+            return args[0].zero_()
+        return func(*args, **(kwargs or {}))
 
-    fills = {name: getattr(nn.init, name) for name in _FILLS}
 
-    def drawn(init):
-
-        @wraps(init)
-        def wrapped(*args, **kwargs):
-            with mock.patch.multiple(nn.init, **fills):
-                init(*args, **kwargs)
-
-        return wrapped
-
-    with ExitStack() as stack:
-        for cls in (FPT, LambdaLayer):
-            stack.enter_context(
-                mock.patch.object(cls, '__init__', drawn(cls.__init__)))
-        stack.enter_context(
-            mock.patch.multiple(nn.init, **dict.fromkeys(fills, zero)))
-        yield
+def initialise_grafts(model: nn.Module) -> None:
+    """Initialise what a graft adds, as its constructors do."""
+    for module in grafted_modules(model)[0]:
+        for inner in module.modules():
+            if isinstance(inner, BaseModule) and hasattr(inner,
+                                                         'reset_parameters'):
+                inner.reset_parameters()
 
 
 @torch.no_grad()
@@ -107,7 +81,7 @@ def calibrate(model: nn.Module, extract: nn.Module, images: Tensor) -> None:
         norm.momentum = 1.0
     try:
         extract.extract_feat(images)
-    except Exception:  # of the hosts: a norm may refuse a single pixel
+    except Exception:  # of a library: a norm may refuse a single pixel
         pass
     finally:
         for norm, momentum in norms:
@@ -133,9 +107,8 @@ def share_weights(plain: nn.Module, grafted: nn.Module) -> None:
     lost = [*result.unexpected_keys,
             *(key for key in result.missing_keys if key not in new)]
     if lost:
-        some = ', '.join(summarised(lost, plain.state_dict())[:4])
-        raise ValueError('the weights of the plain model do not all load into '
-                         f'the graft: {some}')
+        raise ValueError('the weights of the plain model do not all load into the '
+                         f'graft: {some(summarised(lost, plain.state_dict()))}')
 
 
 @torch.no_grad()
@@ -146,42 +119,3 @@ def nudge(grafted: nn.Module, size: float = 0.1, seed: int = 0) -> None:
         for parameter in module.parameters():
             if not parameter.any():
                 parameter.uniform_(-size, size, generator=generator)
-
-
-def load_weights(plain: nn.Module, state_dict: Mapping[str, Tensor],
-                 source: str) -> list[str]:
-    """Load a checkpoint into the model that it was made of.
-
-    Args:
-        plain: The model.
-        state_dict: Its tensors.
-        source: What it is called in messages.
-
-    Returns:
-        Keys of the checkpoint that are no part of the model, such as those of
-        an average of its weights.
-
-    Raises:
-        ValueError: It is of another model.
-    """
-    children = {name for name, _ in plain.named_children()}
-    kind = type(plain).__name__
-    try:
-        result = plain.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:  # torch's way to name shapes
-        lines = str(error).strip().splitlines()[1:3]
-        raise ValueError(
-            f'{source} is a checkpoint of another model than this '
-            f'{kind}: {" ".join(line.strip() for line in lines)}') from error
-    missing = [key for key in result.missing_keys
-               if not key.endswith('num_batches_tracked')]
-    foreign = [key for key in result.unexpected_keys
-               if key.split('.')[0] in children]
-    if missing or foreign:
-        parts = [f'{len(keys)} keys {what} ({", ".join(keys[:3])}'
-                 f'{", ..." if len(keys) > 3 else ""})'
-                 for what, keys in (('of the model are missing', missing),
-                                    ('have no place in it', foreign)) if keys]
-        raise ValueError(f'{source} is a checkpoint of another model than this '
-                         f'{kind}: {" and ".join(parts)}')
-    return [key for key in result.unexpected_keys if key not in foreign]

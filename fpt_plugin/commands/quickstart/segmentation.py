@@ -51,7 +51,7 @@ class Segmentation:
         """Fetch image and weights, unless they are there."""
         prepare_nuclei('data/nuclei', CACHE)
         prepare_mobilenet_v2('data/pretrained/mobilenet_v2_mmseg.pth', CACHE,
-                             host='mmseg')
+                             library='mmseg')
 
     def count_images(self, dataloader: dict) -> int:
         """Images of a split."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-from rich.console import Console
+from mmengine.config import Config
 
+from ...io.checkpoints import read_state_dict
+from ...io.files import check_writable
 from ...layers.checks import check_positive_int
-from ..common import load_model
+from ..common import add_cfg_options, add_config, load_model, load_weights
+from ..console import print_lines
 from .figure import draw, times
 from .maps import Branch, attention_branches
-from .model import load_weights
 from .network_input import check_point, grid_points, network_views, read_image
 
 ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
@@ -34,10 +35,7 @@ def parser() -> argparse.ArgumentParser:
         '"12x even" compares that with equal shares of all keys. Of a neck '
         'of several FPT it is the last one; a segmentor that is tested by crops '
         'is shown the crop around the pixel.')
-    parser.add_argument(
-        'config',
-        help='config file, or mmdet:: or mmseg:: and a file of that '
-        "library's configs")
+    add_config(parser)
     parser.add_argument(
         'checkpoint',
         help=f"the trained model, or '{NO_CHECKPOINT}' for random weights")
@@ -63,11 +61,7 @@ def parser() -> argparse.ArgumentParser:
         'folder, named after the image)')
     parser.add_argument(
         '--force', action='store_true', help='replace the file if it is there')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override the config, as key=value')
+    add_cfg_options(parser)
     return parser
 
 
@@ -111,7 +105,8 @@ def visualize_attention(config: str | Path | Config,
         ValueError: An argument is out of range; the image is none; the
             checkpoint is of another model; or the model has no FPT.
     """
-    _check_out(out, (config, checkpoint, image), force)
+    check_writable(out, suffixes=('.png', '.PNG'), force=force,
+                   read=(config, checkpoint, image))
     pixels = read_image(image)
     if (point is None) == (grid is None):
         raise ValueError('either point or grid must be given, got '
@@ -126,7 +121,8 @@ def visualize_attention(config: str | Path | Config,
         points = grid_points(grid, pixels)
     model, cfg = load_model(config, cfg_options)
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        load_weights(model, read_state_dict(checkpoint).state_dict, checkpoint,
+                     heads=False)
     views = network_views(model, cfg, image)
     branches = attention_branches(model, views, points, level)
     what = 'random weights' if checkpoint is None else Path(checkpoint).name
@@ -142,28 +138,6 @@ def _name(config: str | Path | Config) -> str:
     return Path(path).stem if path else 'a model'
 
 
-def _check_out(out: str | Path, read: tuple, force: bool) -> None:
-    """Require a name to write to that harms nothing.
-
-    Raises:
-        FileExistsError: The file is there.
-        IsADirectoryError: It is a folder.
-        ValueError: It is no PNG, or one of the files that are read.
-    """
-    out = Path(out)
-    if out.suffix.lower() != '.png':
-        raise ValueError(f'--out must be a .png file, got {out}')
-    if out.is_dir():
-        raise IsADirectoryError(f'{out} is a folder: name the file to write')
-    if not out.exists():
-        return
-    if any(isinstance(path, (str, Path)) and Path(path).exists()
-           and out.samefile(path) for path in read):
-        raise ValueError(f'{out} is read here: name another file to write')
-    if not force:
-        raise FileExistsError(f'{out} is there already: --force replaces it')
-
-
 def main(args: argparse.Namespace) -> list[Branch]:
     """What tools/visualize_attention.py does."""
     out = args.out or f'attention_{Path(args.image).stem}.png'
@@ -171,7 +145,7 @@ def main(args: argparse.Namespace) -> list[Branch]:
     branches = visualize_attention(args.config, checkpoint, args.image, out,
                                    args.point, args.grid, args.level,
                                    args.force, args.cfg_options)
-    console = Console()
+    lines = []
     for branch in branches:
         if branch.gazes:
             peaks = [gaze.peak * gaze.keys for gaze in branch.gazes]
@@ -182,7 +156,6 @@ def main(args: argparse.Namespace) -> list[Branch]:
             text += f', up to {outside:.1%} outside' if outside > 5e-4 else ''
         else:
             text = f'{len(branch.weights[0])} channel weights'
-        console.print(f'{branch.title:15} {text}', markup=False, highlight=False)
-    console.print(f'Picture: {out}', markup=False, highlight=False,
-                  soft_wrap=True)
+        lines.append(f'{branch.title:15} {text}')
+    print_lines([*lines, f'Picture: {out}'])
     return branches

@@ -66,7 +66,7 @@ class NetworkView:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image as the hosts' pipelines read it: (H, W, 3), BGR.
+    """An image as the libraries' pipelines read it: (H, W, 3), BGR.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
@@ -188,7 +188,7 @@ def _preprocessor(model: nn.Module) -> nn.Module:
     useful = [p for p in found if type(p) is not BaseDataPreprocessor]
     if not useful:
         raise ValueError('the model must have a data_preprocessor that makes a '
-                         'batch of images, as the hosts\' own do, got none')
+                         'batch of images, as the libraries\' own do, got none')
     return useful[0]
 
 

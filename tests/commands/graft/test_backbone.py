@@ -14,13 +14,10 @@ from fpt_plugin import LambdaLayer, LambdaResNet
 from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.backbone import convert_backbones
 from fpt_plugin.commands.graft.command import main, parser
-from fpt_plugin.commands.graft.hosts import Refusal
 from fpt_plugin.commands.graft.proof import compare, prove
-from fpt_plugin.commands.graft.weights import (
-    build_model,
-    randomise,
-    zeros_for_random,
-)
+from fpt_plugin.commands.graft.sites import Refusal
+from fpt_plugin.commands.graft.weights import ZerosForRandom, randomise
+from fpt_plugin.openmmlab.models import build_model
 
 BOTTLENECKS = dict(
     type='ResNet', depth=50, base_channels=8, stem_channels=8,
@@ -157,7 +154,7 @@ def trained(tmp_path_factory):
     """A detector's config file, and its checkpoint."""
     folder = tmp_path_factory.mktemp('trained')
     cfg = detector(RESNET, FULL)
-    with zeros_for_random():
+    with ZerosForRandom():
         model = build_model(cfg)
     randomise(model)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=12)),
@@ -203,7 +200,7 @@ def test_the_command_converts(trained, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ['new.pth', 'new.py']
     cfg = Config.fromfile(out)
     assert cfg.load_from == str(tmp_path / 'new.pth')
-    with zeros_for_random():
+    with ZerosForRandom():
         model = build_model(cfg)
     result = model.load_state_dict(
         torch.load(cfg.load_from)['state_dict'], strict=False)

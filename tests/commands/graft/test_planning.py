@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from fpt_plugin.commands.graft import Options, graft, plan
-from fpt_plugin.commands.graft.hosts import Maps, Refusal, Unbuildable, find_hosts
 from fpt_plugin.commands.graft.proof import prove
-from fpt_plugin.commands.graft.weights import build_model
+from fpt_plugin.commands.graft.sites import Maps, Refusal, Unbuildable, find_sites
+from fpt_plugin.openmmlab.models import build_model
 
 # The neck that comes of each, but for the arguments that were there.
 WANTED = {
@@ -129,16 +129,16 @@ def test_a_part_that_takes_no_graft_is_left_alone():
     made = plan(cfg, Options())
     assert neck_of_detector(made.cfg)['type'] == 'FPT'
     assert made.cfg.model.reid == cfg.model.reid
-    assert [host.name for host in made.hosts] == ['model.detector']
+    assert [site.name for site in made.sites] == ['model.detector']
     assert len(made.notes) == 2 and 'left alone' in made.notes[1]
     assert 'model.reid' in made.notes[1]
 
 
-def test_hosts_in_lists_and_scopes():
+def test_sites_in_lists_and_scopes():
     inner = dict(backbone=dict(type='A'), neck=dict(type='B'))
-    found = find_hosts(
+    found = find_sites(
         dict(models=[dict(inner, _scope_='mmseg'), dict(x=inner)]), 'mmdet')
-    assert [(host.name, host.scope) for host in found] == [
+    assert [(site.name, site.scope) for site in found] == [
         ('model.models[0]', 'mmseg'), ('model.models[1].x', 'mmdet')]
 
 

@@ -8,17 +8,18 @@ from helpers.graft_detectors import FPN, NECKS, config, retinanet, wrapped
 from mmengine.registry import MODELS
 from torch import nn
 
+from fpt_plugin.commands.common import load_weights
 from fpt_plugin.commands.graft import graft
-from fpt_plugin.commands.graft.hosts import Unbuildable
 from fpt_plugin.commands.graft.proof import _difference, compare, prove
+from fpt_plugin.commands.graft.sites import Unbuildable
 from fpt_plugin.commands.graft.weights import (
-    build_model,
+    ZerosForRandom,
     calibrate,
-    load_weights,
+    initialise_grafts,
     randomise,
     share_weights,
-    zeros_for_random,
 )
+from fpt_plugin.openmmlab.models import build_model
 
 
 @pytest.fixture
@@ -91,10 +92,11 @@ def test_weights_are_moved_off_their_initialisation():
 
 def test_building_with_zeros_spares_fpt():
     cfg = graft(retinanet(FPN))
-    drawn = nn.init.kaiming_uniform_
-    with zeros_for_random():
+    with ZerosForRandom():
         model = build_model(cfg)
-    assert nn.init.kaiming_uniform_ is drawn
+    assert not any(p.any() for p in model.parameters() if p.dim() > 1)
+    initialise_grafts(model)
+    assert nn.Conv2d(1, 1, 1).weight.all()
     assert not model.backbone.layer1[0].conv1.weight.any()
     assert model.neck.self_transformers['0_0'].query.weight.all()
     assert not model.neck.fusions[0].out_conv.weight.any()

@@ -20,8 +20,9 @@ from mmengine.runner import Runner
 from fpt_plugin import FPT
 from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.command import main, parser
-from fpt_plugin.commands.graft.weights import build_model, randomise
+from fpt_plugin.commands.graft.weights import randomise
 from fpt_plugin.engine.train_graft_only import TrainGraftOnlyHook, grafted_modules
+from fpt_plugin.openmmlab.models import build_model
 
 TOOLS = Path(__file__).parents[3] / 'tools'
 

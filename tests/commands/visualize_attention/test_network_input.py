@@ -26,7 +26,7 @@ SPOT = (101, 37)  # x and y of its middle
 
 
 class Preprocessor(torch.nn.Module):
-    """Stands for a host's: it pads below and to the right."""
+    """Stands for a library's: it pads below and to the right."""
 
     def __init__(self, divisor=32):
         super().__init__()
@@ -60,11 +60,11 @@ def image(tmp_path):
     return path
 
 
-def config(*transforms, host='mmdet'):
-    pack = 'PackDetInputs' if host == 'mmdet' else 'PackSegInputs'
+def config(*transforms, library='mmdet'):
+    pack = 'PackDetInputs' if library == 'mmdet' else 'PackSegInputs'
     pipeline = [dict(type='LoadImageFromFile'), *transforms, dict(type=pack)]
     return Config(dict(
-        default_scope=host,
+        default_scope=library,
         test_dataloader=dict(dataset=dict(pipeline=pipeline))))
 
 
@@ -88,7 +88,7 @@ def assert_found(views, tolerance=1.0):
         assert abs((middle + 0.5 - low) / (high - low) - light / side) < 0.01
 
 
-@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 @pytest.mark.parametrize('transforms', [
     [],
     [dict(type='Resize', scale=(300, 200), keep_ratio=True)],
@@ -102,8 +102,8 @@ def assert_found(views, tolerance=1.0):
      dict(type='Resize', scale=(200, 200), keep_ratio=True)],
     [dict(type='LoadAnnotations')],
 ])
-def test_pixels_are_found_again(image, host, transforms):
-    assert_found(network_views(Model(), config(*transforms, host=host), image))
+def test_pixels_are_found_again(image, library, transforms):
+    assert_found(network_views(Model(), config(*transforms, library=library), image))
 
 
 def test_nothing_is_needed_of_what_is_packed(image):

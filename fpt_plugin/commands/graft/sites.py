@@ -1,4 +1,4 @@
-"""Where a config keeps its detectors, and what maps flow through their necks.
+"""Sites: where a config keeps its detectors, and what flows through their necks.
 
 What a neck returns is not read from its config: backbone and neck are built and
 run, without data where they allow it. So any neck of any library can be judged.
@@ -31,7 +31,7 @@ class Unbuildable(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Host:
+class Site:
     """A detector or segmentor in a config.
 
     Attributes:
@@ -57,21 +57,21 @@ class Host:
         return bool(self.cfg.get('neck'))
 
 
-def find_hosts(model: Mapping, scope: str | None) -> list[Host]:
+def find_sites(model: Mapping, scope: str | None) -> list[Site]:
     """Every dict in a model's config that has a backbone, the model itself too.
 
     Args:
         model: The config's ``model``.
         scope: The config's ``default_scope``.
     """
-    return list(_hosts(model, (), scope))
+    return list(_sites(model, (), scope))
 
 
-def _hosts(node: object, path: tuple, scope: str | None) -> Iterator[Host]:
+def _sites(node: object, path: tuple, scope: str | None) -> Iterator[Site]:
     if isinstance(node, Mapping):
         scope = node.get('_scope_') or scope
         if isinstance(node.get('backbone'), Mapping):
-            yield Host(path, node, scope)
+            yield Site(path, node, scope)
         children = [(key, value) for key, value in node.items()
                     if key not in ('backbone', 'neck')]
     elif isinstance(node, (list, tuple)):
@@ -79,7 +79,7 @@ def _hosts(node: object, path: tuple, scope: str | None) -> Iterator[Host]:
     else:
         return
     for key, value in children:
-        yield from _hosts(value, (*path, key), scope)
+        yield from _sites(value, (*path, key), scope)
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Maps:
         return count or min(len(self.inputs), len(self.outputs))
 
 
-def probe(host: Host) -> Maps:
-    """Run backbone and neck of a host.
+def probe(site: Site) -> Maps:
+    """Run backbone and neck of a site.
 
     A neck that runs on no device here, but tells its levels and its channels as
     FPN-like necks do, is believed.
@@ -130,39 +130,39 @@ def probe(host: Host) -> Maps:
     for device in devices:
         try:
             with torch.device(device):
-                backbone = build_part(host, 'backbone')
-                neck = build_part(host, 'neck') if host.has_neck else None
+                backbone = build_part(site, 'backbone')
+                neck = build_part(site, 'neck') if site.has_neck else None
             for module in (backbone, neck):
                 if module is not None:
                     module.eval()  # which may return None
-        # Constructors of the hosts and of anyone's modules.
+        # Constructors of the libraries and of anyone's modules.
         except Exception as error:
             errors.append(error)
             continue
-        for side in (*_SIDES[device], *_own_sides(host)):
+        for side in (*_SIDES[device], *_own_sides(site)):
             try:
-                inputs, outputs = _run(host, backbone, neck, side, device)
+                inputs, outputs = _run(site, backbone, neck, side, device)
             except Exception as error:
                 errors.append(error)
                 continue
             if neck is None:
-                _check_training(host, backbone, side, device, outputs)
+                _check_training(site, backbone, side, device, outputs)
             return Maps(
-                _shapes(inputs, host, 'backbone', strict=neck is None),
-                _shapes(outputs, host, 'neck' if neck else 'backbone'),
+                _shapes(inputs, site, 'backbone', strict=neck is None),
+                _shapes(outputs, site, 'neck' if neck else 'backbone'),
                 _told_levels(neck))
-    told = _told(host, neck)
+    told = _told(site, neck)
     if told is not None:
         return told
     raise Unbuildable(
-        f'backbone and neck of {host.name} do not run by themselves, so what '
+        f'backbone and neck of {site.name} do not run by themselves, so what '
         f'the neck returns is unknown: {describe(errors[-1])}') from errors[-1]
 
 
-def _own_sides(host: Host) -> list[int]:
-    """Sides of the images that a host is made for; some run on no others."""
-    preprocessor = host.cfg.get('data_preprocessor') or {}
-    sizes = (host.cfg['backbone'].get('img_size'), preprocessor.get('size'))
+def _own_sides(site: Site) -> list[int]:
+    """Sides of the images that a model is made for; some run on no others."""
+    preprocessor = site.cfg.get('data_preprocessor') or {}
+    sizes = (site.cfg['backbone'].get('img_size'), preprocessor.get('size'))
     sides = [size[0] if isinstance(size, (list, tuple)) and size else size
              for size in sizes]
     return [side for side in sides if isinstance(side, int) and side > 0]
@@ -175,7 +175,7 @@ def _told_levels(neck: nn.Module | None) -> int | None:
     return None if first is None or end is None else end - first
 
 
-def _told(host: Host, neck: nn.Module | None) -> Maps | None:
+def _told(site: Site, neck: nn.Module | None) -> Maps | None:
     """The maps that an FPN-like neck says it returns, each half as large."""
     levels = _told_levels(neck)
     inputs, channels, count = (getattr(neck, name, None) for name in
@@ -191,10 +191,10 @@ def _told(host: Host, neck: nn.Module | None) -> Maps | None:
     return Maps(shapes(inputs), shapes([channels] * count), levels)
 
 
-def build_part(host: Host, part: str) -> nn.Module:
-    """Build the backbone or the neck of a host."""
-    with MODELS.switch_scope_and_registry(host.scope) as registry:
-        return registry.build(copied(host.cfg[part]))
+def build_part(site: Site, part: str) -> nn.Module:
+    """Build the backbone or the neck of a site."""
+    with MODELS.switch_scope_and_registry(site.scope) as registry:
+        return registry.build(copied(site.cfg[part]))
 
 
 def copied(cfg: object) -> object:
@@ -206,27 +206,27 @@ def copied(cfg: object) -> object:
     return cfg
 
 
-def _check_training(host: Host, backbone: nn.Module, side: int, device: str,
+def _check_training(site: Site, backbone: nn.Module, side: int, device: str,
                     tested: object) -> None:
     """Refuse a backbone that gives heads more maps in training."""
     backbone.train()
     try:
-        trained, _ = _run(host, backbone, None, side, device, batch=2)
+        trained, _ = _run(site, backbone, None, side, device, batch=2)
     except Exception:  # a norm that wants more pixels says nothing of maps
         return
     one, two = (len(maps) if isinstance(maps, (list, tuple)) else None
                 for maps in (tested, trained))
     if one != two:
         raise Refusal(
-            f'{host.name} has a backbone ({type_name(host.cfg["backbone"])}) '
+            f'{site.name} has a backbone ({type_name(site.cfg["backbone"])}) '
             f'that returns {one or "no tuple of"} maps in testing and '
             f'{two or "no tuple of"} in training; a neck needs the same')
 
 
 @torch.no_grad()
-def _run(host: Host, backbone: nn.Module, neck: nn.Module | None, side: int,
+def _run(site: Site, backbone: nn.Module, neck: nn.Module | None, side: int,
          device: str, batch: int = 1) -> tuple[object, object]:
-    channels = host.cfg['backbone'].get('in_channels', 3)
+    channels = site.cfg['backbone'].get('in_channels', 3)
     if not isinstance(channels, int):
         channels = 3
     image = torch.zeros(batch, channels, side, side, device=device)
@@ -235,7 +235,7 @@ def _run(host: Host, backbone: nn.Module, neck: nn.Module | None, side: int,
         return inputs, inputs if neck is None else neck(inputs)
 
 
-def _shapes(maps: object, host: Host, part: str,
+def _shapes(maps: object, site: Site, part: str,
             strict: bool = True) -> tuple[tuple[int, ...], ...]:
     """Shapes of a list or tuple of maps; of others nothing if not strict."""
     if isinstance(maps, Sequence) and all(
@@ -251,7 +251,7 @@ def _shapes(maps: object, host: Host, part: str,
     elif isinstance(maps, Tensor):
         kind += f' {tuple(maps.shape)}'
     raise Refusal(
-        f'{host.name} has a {part} ({type_name(host.cfg[part])}) that returns '
+        f'{site.name} has a {part} ({type_name(site.cfg[part])}) that returns '
         f'a {kind}; a transformer needs a tuple of maps (B, C, H, W)')
 
 

@@ -1,4 +1,4 @@
-"""A graft tried on every config that a host ships.
+"""The benchmark's graft-zoo: a graft tried on every config that a library ships.
 
 Each is grafted, its text read again, both models built and compared; nothing is
 written but the results. What is one model under several schedules or data sets
@@ -7,10 +7,12 @@ is built once, and counted for each of its configs.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import hashlib
 import importlib
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,15 +29,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from torch import nn
 
+from ...io.files import check_writable
 from ...openmmlab.models import describe, load_config
-from .hosts import Refusal, Unbuildable, find_hosts, type_name
-from .planning import Options, Plan, plan
-from .proof import prove, prove_parts
-from .text import check_gives, config_text
-from .weights import zeros_for_random
-
-LIBRARIES = ('mmdet', 'mmseg')
+from ...openmmlab.pins import SCOPES
+from ..common import positive_int, reporting
+from ..console import wide_console
+from ..graft.planning import Options, Plan, plan
+from ..graft.proof import Parts, Proof, build_pair, compare
+from ..graft.sites import Refusal, Unbuildable, find_sites, type_name
+from ..graft.text import check_gives, config_text
+from ..graft.weights import ZerosForRandom, initialise_grafts
 
 IDENTICAL = 'identical'
 DIFFERENT = 'different'
@@ -84,11 +89,11 @@ def config_folder(library: str) -> Path:
     """Where an installed library keeps its configs.
 
     Raises:
-        ValueError: The library is not one of :data:`LIBRARIES`.
+        ValueError: The library is another one.
         FileNotFoundError: It is not installed, or without its configs.
     """
-    if library not in LIBRARIES:
-        raise ValueError(f'--sweep must be one of {LIBRARIES}, got {library!r}')
+    if library not in SCOPES:
+        raise ValueError(f'library must be one of {SCOPES}, got {library!r}')
     try:
         package = Path(importlib.import_module(library).__file__).parent
     except ImportError as error:
@@ -142,13 +147,15 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
     _lighten(cfg.model)
     made = None
     try:
-        with zeros_for_random():
+        with ZerosForRandom():
             made = plan(cfg, options)
-            text = config_text(cfg, made.cfg, str(folder / name))
-            fresh = Config.fromstring(text, '.py')
-            _lighten(fresh.model)
-            check_gives(fresh, made.cfg)
-            proof = prove(cfg, made.cfg, sizes=_SIZES)
+        text = config_text(cfg, made.cfg, str(folder / name))
+        fresh = Config.fromstring(text, '.py')
+        _lighten(fresh.model)
+        check_gives(fresh, made.cfg)
+        with ZerosForRandom():
+            models = build_pair(cfg, made.cfg)
+        proof = _compared(*models)
     except Refusal as error:
         return record(REFUSED, str(error))
     except Unbuildable as error:
@@ -167,20 +174,26 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
         ', which read the graft' if proof.effective else ''))
 
 
+def _compared(before: nn.Module, after: nn.Module) -> Proof:
+    initialise_grafts(after)
+    return compare(before, after, sizes=_SIZES)
+
+
 def _parts_of(cfg: Config, made: Plan | None) -> str:
     """What can be said of backbone and neck where the heads do not build."""
     if made is None:
         return ''
-    new = {host.path: host for host in find_hosts(made.cfg.model,
+    new = {site.path: site for site in find_sites(made.cfg.model,
                                                   cfg.default_scope)}
-    grafted = {host.path for host in made.hosts}
+    grafted = {site.path for site in made.sites}
     found = []
-    for host in find_hosts(cfg.model, cfg.default_scope):
-        if host.path not in grafted:
+    for site in find_sites(cfg.model, cfg.default_scope):
+        if site.path not in grafted:
             continue
         try:
-            with zeros_for_random():
-                proof = prove_parts(host, new[host.path], _SIZES)
+            with ZerosForRandom():
+                models = Parts(site), Parts(new[site.path])
+            proof = _compared(*models)
         except (RuntimeError, ValueError) as error:
             return f'; nor does its neck run alone: {describe(error)}'
         found.append(proof.identical)
@@ -189,9 +202,9 @@ def _parts_of(cfg: Config, made: Plan | None) -> str:
 
 
 def _neck_of(cfg: Config) -> str:
-    hosts = find_hosts(cfg.model, cfg.default_scope)
+    sites = find_sites(cfg.model, cfg.default_scope)
     necks = dict.fromkeys(
-        type_name(host.cfg['neck']) for host in hosts if host.has_neck)
+        type_name(site.cfg['neck']) for site in sites if site.has_neck)
     return ' and '.join(necks) or 'none'
 
 
@@ -236,7 +249,7 @@ def sweep(library: str,
     """Try every config that a library ships.
 
     Args:
-        library: One of :data:`LIBRARIES`.
+        library: ``mmdet`` or ``mmseg``.
         out: File of JSON lines, one a config, written as they come.
         limit: Stop after so many configs.
         resume: Go on with what is in ``out``.
@@ -279,9 +292,7 @@ def _read(out: str | Path | None, resume: bool,
     if out is None or not Path(out).exists():
         return {}
     if not resume:
-        if not force:
-            raise FileExistsError(f'{out} is there already; --resume goes on '
-                                  'with it, --force begins anew')
+        check_writable(out, force=force, flag='--resume goes on with it, --force')
         Path(out).unlink()
         return {}
     found = {}
@@ -293,7 +304,7 @@ def _read(out: str | Path | None, resume: bool,
         try:
             record = Record(**json.loads(line))
         except (TypeError, ValueError) as error:
-            raise ValueError(f'{out} is no file of a sweep: line {number + 1} '
+            raise ValueError(f'{out} is no file of graft-zoo: line {number + 1} '
                              f'({describe(error)})') from error
         found[record.config] = record
     return found
@@ -361,3 +372,36 @@ def reasons(records: list[Record]) -> list[str]:
     return [f'{len(configs)} {status}: {reason} ({configs[0]}'
             f'{", ..." if len(configs) > 1 else ""})'
             for (status, reason), configs in ordered]
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add graft-zoo to the benchmark's subcommands."""
+    text = 'graft every config that a library ships, and compare'
+    parser = commands.add_parser('graft-zoo', help=text, description=text)
+    parser.add_argument('library', choices=SCOPES)
+    parser.add_argument('--out', help='file of JSON lines, one a config')
+    parser.add_argument(
+        '--limit', type=positive_int, metavar='N', help='the first N configs')
+    parser.add_argument(
+        '--only', metavar='TEXT', help='configs with this in their path')
+    parser.add_argument(
+        '--resume', action='store_true', help='go on with what --out has')
+    parser.add_argument(
+        '--force', action='store_true', help='replace --out if it is there')
+
+
+def main(args: argparse.Namespace) -> list[Record]:
+    """Try the configs and show what came of them.
+
+    Raises:
+        SystemExit: A file is in the way, or the user interrupts.
+    """
+    console = wide_console()
+    try:
+        with reporting('graft-zoo', ImportError, OSError, ValueError):
+            records = sweep(args.library, args.out, args.limit, args.resume,
+                            args.force, args.only, console=console)
+    except KeyboardInterrupt:
+        sys.exit('graft-zoo interrupted: it goes on with --resume')
+    console.print(summary(args.library, records))
+    return records

@@ -1,4 +1,4 @@
-"""A graft tried on configs that the hosts ship."""
+"""A graft tried on configs that the libraries ship."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from helpers.graft_detectors import FPN, NECKS, retinanet, write
 from rich.console import Console
 
-from fpt_plugin.commands.graft import sweep as sweep_module
-from fpt_plugin.commands.graft.command import main, parser
-from fpt_plugin.commands.graft.sweep import (
+from fpt_plugin.commands.benchmark import graft_zoo
+from fpt_plugin.commands.benchmark.command import main, parser
+from fpt_plugin.commands.benchmark.graft_zoo import (
     DIFFERENT,
     FAILED,
     IDENTICAL,
@@ -24,7 +24,7 @@ from fpt_plugin.commands.graft.sweep import (
     try_config,
 )
 
-# One of each kind of neck that is cheap enough, of both hosts.
+# One of each kind of neck that is cheap enough, of both libraries.
 SHIPPED = {
     ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py'): IDENTICAL,
     ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py'): IDENTICAL,
@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
     lost.model.bbox_head.type = 'HeadOfNobody'
     write(lost, root / 'd.py')
     write(retinanet(None), root / 'e.py')
-    monkeypatch.setattr(sweep_module, 'config_folder', lambda library: root)
+    monkeypatch.setattr(graft_zoo, 'config_folder', lambda library: root)
     return root
 
 
@@ -108,13 +108,13 @@ def test_an_interrupted_sweep_goes_on(folder, tmp_path, monkeypatch):
     with out.open('a') as file:
         file.write('{"config": "a/two.py", "sta')  # killed here
     tried = []
-    original = sweep_module.try_config
+    original = graft_zoo.try_config
 
     def counted(folder, name, known, options):
         tried.append(name)
         return original(folder, name, known, options)
 
-    monkeypatch.setattr(sweep_module, 'try_config', counted)
+    monkeypatch.setattr(graft_zoo, 'try_config', counted)
     records = sweep('mmdet', out, resume=True, console=console)
     assert statuses(records) == ALL
     assert tried == ['a/two.py', 'b.py', 'c.py', 'd.py', 'e.py']
@@ -145,15 +145,29 @@ def test_differences_and_failures_are_found(folder, monkeypatch):
 
 
 def test_the_command(folder, tmp_path, capsys):
-    records = main(parser().parse_args(
-        ['--sweep', 'mmdet', '--only', 'a/', '--out',
-         str(tmp_path / 'x.jsonl')]))
+    words = ['graft-zoo', 'mmdet', '--only', 'a/', '--out',
+             str(tmp_path / 'x.jsonl')]
+    records = main(parser().parse_args(words))
     assert statuses(records) == [IDENTICAL] * 2
     assert 'FPN' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='graft-zoo failed: .*--resume'):
+        main(parser().parse_args(words))
+    records = main(parser().parse_args([*words, '--resume']))
+    assert statuses(records) == [IDENTICAL] * 2
+
+
+def test_an_interrupted_command_says_how_to_go_on(folder, monkeypatch):
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graft_zoo, 'try_config', interrupted)
+    with pytest.raises(SystemExit, match='--resume'):
+        main(parser().parse_args(['graft-zoo', 'mmdet']))
 
 
 def test_bad_libraries():
     with pytest.raises(ValueError, match="'mmpose'"):
         config_folder('mmpose')
     assert Record('a', IDENTICAL, 'FPN', '', '', 0.).status in (
-        sweep_module.STATUSES)
+        graft_zoo.STATUSES)
