@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 
-# Most numbers of one kind that are ever held at once.
-SCORE_BUDGET = {'cpu': 1 << 23, 'cuda': 1 << 25}
-# How many are best held at once. On a CPU they stay in its caches between the
-# operations that touch them: 4 MiB of float32; more are only taken for chunks of
-# up to ROWS queries, because products of fewer rows are slow. On an H200, 16
-# images of lambdas took 16.2 ms with 2^25, 9.7 with 2^26, 9.9 with 2^27.
-CACHED_SCORES = {'cpu': 1 << 20, 'cuda': 1 << 26}
+# Most numbers of one kind that are ever held at once. On an H200, 16 images of
+# lambdas took 16.2 ms with 2^25, 9.7 with 2^26 and 9.9 with 2^27.
+SCORE_BUDGET = {'cpu': 1 << 23, 'cuda': 1 << 26}
+# How many stay in a CPU's caches between the operations that touch them: 4 MiB
+# of float32. More are only taken for chunks of up to ROWS queries, because
+# products of fewer rows are slow.
+CACHED_SCORES = {'cpu': 1 << 20}
 ROWS = 256
 
 
@@ -25,7 +25,8 @@ def score_budget(device: torch.device) -> int:
 
 def cached_scores(device: torch.device) -> int:
     """Scores that are best held at once."""
-    return CACHED_SCORES.get(device.type, CACHED_SCORES['cuda'])
+    budget = score_budget(device)
+    return min(budget, CACHED_SCORES.get(device.type, budget))
 
 
 def chunk_length(device: torch.device, queries: int, scores: int) -> int:

@@ -174,10 +174,7 @@ class FPT(BaseModule):
         self.embed_channels = check_positive_int('embed_channels',
                                                  embed_channels)
         self._build_branches(branch_cfgs)
-        self._watches_keys = any(
-            getattr(layer, 'auto_key_stride', False)
-            for level in range(self.num_levels)
-            for _, layer in self._branches(level))
+        self._watches_keys = bool(self._pooled_branches)
         with refusing('fusion_norm_cfg', fusion_norm_cfg):
             self._build_fusions(fusion, fusion_norm_cfg)
         with refusing('drop_block', drop_block):

@@ -607,13 +607,14 @@ def test_the_table_of_a_gpu(dtype, similarity, depth, channels, major, path,
         ('meta', of): most for (_, of), most in paths.FUSED.items()})
     monkeypatch.setattr(torch.cuda, 'get_device_properties',
                         lambda device: SimpleNamespace(major=major))
-    query = torch.empty(1, 2, 9, depth, dtype=dtype, device='meta')
-    value = torch.empty(1, 9, channels, dtype=dtype, device='meta')
+    query = torch.empty(1, 2, 99, depth, dtype=dtype, device='meta')
+    value = torch.empty(1, 99, channels, dtype=dtype, device='meta')
     assert paths.choose_mixture_path(None, query, value, similarity) == path
     assert paths.choose_mixture_path('eager', query, value, similarity) == 'eager'
-    empty = query[:, :, :0]
-    assert paths.choose_mixture_path(
-        None, empty, value, similarity) == 'chunked'
+    for queries, keys in ((0, 99), (1, 99), (99, 1)):
+        assert paths.choose_mixture_path(
+            None, query[:, :, :queries], value[:, :keys],
+            similarity) == 'chunked'
 
 
 def test_a_device_that_was_not_measured_takes_chunks():

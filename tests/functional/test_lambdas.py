@@ -201,8 +201,19 @@ def test_the_cheapest_order_is_taken(shapes, cheapest):
     costs = estimate(*shapes)
     assert min(costs, key=costs.get) == cheapest
     with torch.device('meta'):
-        assert lambdas.choose_order(None,
-                                    *map(torch.empty, shapes)) == cheapest
+        on_another_device = lambdas.choose_order(
+            None, *map(torch.empty, shapes))
+    costs = estimate(*shapes, device_type='cuda')
+    assert on_another_device == min(costs, key=costs.get)
+
+
+@pytest.mark.parametrize('heads, channels, order', [
+    (4, 64, 'attention'), (16, 16, 'fft'), (32, 8, 'fft')])
+def test_the_order_of_a_gpu(heads, channels, order):
+    """As measured, on 50x84 pixels with windows of 23."""
+    costs = estimate((1, heads, 16, 50, 84), (1, 1, channels, 50, 84),
+                     (16, 1, 23, 23), device_type='cuda')
+    assert min(costs, key=costs.get) == order
 
 
 def test_the_variable_names_an_order(monkeypatch):
