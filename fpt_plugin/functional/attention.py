@@ -129,6 +129,10 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
 def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str, scale: float) -> Tensor:
     """One call of torch's fused attention, in the dtype of ``value``."""
+    if similarity == 'neg_euclid' and value.dtype == torch.float16:
+        raise ValueError("path='fused' cannot hold squared norms in float16; "
+                         "use bfloat16 or path='chunked', got value of "
+                         f'{value.dtype} with neg_euclid')
     batch, parts, queries, _ = query.shape
     if min(queries, key.shape[2]) == 1:
         # One pixel has strides that the backward pass of the kernels refuses.
@@ -171,10 +175,6 @@ def _fused_operands(query: Tensor, key: Tensor, similarity: str,
     key = key - centre
     if similarity == 'dot':
         return query.to(dtype), key.to(dtype)
-    if dtype == torch.float16:
-        raise ValueError("path='fused' cannot hold squared norms in float16; "
-                         "use bfloat16 or path='chunked', got value of "
-                         f'{dtype} with neg_euclid')
     norm = -key.square().sum(-1, keepdim=True)
     high = norm.to(dtype)
     key = torch.cat([(2 * key).to(dtype), high, (norm - high).to(dtype)], dim=-1)
