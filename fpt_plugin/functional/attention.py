@@ -145,8 +145,10 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
         query = query.unflatten(2, (pieces, -1)).flatten(1, 2)
         key = F.pad(key, (0, depth - key.shape[3]))
         key = key.repeat_interleave(pieces, dim=1)
-        values = F.pad(value, (0, width - value.shape[2])).unsqueeze(1)
-        values = values.expand(-1, parts * pieces, -1, -1)
+        values = F.pad(value, (0, width - value.shape[2])).contiguous()
+        values = values.unsqueeze(1).expand(-1, parts * pieces, -1, -1)
+        # The kernels want the numbers of a pixel side by side.
+        query, key = query.contiguous(), key.contiguous()
         # (B, N * pieces, l, depth), (..., Lk, depth), (..., Lk, width)
         bounded = batch * parts * queries * key.shape[2] <= score_budget(
             value.device)

@@ -14,8 +14,9 @@ function                fault                                           seen in
                         and on processors with AMX in the output
 :func:`channels_last`   oneDNN's gradient of tall kernels writes beyond 2.13
                         its memory on maps of 10 to 16 rows
-:func:`usual_strides`   the backward pass of a batch norm is wrong for  2.13
-                        one channels-last image with unusual strides
+:func:`usual_strides`   the backward pass of a batch norm is wrong for  2.11,
+                        channels-last maps with unusual strides; on     2.13
+                        CUDA too
 :func:`transforms`      MKL's Fourier transform refuses an empty batch  2.13
 ======================  ==============================================  ========
 """

@@ -20,19 +20,17 @@ LOCAL_PATHS = ('chunked', 'eager')
 # (device type, dtype of the values) -> most channels of queries and values.
 #
 # cpu: nowhere.
-# cuda, on an H200 with torch 2.11, all parts in one call, milliseconds forward /
-# forward and backward:
-#                                               fused       chunked
-#   bfloat16, 16,800 queries and keys, E 128    0.5 / 1.9   7.6 / 30
-#   bfloat16, 16,800 queries and keys, E 256    0.8 / 5.2   11 / 40
-#   bfloat16, 2 x 67,200 queries, 1,050 keys    0.4 / 9.5   3.9 / 21
-#   float32,  16,800 queries and keys, E 128    5.2 / 20    7.6 / 30
-#   float32,  2 x 67,200 queries, 1,050 keys    3.6 / 25    3.8 / 21
-# The last row is the only kind of call that lost; it was measured before
-# queries were cut into pieces. float32 with more channels and float16 were not
-# measured: the first stays chunked, because the same kernel was slow in
-# bfloat16, the second has the kernels of bfloat16. Other accelerators were not
-# measured.
+# cuda, on an H200 with torch 2.11 (benchmarks/gpu-nvidia-h200.md), milliseconds
+# forward / forward and backward:
+#                                                         fused      chunked
+#   bfloat16, ST: 2 x 67,200 queries, 1,050 keys, E 128   1.5 / 2.6  4.9 / 22
+#   bfloat16, GT: the same                                2.1 / 4.4  9.3 / 41
+#   bfloat16, ST: 16,800 queries and keys, E 256          1.7 / 5.6  11 / 38
+#   float32,  ST: 2 x 67,200 queries, 1,050 keys, E 128   4.0 / 14   4.7 / 21
+#   float32,  GT: the same                                7.2 / 27   9.2 / 40
+#   float32,  ST: 16,800 queries and keys, E 256          12 / 40    11 / 38
+# float16 has the kernels of bfloat16; its times were not measured. Other
+# accelerators were not measured.
 FUSED = {
     ('cuda', torch.bfloat16): 256,
     ('cuda', torch.float16): 256,

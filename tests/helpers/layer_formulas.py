@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fpt_plugin.functional import reference
+from fpt_plugin.functional.cpu_workarounds import usual_strides
 from fpt_plugin.layers import (
     GroundingTransformer,
     LocalGroundingTransformer,
@@ -133,7 +134,9 @@ def lambda_layer(layer, x):
     if layer.residual:
         out = x + layer.gate[:, None, None] * normalised(
             layer.norm_out, out)
-    return out
+    # The backward pass of torch's batch norm is wrong for some strides, on CUDA
+    # too.
+    return usual_strides(out, x)
 
 
 FORMULAS = {

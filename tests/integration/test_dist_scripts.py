@@ -133,7 +133,8 @@ def train_in_two_processes(config: Path, *options: str) -> dict[str, str]:
     Both see a finite loss, and both end with the same parameters.
     """
     with config.open('a') as file:
-        file.write("\ncustom_imports = dict(imports=['fpt_plugin', 'rank_hook'], "
+        file.write("\ncustom_imports = dict(imports=['fpt_plugin', "
+                   "'helpers.rank_hook'], "
                    'allow_failed_imports=False)\n'
                    "custom_hooks = [dict(type='RankHook')]\n")
     environment = dict(

@@ -23,6 +23,7 @@ from .measuring import Case, environment, measure
 from .networks import NetworkCase
 
 DTYPES = ('float32', 'bfloat16')
+SUITES = ('attention', 'local_attention', 'position_lambda', 'networks', 'largest')
 # Levels of an 800x1344 image: pooled as in the preset 'full', two images of 128
 # channels; and every key of one image of 256 channels.
 POOLED = ('st:P5', 'st:P4@2', 'st:P3@4', 'st:P2@8', 'gt:P4-P5', 'gt:P3-P4@2',
@@ -121,6 +122,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--tiny', action='store_true',
         help='sizes that take seconds, to try the command itself')
+    parser.add_argument(
+        '--suites', nargs='+', choices=SUITES, default=SUITES,
+        help='what to measure (default: everything)')
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument(
         '--minutes', type=float, default=5.5,
@@ -178,6 +182,8 @@ def _parts(args: argparse.Namespace, deadline: float,
     """Each suite's record, then each search's, under its key of the JSON."""
     for dtype in args.dtypes:
         for name, cases in suites(args.device, dtype, args.tiny).items():
+            if name not in args.suites:
+                continue
             started = time.monotonic()
             limit = 2**33
             if args.device == 'cuda':
@@ -192,7 +198,7 @@ def _parts(args: argparse.Namespace, deadline: float,
                 suite=name, dtype=dtype,
                 seconds=round(time.monotonic() - started, 1),
                 records=records))
-    for dtype in reversed(args.dtypes):
+    for dtype in reversed(args.dtypes if 'largest' in args.suites else ()):
         yield from _largest(args, dtype, deadline)
 
 
