@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -210,20 +211,20 @@ def launch_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def shipped_config(name: str | Path) -> Path:
-    """Return the path of one of our configs, in a checkout or an installed wheel.
-
-    Args:
-        name: The path below configs/, or any absolute path.
+def config_folder(package: str) -> Path:
+    """Return where a package has its configs, in a checkout or installed.
 
     Raises:
-        FileNotFoundError: There is no such config.
+        FileNotFoundError: It is not installed, or without its configs.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f'fpt_plugin has no config {name}')
+    try:
+        folder = Path(import_module(package).__file__).resolve().parent
+    except ImportError as error:
+        raise FileNotFoundError(f'{package} is not installed') from error
+    for configs in (folder / '.mim' / 'configs', folder.parent / 'configs'):
+        if configs.is_dir():
+            return configs
+    raise FileNotFoundError(f'{package} was installed without its configs')
 
 
 @contextmanager

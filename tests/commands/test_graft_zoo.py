@@ -17,12 +17,12 @@ from fpt_plugin.commands.benchmark.graft_zoo import (
     REFUSED,
     UNBUILDABLE,
     Record,
-    config_folder,
     shipped_configs,
     summary,
     sweep,
     try_config,
 )
+from fpt_plugin.commands.common import config_folder
 
 # One of each kind of neck that is cheap enough, of both libraries.
 SHIPPED = {
@@ -168,6 +168,8 @@ def test_an_interrupted_command_says_how_to_go_on(folder, monkeypatch):
 
 def test_bad_libraries():
     with pytest.raises(ValueError, match="'mmpose'"):
-        config_folder('mmpose')
+        sweep('mmpose')
+    with pytest.raises(FileNotFoundError, match='no_such is not installed'):
+        config_folder('no_such')
     assert Record('a', IDENTICAL, 'FPN', '', '', 0.).status in (
         graft_zoo.STATUSES)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import importlib
 import json
 import sys
 import time
@@ -34,7 +33,7 @@ from torch import nn
 from ...io.files import check_writable
 from ...openmmlab.models import describe, load_config
 from ...openmmlab.pins import SCOPES
-from ..common import positive_int, reporting
+from ..common import config_folder, positive_int, reporting
 from ..console import wide_console
 from ..graft.planning import Options, Plan, plan
 from ..graft.proof import Parts, Proof, build_pair, compare
@@ -83,25 +82,6 @@ class Record:
     reason: str
     model: str
     seconds: float
-
-
-def config_folder(library: str) -> Path:
-    """Where an installed library keeps its configs.
-
-    Raises:
-        ValueError: The library is another one.
-        FileNotFoundError: It is not installed, or without its configs.
-    """
-    if library not in SCOPES:
-        raise ValueError(f'library must be one of {SCOPES}, got {library!r}')
-    try:
-        package = Path(importlib.import_module(library).__file__).parent
-    except ImportError as error:
-        raise FileNotFoundError(f'{library} is not installed') from error
-    for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f'{library} was installed without its configs')
 
 
 def shipped_configs(folder: Path) -> list[str]:
@@ -262,6 +242,8 @@ def sweep(library: str,
         OSError: ``out`` cannot be written, or is there already.
         ValueError: There is no such library, or ``out`` holds something else.
     """
+    if library not in SCOPES:
+        raise ValueError(f'library must be one of {SCOPES}, got {library!r}')
     folder = config_folder(library)
     names = [n for n in shipped_configs(folder) if only is None or only in n]
     names = names[:limit]

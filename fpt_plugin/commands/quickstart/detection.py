@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
 from ...openmmlab.models import load_config
-from ..common import shipped_config
+from ..common import config_folder
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .pictures import write_rows
 from .trees import DEEPFOREST, prepare_trees
@@ -39,7 +39,7 @@ class Detection:
 
     def load(self, neck: str) -> Config:
         """The shipped config with a neck."""
-        cfg = load_config(shipped_config(self.config))
+        cfg = load_config(config_folder('fpt_plugin') / self.config)
         if neck == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg

@@ -15,7 +15,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from ...openmmlab.models import load_config
-from ..common import shipped_config
+from ..common import config_folder
 from .detection import CACHE
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .nuclei import HISTOLYTICS, prepare_nuclei, prepare_stroma
@@ -42,7 +42,7 @@ class Segmentation:
     def load(self, neck: str) -> Config:
         """The shipped config with a neck."""
         name = self.ufp_config if neck == 'ufp' else self.config
-        cfg = load_config(shipped_config(name))
+        cfg = load_config(config_folder('fpt_plugin') / name)
         if neck == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg
