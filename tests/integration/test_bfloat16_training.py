@@ -1,4 +1,4 @@
-"""Two hundred iterations of the quickstart's detector in mixed precision.
+"""A hundred iterations of the quickstart's detector in mixed precision.
 
 mmengine's AmpOptimWrapper refuses a CPU, and so do mmcv's nms and roi_align in
 bfloat16: the loop is a plain one, backbone and neck run under autocast, and the
@@ -21,8 +21,8 @@ from fpt_plugin.commands.quickstart.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.commands.quickstart.trees import prepare_trees
 
 SIDE = 128
-STEPS = 200
-MEAN_OF = 20  # steps at either end
+STEPS = 100
+MEAN_OF = 10  # steps at either end
 QUICKSTART = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
 
 

@@ -1,7 +1,7 @@
 """Transformers and DETRs take twenty steps on real images: the quickstart's.
 
 At full width and depth, from random weights, under the optimisers of the
-configs; the tiles are shrunk to a quarter of their area or less.
+configs; the tiles are shrunk to a sixth of their area or less.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fpt_plugin.commands.quickstart.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.commands.quickstart.nuclei import prepare_nuclei
 from fpt_plugin.commands.quickstart.trees import prepare_trees
 
-SIDE = 256  # of the tiles, pixels
+SIDE = 160  # of the tiles, pixels
 STEPS = 20
 TREES = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
 NUCLEI = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
