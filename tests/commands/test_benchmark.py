@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from helpers.memory_case import Holding
 from rich.console import Console
 from rich.progress import Progress
 
+from fpt_plugin.commands import plot_benchmark
 from fpt_plugin.commands.benchmark.cases import (
     AttentionCase,
     LocalCase,
@@ -270,6 +272,16 @@ def test_the_plot_reads_former_names_of_the_keys(tmp_path):
     (case, ), where = bars([str(path)])
     assert where['device'] == 'a CPU'
     assert case['candidates'] == dict(fpt_plugin=measured)
+
+
+def test_the_plot_of_the_published_results(tmp_path, capsys):
+    flags = [str(path) for path in sorted((ROOT / 'benchmarks').glob(
+        '*attention-cpu-float32.json'))]
+    picture = plot_benchmark.main(plot_benchmark.parser().parse_args(
+        [*flags, '--out', str(tmp_path / 'plot.png')]))
+    assert len(flags) == 2 and str(picture) in capsys.readouterr().out
+    height, width = cv2.imread(str(picture)).shape[:2]
+    assert width > height > 500
 
 
 def test_a_failure_of_the_command_is_a_line():

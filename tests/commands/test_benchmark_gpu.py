@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from rich.progress import Progress
 
 from fpt_plugin.commands.benchmark import gpu
 from fpt_plugin.commands.benchmark.command import main, parser
-from fpt_plugin.commands.benchmark.largest import image_shape, search
+from fpt_plugin.commands.benchmark.largest import LargestImage, image_shape, search
 from fpt_plugin.commands.benchmark.measuring import Case, measure
 from fpt_plugin.commands.benchmark.networks import NETWORKS, NetworkCase
 
@@ -249,3 +250,16 @@ def test_bad_flags(flags, words):
 def test_no_cuda_device():
     with pytest.raises(ValueError, match='needs a CUDA device'):
         run()
+
+
+def test_the_largest_image_of_a_small_device():
+    """A pass of the size found fits, one of the size named as too large not."""
+    case = NetworkCase('R-50', names=('ResNet-50', ))
+    finder = LargestImage(case, probes=(1, 2), longest=60)
+    found = finder.find('forward', 0.45, time.monotonic() + 60)
+    assert found['limited_by'] in ('memory', 'time')
+    assert found['peak_bytes'] <= found['limit_bytes'] and found['seconds'] > 0
+    if found['limited_by'] == 'memory':
+        assert prod(found['too_large']) > prod(found['shape'])
+    late = finder.find('step', 0.45, time.monotonic() - 1)
+    assert late['limited_by'] == 'time' and late['shape'] is None

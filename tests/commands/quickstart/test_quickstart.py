@@ -92,7 +92,7 @@ def small_segmentation(tmp_path, monkeypatch):
     for attribute in ('config', 'ufp_config'):
         config = tmp_path / f'{attribute}.py'
         config.write_text(f"""
-_base_ = {str(ROOT / getattr(TASKS['segmentation'], attribute))!r}
+_base_ = {str(ROOT / 'configs' / getattr(TASKS['segmentation'], attribute))!r}
 model = dict(backbone=dict(init_cfg=None, norm_eval=False),
              data_preprocessor=dict(size=(64, 64)))
 pipeline = [
