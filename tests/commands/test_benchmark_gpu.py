@@ -255,11 +255,11 @@ def test_no_cuda_device():
 def test_the_largest_image_of_a_small_device():
     """A pass of the size found fits, one of the size named as too large not."""
     case = NetworkCase('R-50', names=('ResNet-50', ))
-    finder = LargestImage(case, probes=(1, 2), longest=60)
-    found = finder.find('forward', 0.45, time.monotonic() + 60)
+    finder = LargestImage(case, probes=(1, 2), longest=0.3)
+    found = finder.find('forward', 0.9, time.monotonic() + 60)
     assert found['limited_by'] in ('memory', 'time')
     assert found['peak_bytes'] <= found['limit_bytes'] and found['seconds'] > 0
     if found['limited_by'] == 'memory':
         assert prod(found['too_large']) > prod(found['shape'])
-    late = finder.find('step', 0.45, time.monotonic() - 1)
+    late = finder.find('step', 0.9, time.monotonic() - 1)
     assert late['limited_by'] == 'time' and late['shape'] is None
