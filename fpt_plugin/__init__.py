@@ -9,6 +9,7 @@ type such as ``'fpt_plugin.FPT'``. Where only torch is installed,
 import sys
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 
 from .version import __version__
 
@@ -18,8 +19,14 @@ __all__ = ['__version__']
 def _is_doctor() -> bool:
     """Whether the process is the doctor, which must start where imports fail."""
     program, *arguments = sys.argv or ['']
-    return program.endswith('doctor.py') or (
-        program == '-m' and arguments[:1] == ['doctor'])
+    if program == '-m':  # while python -m PACKAGE imports the package
+        command = getattr(sys, 'orig_argv', [])  # Python 3.10
+        return arguments[:1] == ['doctor'] and (
+            not command or 'fpt_plugin' in command)
+    package = Path(__file__).resolve().parent
+    tools = [package.parent / 'tools', package / '.mim' / 'tools']
+    return Path(program).resolve() in [
+        (folder / 'doctor.py').resolve() for folder in tools]
 
 
 if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):

@@ -9,6 +9,8 @@ from importlib import import_module
 
 from fpt_plugin.commands import COMMANDS
 from fpt_plugin.commands.quiet import quiet_deprecations
+from fpt_plugin.openmmlab.pins import LIBRARIES, REQUIREMENTS, TORCH
+from fpt_plugin.version import __version__
 
 
 def usage() -> str:
@@ -35,17 +37,31 @@ def run(name: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(name: str, arguments: Sequence[str] | None) -> None:
-    command = import_module(f'fpt_plugin.commands.{COMMANDS[name].module}')
-    args = command.parser().parse_args(arguments)
+    command = None
     try:
+        command = import_module(f'fpt_plugin.commands.{COMMANDS[name].module}')
+        args = command.parser().parse_args(arguments)
         result = command.main(args)
-    except getattr(command, 'ERRORS', ()) as error:
-        sys.exit(f'{name} failed: {error}')
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in (
+                'torch', *LIBRARIES):
+            sys.exit(f'{name} needs {error.name}, which is not installed: '
+                     f'{install_hint(error.name)}')
+        if isinstance(error, getattr(command, 'ERRORS', ())):
+            sys.exit(f'{name} failed: {error}')
+        raise
     except KeyboardInterrupt:
-        if not hasattr(command, 'INTERRUPTED'):
-            raise
-        sys.exit(f'{name} interrupted: {command.INTERRUPTED}')
+        how = getattr(command, 'INTERRUPTED', 'nothing was finished')
+        print(f'{name} interrupted: {how}', file=sys.stderr)
+        sys.exit(130)
     sys.exit(getattr(result, 'exit_code', 0))
+
+
+def install_hint(library: str) -> str:
+    """Return the command that installs a library, and who knows more."""
+    wanted = REQUIREMENTS['stock'].get(library, TORCH)
+    return (f"pip install '{wanted}'; python -m fpt_plugin doctor says what else "
+            'is missing')
 
 
 def main() -> None:
@@ -54,8 +70,12 @@ def main() -> None:
     if name in ('-h', '--help'):
         print(usage())
         sys.exit()
+    if name == '--version':
+        print(__version__)
+        sys.exit()
     if name not in COMMANDS:
-        sys.exit(f'unknown command {name!r}\n\n{usage()}')
+        print(f'unknown command {name!r}\n\n{usage()}', file=sys.stderr)
+        sys.exit(2)
     sys.argv = [f'python -m fpt_plugin {name}', *arguments]
     run(name, arguments)
 

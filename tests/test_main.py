@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import fpt_plugin
 from fpt_plugin import __main__ as command_line
 from fpt_plugin.commands import COMMANDS, Command
+from fpt_plugin.openmmlab.pins import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,8 +51,14 @@ def test_help_lists_the_commands(arguments, monkeypatch, capsys):
                    for line in lines) == 1
 
 
-def test_an_unknown_command_is_named(monkeypatch):
-    assert call(monkeypatch, 'graf').startswith("unknown command 'graf'")
+def test_an_unknown_command_is_named(monkeypatch, capsys):
+    assert call(monkeypatch, 'graf') == 2
+    assert capsys.readouterr().err.startswith("unknown command 'graf'")
+
+
+def test_the_version(monkeypatch, capsys):
+    assert call(monkeypatch, '--version') is None
+    assert capsys.readouterr().out == f'{fpt_plugin.__version__}\n'
 
 
 @pytest.fixture
@@ -92,13 +101,38 @@ def test_expected_errors_end_with_a_line(command):
         command(main)
 
 
-def test_interrupted_commands_say_how_to_go_on(command):
+@pytest.mark.parametrize('how, said', [
+    (dict(INTERRUPTED='run it again'), 'run it again'),
+    ({}, 'nothing was finished')])
+def test_interrupted_commands_say_how_to_go_on(command, capsys, how, said):
 
     def main(args):
         raise KeyboardInterrupt
 
-    assert command(main, INTERRUPTED='run it again') == (
-        'own interrupted: run it again')
+    assert command(main, **how) == 130
+    assert capsys.readouterr().err == f'own interrupted: {said}\n'
+
+
+@pytest.mark.parametrize('errors', [(), (ImportError, )])
+def test_a_missing_library_is_named_with_its_cure(command, errors):
+
+    def main(args):
+        raise ModuleNotFoundError("No module named 'mmdet'", name='mmdet')
+
+    said = command(main, ERRORS=errors)
+    assert said.startswith('own needs mmdet, which is not installed: ')
+    assert REQUIREMENTS['stock']['mmdet'] in said and 'doctor' in said
+
+
+def test_another_missing_module_keeps_its_traceback(command):
+
+    def main(args):
+        import no_such_module  # noqa: F401
+
+    with pytest.raises(ModuleNotFoundError):
+        command(main)
+    assert command(main, ERRORS=(ImportError, )) == (
+        "own failed: No module named 'no_such_module'")
 
 
 DEPRECATIONS = [
@@ -159,11 +193,30 @@ def test_the_doctor_starts_where_the_libraries_do_not_import(tmp_path):
     for name in ('mmengine', 'mmcv'):
         (tmp_path / name).mkdir()
         (tmp_path / name / '__init__.py').write_text('raise OSError("broken")')
-    code = ("import sys\nsys.path.insert(0, sys.argv.pop())\n"
-            "import runpy\nsys.argv[0] = '-m'\n"
-            "runpy.run_module('fpt_plugin', run_name='__main__', alter_sys=False)")
     result = subprocess.run(
-        [sys.executable, '-c', code, 'doctor', '--help', str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True)
+        [sys.executable, '-m', 'fpt_plugin', 'doctor', '--help'], cwd=tmp_path,
+        capture_output=True, text=True,
+        env=dict(os.environ, PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'))
     assert result.returncode == 0, result.stderr
     assert 'cures' in result.stdout
+
+
+@pytest.mark.parametrize('name', ['my_doctor.py', 'tools/doctor.py'])
+def test_other_programs_of_that_name_get_the_package(tmp_path, name):
+    """Only our own doctor does without the modules."""
+    program = tmp_path / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text('import fpt_plugin\nprint(fpt_plugin.FPT.__name__)')
+    result = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    assert result.stdout == 'FPT\n', result.stderr
+
+
+def test_a_capture_of_warnings_outlasts_a_command(command):
+    logging.captureWarnings(True)
+    try:
+        command(lambda args: None)
+        assert warnings.showwarning.__module__ == 'logging'
+    finally:
+        logging.captureWarnings(False)

@@ -29,32 +29,35 @@ fail() {
     exit 1
 }
 
+python=$venv/bin/python
 base=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
 [ -n "$base" ] || fail "no Python found" "Install Python 3.11."
-"$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' \
-    || fail "$("$base" --version) is not supported" \
-            "Install Python 3.11, or name one: PYTHON=/path/to/python3.11"
-"$base" -c 'import ensurepip, venv' 2>/dev/null \
-    || fail "$base cannot make virtual environments" \
-            "Install its venv package (Debian, Ubuntu: python3.11-venv)."
+reader=$python
+[ -x "$python" ] || reader=$base
 
 # What to install, from the one place that names the versions.
 pins=fpt_plugin/openmmlab/pins.py
 { read -r torch; read -r mmcv; read -r setuptools; read -r mmdet; } < <(
-    "$base" -c 'import runpy, sys
+    "$reader" -c 'import runpy, sys
 pins, stack = runpy.run_path(sys.argv[1]), sys.argv[2]
-print(pins["TORCH"], pins["BUILT"][stack], pins["BESIDES"][stack][-1],
+print(pins["TORCH"], pins["BUILT"][stack], pins["BUILD_TOOLS"][stack],
       pins["REQUIREMENTS"][stack]["mmdet"], sep="\n")' "$pins" "$stack")
 torch=${TORCH:-$torch}
 
 # The environment is whole when this file names what it was made from.
 stamp=$venv/.fpt-plugin
 wanted="$stack $torch $mmcv $(cat setup.py pyproject.toml "$pins" | cksum)"
-python=$venv/bin/python
 if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     echo "$PWD/$python"
     exit 0
 fi
+
+"$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' \
+    || fail "$("$base" --version) is not supported" \
+            "Install Python 3.11, or name one: PYTHON=/path/to/python3.11"
+"$base" -c 'import ensurepip, venv' 2>/dev/null \
+    || fail "$base cannot make virtual environments" \
+            "Install its venv package (Debian, Ubuntu: python3.11-venv)."
 
 rm -f "$stamp"
 [ -x "$python" ] || { say "Making $venv"; "$base" -m venv "$venv" >&2; }

@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
 def _read(path: str) -> dict:
     """A result of the benchmark, with the names of version 0.1.0 replaced."""
     content = json.loads(Path(path).read_text(encoding='utf-8'))
+    if not isinstance(content, dict) or 'records' not in content:
+        raise ValueError('results must be JSON files of benchmark attention or '
+                         f'local-attention, got {path}')
     content.setdefault('environment', content.get('surroundings'))
     for record in content['records']:
         record.setdefault('candidates', record.get('contestants'))

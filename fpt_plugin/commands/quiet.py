@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,7 @@ def quiet_deprecations() -> Iterator[None]:
     os.environ['PYTHONWARNINGS'] = ','.join(
         [*ignored, *([before] if before else [])])
     logger, handler = logging.getLogger('py.warnings'), _Deprecations()
+    propagate, show = logger.propagate, warnings.showwarning
     logger.addHandler(handler)
     logger.propagate = False
     logging.captureWarnings(True)
@@ -50,8 +52,9 @@ def quiet_deprecations() -> Iterator[None]:
             print(*handler.held, sep='', end='', file=handler.others.stream)
         raise
     finally:
-        logging.captureWarnings(False)
-        logger.propagate = True
+        if not show.__module__.startswith('logging'):  # captured before, too
+            logging.captureWarnings(False)
+        logger.propagate = propagate
         logger.removeHandler(handler)
         if before is None:
             del os.environ['PYTHONWARNINGS']

@@ -172,6 +172,6 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         SystemExit: A flag, the config, its data or its checkpoint do not fit.
     """
-    with reporting('test', OSError, ValueError):
+    with reporting('test', OSError, SyntaxError, ValueError):
         cfg = prepare_test(args)
     return run_test(cfg, args.out)

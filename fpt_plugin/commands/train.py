@@ -114,6 +114,6 @@ def main(args: argparse.Namespace) -> Runner:
         SystemExit: A flag, the config, its data or its checkpoint do not fit.
         OSError: The disk is full.
     """
-    with reporting('train', OSError, ValueError):
+    with reporting('train', OSError, SyntaxError, ValueError):
         cfg = prepare_training(args)
     return run_training(cfg)

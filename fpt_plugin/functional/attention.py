@@ -134,7 +134,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
                          "use bfloat16 or path='chunked', got value of "
                          f'{value.dtype} with neg_euclid')
     batch, parts, queries, _ = query.shape
-    if min(queries, key.shape[2]) == 1:
+    if min(queries, key.shape[2]) <= 1:
         # One pixel has strides that the backward pass of the kernels refuses.
         return _eager(query, key, value, weights, similarity, scale)
     pieces = _pieces(query, key)
@@ -172,9 +172,13 @@ def _fused_operands(query: Tensor, key: Tensor, similarity: str,
         (B, N, Lq, d') and (B, N, Lk, d').
     """
     wide = accumulation_dtype(query, key)
-    key = key.to(wide)
-    centre = key.mean(dim=-2, keepdim=True)
-    key = key - centre
+    with torch.no_grad():  # a centre changes no score
+        mean = key.to(wide).mean(dim=-2, keepdim=True)
+        # Keys that lie around zero stay as they are: the centred ones would be
+        # rounded once more.
+        far = mean.abs() > 4 * key.to(wide).std(-2, correction=0, keepdim=True)
+        centre = mean.where(far, mean.new_zeros(()))
+    key = key.to(wide) - centre
     if similarity == 'dot':
         return query.to(dtype), key.to(dtype)
     norm = -key.square().sum(-1, keepdim=True)

@@ -61,3 +61,10 @@ def is_captured() -> bool:
     # Older than torch 2.7 there is no way to ask for an export.
     exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
     return torch.jit.is_tracing() or exporting()
+
+
+def is_compiled() -> bool:
+    """Whether torch.compile is at work, on any torch."""
+    # Older than torch 2.3 only torch._dynamo can tell.
+    compiling = getattr(torch.compiler, 'is_compiling', None)
+    return compiling() if compiling else torch._dynamo.is_compiling()

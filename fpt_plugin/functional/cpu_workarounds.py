@@ -102,18 +102,24 @@ def guard_narrow_maps(module: nn.Module) -> None:
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 \
                 and conv.kernel_size[1] > 1:
-            conv.register_forward_hook(_repeat_in_float32)
+            conv.register_forward_hook(_repeat_in_float32, with_kwargs=True)
 
 
-def _repeat_in_float32(conv: nn.Conv2d, args: tuple[Tensor],
-                       out: Tensor) -> Tensor | None:
-    x, = args
+def _repeat_in_float32(conv: nn.Conv2d, args: tuple[Tensor, ...],
+                       kwargs: dict[str, Tensor], out: Tensor) -> Tensor | None:
+    x = args[0] if args else kwargs['input']
     if not _is_narrow(x, out, conv.stride[1]):
         return None
-    # By the module itself: it may do more than a convolution.
-    parameters = {name: value.float() for name, value in conv.named_parameters()}
     with torch.autocast('cpu', enabled=False):
-        return functional_call(conv, parameters, x.float()).to(out.dtype)
+        if type(conv) is nn.Conv2d:
+            # Whatever its parameters are: FSDP's are plain tensors.
+            bias = None if conv.bias is None else conv.bias.float()
+            again = conv._conv_forward(x.float(), conv.weight.float(), bias)
+        else:  # it may do more than a convolution
+            parameters = {name: value.float()
+                          for name, value in conv.named_parameters()}
+            again = functional_call(conv, parameters, x.float())
+    return again.to(out.dtype)
 
 
 def _is_narrow(x: Tensor, out: Tensor, stride: int) -> bool:

@@ -161,7 +161,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write ``content`` as indented JSON, whole or not at all."""
+    """Write ``content`` as indented JSON, whole or not at all.
+
+    Raises:
+        IsADirectoryError: ``path`` is a folder.
+    """
+    check_writable(path, name='the JSON file')
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + '\n')
 

@@ -6,11 +6,10 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..functional.checks import is_captured
+from ..functional.checks import is_captured, is_compiled
 from ..layers.checks import check_positive_int, refusing
 from ..openmmlab.registry import lookup
 
@@ -107,7 +106,7 @@ def warn_of_many_keys(x: Tensor) -> bool:
         Whether there was something to say.
     """
     keys = x.shape[2] * x.shape[3]
-    if torch.compiler.is_compiling() or is_captured() or keys <= MOST_KEYS:
+    if keys <= MOST_KEYS or is_captured() or is_compiled():
         return False
     warnings.warn(
         f'FPT attends to {keys} keys a map, those of {x.shape[2]} x {x.shape[3]} '

@@ -371,7 +371,12 @@ class FPT(BaseModule):
         A captured graph has them as constants. They are no part of the state.
         """
         self.fixed_strides = None
-        self.fixed_strides = self.pooling_strides(self._pyramid_maps(inputs))
+        training = self.training
+        self.eval()  # the pyramid's norms learn nothing from these inputs
+        with torch.no_grad():
+            self.fixed_strides = self.pooling_strides(
+                self._pyramid_maps(inputs))
+        self.train(training)
 
     def _pyramid_maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not isinstance(inputs, (list, tuple)):

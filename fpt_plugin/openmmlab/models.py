@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
@@ -39,6 +40,11 @@ def load_config(config: str | Path | Config,
     given = config if isinstance(config, (str, Path)) else 'the given config'
     if '::' in str(given):
         # As a base it is found as the shipped configs find theirs.
+        library = str(config).partition('::')[0]
+        if library not in MODULE2PACKAGE:
+            raise ValueError(f'the library before :: must be one of '
+                             f'{sorted(MODULE2PACKAGE)}, got {library!r} in '
+                             f'{config}')
         config = Config.fromstring(f'_base_ = {str(config)!r}', '.py')
     elif not isinstance(config, Config):
         config = Config.fromfile(config)

@@ -37,12 +37,13 @@ REQUIREMENTS = {
 # pkg_resources, which newer setuptools do not have.
 BESIDES = {
     'stock': ('ftfy', 'regex', 'setuptools<81'),
-    'onedl': ('ftfy', 'regex', 'setuptools'),
+    'onedl': ('ftfy', 'regex'),
 }
 # For the environment that the tests run in. Plain "torch" may resolve to a build
 # with several GB of CUDA libraries.
 TORCH = 'torch==2.13.0'
 BUILT = {'stock': 'mmcv==2.1.0', 'onedl': 'onedl-mmcv==2.3.6'}
+BUILD_TOOLS = {'stock': 'setuptools<81', 'onedl': 'setuptools'}
 
 
 def stack_of(distribution: str) -> str:

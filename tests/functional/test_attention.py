@@ -637,3 +637,28 @@ def test_fused_distance_refuses_float16():
     inputs = operands(dtype=torch.float16)
     with pytest.raises(ValueError, match='float16'):
         mixture_attention(*inputs, similarity='neg_euclid', path='fused')
+
+
+@pytest.mark.parametrize('similarity', ['dot', 'neg_euclid'])
+@pytest.mark.parametrize('spread, mean', [(1, 0), (5, 0), (5, 2), (1, 100)])
+def test_fused_in_bfloat16_rounds_keys_once(similarity, spread, mean):
+    """Peaked attention multiplies what is rounded; a mean hides the rest."""
+    torch.manual_seed(0)
+    query, key = (torch.randn(1, 2, 70, 32) * spread + mean for _ in range(2))
+    value = torch.randn(1, 70, 32)
+    operands = [x.bfloat16() for x in (query, key, value)]
+    weights = torch.tensor([[0.4, 0.6]])
+    exact = [x.double() for x in operands]
+    want = reference.mixture_attention(*exact, weights.double(),
+                                       similarity=similarity, scale=32**-0.5)
+    got = mixture_attention(*operands, weights, similarity=similarity,
+                            path='fused')
+    error = (got.double() - want).norm() / want.norm()
+    assert error <= (0.006 if mean < 4 * spread else 0.02), error
+
+
+def test_paths_on_a_torch_without_is_compiling(monkeypatch):
+    """torch 2.1 and 2.2."""
+    monkeypatch.setattr(checks, 'torch', SimpleNamespace(
+        compiler=SimpleNamespace(), _dynamo=torch._dynamo))
+    assert checks.is_compiled() is False

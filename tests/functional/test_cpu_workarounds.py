@@ -150,6 +150,16 @@ def test_the_guard_keeps_what_a_module_adds():
     torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
 
 
+def test_the_guard_takes_inputs_by_name():
+    conv = torch.nn.Conv2d(4, 4, 3, 2, 1)
+    x = torch.randn(1, 4, 9, 1)
+    want = conv(x)
+    guard_narrow_maps(conv)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = conv(input=x)
+    torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
+
+
 @fault(narrow_conv2d, strict=False)
 def test_narrow_maps_are_right():
     assert narrow_maps_are_right(F.conv2d)

@@ -361,3 +361,13 @@ def test_names_that_cannot_be_written_to(tmp_path):
     check_writable(out)
     with pytest.raises(FileExistsError, match='already: --fresh replaces it'):
         check_writable(out, force=False, flag='--fresh')
+
+
+def test_a_file_takes_no_folders_place(tmp_path):
+    folder = tmp_path / 'precious'
+    folder.mkdir()
+    (folder / 'data').write_text('keep')
+    with pytest.raises(IsADirectoryError, match='precious '):
+        write_json(folder, {})
+    assert (folder / 'data').read_text() == 'keep'
+    assert [path.name for path in tmp_path.iterdir()] == ['precious']

@@ -78,6 +78,8 @@ class AttentionCase(Case):
     def candidates(self) -> tuple[str, ...]:
         """Ours, the plain formula, and each path or torch's attention."""
         others = MIXTURE_PATHS if self.paths else ('sdpa', )
+        if self.dtype == 'float16' and SIMILARITY[self.branch] == 'neg_euclid':
+            others = [path for path in others if path != 'fused']  # refused
         return ('fpt_plugin', 'reference', *others)
 
     def prepare(self, candidate: str) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ...io.files import write_json
+from ...io.files import check_writable, write_json
 from . import gpu, graft_zoo
 from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
@@ -205,8 +204,7 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
     if args.command == 'gpu':
         return gpu.main(args)
     if args.command == 'gpu-table':
-        print(gpu.markdown(json.loads(Path(args.result).read_text('utf-8'))),
-              end='')
+        print(gpu.markdown(gpu.read_result(args.result)), end='')
         return Path(args.result)
     if args.command == 'graft-zoo':
         return graft_zoo.main(args)
@@ -215,6 +213,7 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
         torch.set_num_threads(args.threads)
     out = Path(args.out or f'benchmarks/{args.command}-{args.device}-'
                f'{args.dtype}.json')
+    check_writable(out, suffixes=['.json'], name='--out')
     # A log file has no width of its own.
     console = Console()
     if not console.is_terminal:

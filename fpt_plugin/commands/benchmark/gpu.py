@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from ...io.files import write_bytes, write_json
+from ...io.files import check_writable, write_bytes, write_json
 from .cases import AttentionCase, LocalCase
 from .lambdas import LambdaCase
 from .largest import LargestImage
@@ -154,6 +155,7 @@ def main(args: argparse.Namespace) -> Result:
     deadline = time.monotonic() + 60 * args.minutes
     where = environment(args.device)
     out = Path(args.out or f'benchmarks/gpu-{slug(where["device"])}.json')
+    check_writable(out, suffixes=['.json'], name='--out')
     content = dict(
         command='gpu', tiny=args.tiny, repeats=args.repeats, environment=where,
         tests=None if args.tests is None else read_tests(args.tests),
@@ -170,6 +172,20 @@ def main(args: argparse.Namespace) -> Result:
     print(markdown(content))
     print(f'Written to {out} and {out.with_suffix(".md").name}')
     return Result(out, tuple(_failed(content)))
+
+
+def read_result(path: str | Path) -> dict:
+    """Read the JSON of a run.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is of another command.
+    """
+    content = json.loads(Path(path).read_text('utf-8'))
+    if not isinstance(content, dict) or content.get('command') != 'gpu':
+        raise ValueError('result must be the JSON file of benchmark gpu, got '
+                         f'{path}')
+    return content
 
 
 def slug(name: str) -> str:

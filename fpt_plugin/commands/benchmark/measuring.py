@@ -233,8 +233,12 @@ def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
         })
     try:
         errors = case.errors(states) if turns else {}
-    except torch.cuda.OutOfMemoryError:
-        errors = {}  # the formula in float64 holds more than the candidates
+    except RuntimeError as error:
+        # The formula in float64 holds more than the candidates.
+        memory_only = isinstance(error, torch.cuda.OutOfMemoryError)
+        if not (memory_only or keep_going):
+            raise
+        errors = {}
     for name, error in errors.items():
         found[name]['error'] = error
     if memory:

@@ -33,7 +33,7 @@ from mmengine.config import Config
 from rich.console import Console
 from torch import Tensor, nn
 
-from ...io.files import write_json
+from ...io.files import check_writable, write_json
 from ...layers.checks import check_positive_int
 from ...necks import FPT
 from ...openmmlab.models import unwrapped
@@ -54,7 +54,7 @@ from .forward import (
 from .measurement import Label, Measurement
 from .report import CONVENTION, Complexity
 
-ERRORS = (KeyError, OSError, ValueError)
+ERRORS = (KeyError, OSError, SyntaxError, ValueError)
 
 # The branches of FPT, by the attributes that hold them.
 BRANCHES = dict(
@@ -232,6 +232,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> Complexity:
     """What tools/complexity.py does."""
+    if args.json is not None:
+        check_writable(args.json, suffixes=['.json'], read=[args.config],
+                       name='--json')
     result = complexity(args.config, args.shape, args.batch, args.cfg_options)
     Console().print(result.table(args.per_level))
     if args.json is not None:

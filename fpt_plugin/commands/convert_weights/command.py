@@ -57,7 +57,7 @@ class Task:
 
     Attributes:
         asked: The subcommand with its options, for messages.
-        net: The net that it takes, as :func:`~.weight_nets.name_of` calls it.
+        net: The net that it takes, as :func:`~.nets.name_of` calls it.
         backbone: The config of the backbone that gets the weights.
         convert: The key map; it is given the state dict and the backbone's
             shapes.

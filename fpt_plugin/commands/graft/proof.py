@@ -303,12 +303,17 @@ class _Recording:
                       if not isinstance(part, (nn.ModuleList, nn.ModuleDict))}
 
     def __enter__(self) -> None:
+        # An instance may have a forward of its own, and a part several names.
+        self.own = [(part, vars(part).get('forward'))
+                    for part in dict.fromkeys(self.parts.values())]
         for name, part in self.parts.items():
             part.forward = self._recorded(name, part.forward)
 
     def __exit__(self, *exception) -> None:
-        for part in self.parts.values():
+        for part, forward in self.own:
             del part.forward  # the class' own is behind it
+            if forward is not None:
+                part.forward = forward
 
     def _recorded(self, name: str, forward):
 

@@ -51,7 +51,7 @@ class Files:
             check_writable(args.out, suffixes=['.py'], read=[args.config],
                            force=args.force, name='--out')
         if args.json is not None:
-            check_writable(args.json, read=[args.config, args.checkpoint],
+            check_writable(args.json, read=[args.config, args.checkpoint, args.out],
                            force=args.force, name='--json')
         self.converted = self._converted() if args.write_checkpoint else None
         self.load_from = self.converted if args.backbone else args.checkpoint

@@ -86,7 +86,7 @@ def visualize_attention(config: str | Path | Config,
     """Draw where a model's FPT looks from pixels of an image.
 
     Args:
-        config: As for :func:`~.host_models.load_model`.
+        config: As for :func:`fpt_plugin.commands.common.load_model`.
         checkpoint: The trained model; None: random weights.
         image: The image file.
         out: The PNG file to write.

@@ -31,7 +31,7 @@ def draw(image: np.ndarray, branches: Sequence[Branch], out: str | Path,
 
     Args:
         image: (H, W, 3), BGR.
-        branches: What :func:`~.attention_maps.attention_branches` found.
+        branches: What :func:`~.maps.attention_branches` found.
         out: The PNG file.
         title: Above the panels.
 
