@@ -20,7 +20,9 @@ from fpt_plugin.commands.quickstart.mobilenet import prepare_mobilenet_v2
 from fpt_plugin.commands.quickstart.nuclei import prepare_nuclei
 from fpt_plugin.commands.quickstart.trees import prepare_trees
 
+DINO = 'fpt/dino-4scale_r50_fpt_8xb2-12e_coco.py'
 SIDE = 160  # of the tiles, pixels
+SIDES = {DINO: 224}  # its 900 queries are pixels of its maps
 STEPS = 20
 TREES = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
 NUCLEI = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
@@ -31,7 +33,7 @@ DETECTORS = (
     'fpt/retinanet_pvtv2-b0_fpt_1x_coco.py',
     'fpt/deformable-detr_r50_fpt_16xb2-50e_coco.py',
     'fpt/deformable-detr_r50_fpt-encoder_16xb2-50e_coco.py',
-    'fpt/dino-4scale_r50_fpt_8xb2-12e_coco.py',
+    DINO,
     'fpt/conditional-detr_r50_st_8xb2-50e_coco.py',
     'fpt/dab-detr_r50_st_8xb2-50e_coco.py',
 )
@@ -57,7 +59,8 @@ def tiles(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def losses(cfg: Config, data: str, root: Path, work_dir: Path) -> list[float]:
+def losses(cfg: Config, data: str, root: Path, work_dir: Path,
+           side: int = SIDE) -> list[float]:
     """Of twenty steps on real tiles, two of them in a batch."""
     loader = Config.fromfile(CONFIGS / data).train_dataloader
     loader.batch_size = 2
@@ -67,7 +70,7 @@ def losses(cfg: Config, data: str, root: Path, work_dir: Path) -> list[float]:
     loader.dataset.data_root = f'{root}/'
     for step in loader.dataset.pipeline:
         if step.type == 'Resize':
-            step.scale = (SIDE, SIDE)
+            step.scale = (side, side)
     cfg.merge_from_dict(dict(
         train_dataloader=dict(_delete_=True, **loader),
         train_cfg=dict(
@@ -112,7 +115,8 @@ def test_detectors(name, tiles, tmp_path):
         head.num_classes = 1
     if cfg.model.get('roi_head'):  # trees have boxes, no masks
         cfg.model.roi_head.update(mask_roi_extractor=None, mask_head=None)
-    assert_learns(losses(cfg, TREES, tiles[TREES], tmp_path))
+    assert_learns(losses(cfg, TREES, tiles[TREES], tmp_path,
+                         SIDES.get(name, SIDE)))
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
