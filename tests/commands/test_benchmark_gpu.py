@@ -216,7 +216,7 @@ def test_the_fastest_path_is_bold(tmp_path, capsys):
                     both=dict(median=3 * seconds, spread=0.), both_bytes=2**20)
 
     content = dict(
-        environment=dict(device='a GPU', tf32=dict(matmul=False)), tests=None,
+        command='gpu', environment=dict(device='a GPU', tf32=dict(matmul=False)), tests=None,
         suites=[dict(suite='attention', dtype='float32', records=[dict(
             case='st:P4', candidates=dict(
                 fpt_plugin=timed(1e-3), chunked=timed(2e-3),
@@ -231,6 +231,9 @@ def test_the_fastest_path_is_bold(tmp_path, capsys):
     path.write_text(json.dumps(content))
     main(parser().parse_args(['gpu-table', str(path)]))
     assert capsys.readouterr().out == table
+    path.write_text(json.dumps(dict(content, command='attention')))
+    with pytest.raises(ValueError, match='of benchmark gpu'):
+        main(parser().parse_args(['gpu-table', str(path)]))
 
 
 def test_slug():
