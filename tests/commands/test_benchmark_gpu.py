@@ -216,7 +216,8 @@ def test_the_fastest_path_is_bold(tmp_path, capsys):
                     both=dict(median=3 * seconds, spread=0.), both_bytes=2**20)
 
     content = dict(
-        command='gpu', environment=dict(device='a GPU', tf32=dict(matmul=False)), tests=None,
+        command='gpu', tests=None,
+        environment=dict(device='a GPU', tf32=dict(matmul=False)),
         suites=[dict(suite='attention', dtype='float32', records=[dict(
             case='st:P4', candidates=dict(
                 fpt_plugin=timed(1e-3), chunked=timed(2e-3),

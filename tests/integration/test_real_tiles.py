@@ -22,7 +22,7 @@ from fpt_plugin.commands.quickstart.trees import prepare_trees
 
 DINO = 'fpt/dino-4scale_r50_fpt_8xb2-12e_coco.py'
 SIDE = 160  # of the tiles, pixels
-SIDES = {DINO: 224}  # its 900 queries are pixels of its maps
+SIDES = {DINO: 256}  # its 900 queries are pixels of its maps
 STEPS = 20
 TREES = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
 NUCLEI = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
