@@ -171,7 +171,7 @@ def add_shape(parser: argparse.ArgumentParser | argparse._ArgumentGroup,
 def launch_parser(description: str) -> argparse.ArgumentParser:
     """Return the flags that train and test share, those of mmdet and mmseg."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file path')
+    add_config(parser)
     parser.add_argument(
         '--work-dir',
         help='folder of logs, checkpoints and metrics (default: the '

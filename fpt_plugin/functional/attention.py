@@ -172,13 +172,14 @@ def _fused_operands(query: Tensor, key: Tensor, similarity: str,
         (B, N, Lq, d') and (B, N, Lk, d').
     """
     wide = accumulation_dtype(query, key)
+    key = key.to(wide)
     with torch.no_grad():  # a centre changes no score
-        mean = key.to(wide).mean(dim=-2, keepdim=True)
+        mean = key.mean(dim=-2, keepdim=True)
         # Keys that lie around zero stay as they are: the centred ones would be
         # rounded once more.
-        far = mean.abs() > 4 * key.to(wide).std(-2, correction=0, keepdim=True)
+        far = mean.abs() > 4 * key.std(-2, correction=0, keepdim=True)
         centre = mean.where(far, mean.new_zeros(()))
-    key = key.to(wide) - centre
+    key = key - centre
     if similarity == 'dot':
         return query.to(dtype), key.to(dtype)
     norm = -key.square().sum(-1, keepdim=True)

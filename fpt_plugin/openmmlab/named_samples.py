@@ -15,8 +15,8 @@ def name_broken_samples() -> None:
     """Let mmengine's datasets say which sample it was that failed.
 
     An empty file, a label map that cannot be decoded or a transform that does
-    not fit end in errors of OpenCV or of numpy that name no file. Called once
-    for a process, before it starts others that load data.
+    not fit end in errors of OpenCV or of numpy that name no file. Processes
+    that are forked to load data inherit it.
     """
     if getattr(BaseDataset.prepare_data, 'names_samples', False):
         return

@@ -33,17 +33,18 @@ REQUIREMENTS = {
         'mmseg': 'onedl-mmsegmentation>=1.4.2',
     },
 }
-# mmseg imports ftfy and regex without requiring them; stock mmengine imports
-# pkg_resources, which newer setuptools do not have.
+# Stock mmengine imports pkg_resources, which newer setuptools do not have.
+SETUPTOOLS = 'setuptools<81'
+# mmseg imports ftfy and regex without requiring them.
 BESIDES = {
-    'stock': ('ftfy', 'regex', 'setuptools<81'),
+    'stock': ('ftfy', 'regex', SETUPTOOLS),
     'onedl': ('ftfy', 'regex'),
 }
 # For the environment that the tests run in. Plain "torch" may resolve to a build
 # with several GB of CUDA libraries.
 TORCH = 'torch==2.13.0'
-BUILT = {'stock': 'mmcv==2.1.0', 'onedl': 'onedl-mmcv==2.3.6'}
-BUILD_TOOLS = {'stock': 'setuptools<81', 'onedl': 'setuptools'}
+BUILT = {'stock': REQUIREMENTS['stock']['mmcv'], 'onedl': 'onedl-mmcv==2.3.6'}
+BUILD_TOOLS = {'stock': SETUPTOOLS, 'onedl': 'setuptools'}
 
 
 def stack_of(distribution: str) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...openmmlab.pins import LIBRARIES, REQUIREMENTS, stack_of
+from ...openmmlab.pins import LIBRARIES, REQUIREMENTS, SETUPTOOLS, TORCH, stack_of
 
 OK, WARN, FAIL, SKIP = 'OK', 'WARN', 'FAIL', 'SKIP'
 OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
@@ -19,7 +19,7 @@ OTHERS = ('torch', 'numpy', 'setuptools', 'ftfy', 'regex', 'fpt-plugin')
 DISTRIBUTIONS = (*(name for names, _, _ in LIBRARIES.values() for name in names),
                  *OPENCV, *OTHERS)
 INSTALL_SELF = 'in the checkout: pip install --no-build-isolation -e .'
-SETUPTOOLS = "pip install 'setuptools<81'"
+OLDER_SETUPTOOLS = f"pip install '{SETUPTOOLS}'"
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,10 @@ def check_setuptools(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             'setuptools', FAIL,
             f"{given or 'is not installed'}: there is no pkg_resources, so that "
-            'no mmdet:: or mmseg:: base loads', SETUPTOOLS)
+            'no mmdet:: or mmseg:: base loads', OLDER_SETUPTOOLS)
     elif release(given) >= (81, ):
         yield Finding('setuptools', WARN,
-                      f'{given} is the last one with pkg_resources', SETUPTOOLS)
+                      f'{given} is the last one with pkg_resources', OLDER_SETUPTOOLS)
     else:
         yield Finding('setuptools', OK, given)
 
@@ -309,7 +309,7 @@ CURES = (
      'libglib2.0-0)'),
     (r'(lib[\w.+-]+): cannot open shared',
      'install {0} with the packages of the system'),
-    (r"No module named 'pkg_resources'", SETUPTOOLS),
+    (r"No module named 'pkg_resources'", OLDER_SETUPTOOLS),
     (r"No module named 'mmcv\.(?:_ext|ops)", '{rebuild}'),
     (r'(?:not compiled with|without) (?:GPU|CUDA)|no kernel image', '{rebuild}'),
     (r"No module named '(?:ftfy|regex)'", 'pip install ftfy regex'),
@@ -329,7 +329,7 @@ CURES = (
     (r"No module named '(mmengine|mmcv|mmdet|mmseg)\b", '{install_host}'),
     (r"No module named 'fpt_plugin'", INSTALL_SELF),
     (r"No module named 'torch'",
-     'pip install torch==2.13.0, then build mmcv: tools/environment.sh does both'),
+     f'pip install {TORCH}, then build mmcv: tools/environment.sh does both'),
     (r"No module named 'cv2'", 'pip install opencv-python-headless'),
     (r"No module named '(\w+)", 'pip install {0}'),
 )
@@ -340,7 +340,7 @@ _PACKAGES = {'PIL': 'pillow', 'yaml': 'pyyaml', 'sklearn': 'scikit-learn'}
 def cure_for(facts: Facts, step: str, error: str) -> str:
     """What cures an error, by its words; else how to see all of it."""
     if step == 'torch' and 'No module named' not in error:
-        return 'pip install --force-reinstall torch==2.13.0, then build mmcv anew'
+        return f'pip install --force-reinstall {TORCH}, then build mmcv anew'
     for pattern, cure in CURES:
         match = re.search(pattern, error)
         if match is None:
