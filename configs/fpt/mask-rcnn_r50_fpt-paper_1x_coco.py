@@ -3,10 +3,4 @@ custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
 # The paper to the letter but for the scale of the scores and the schedule:
 # every key, full width, a pyramid without a top-down path.
-model = dict(
-    neck=dict(
-        type='FPT',
-        pyramid=dict(type='BottomUpPyramid'),
-        embed_channels=256,
-        key_strides=1,
-        fusion='concat'))
+model = dict(neck=dict(type='FPT', preset='paper'))

@@ -76,6 +76,24 @@ def _class_of(name: str, cfg: dict) -> Callable:
     return found
 
 
+def level_pairs(name: str, first: int,
+                num_levels: int) -> list[tuple[int, int]]:
+    """(level, source level) of each layer of a branch.
+
+    Args:
+        name: ``'self_transformer'``, ``'grounding_transformer'``, whose
+            sources are coarser, or ``'rendering_transformer'``, whose sources
+            are finer.
+        first: The finest level that it reads or writes.
+        num_levels: Number of transformed levels.
+    """
+    sources = dict(
+        self_transformer=lambda i: [i],
+        grounding_transformer=lambda i: range(i + 1, num_levels),
+        rendering_transformer=lambda i: range(first, i))[name]
+    return [(i, j) for i in range(first, num_levels) for j in sources(i)]
+
+
 def pooling_strides(maps: Sequence[Tensor]) -> tuple[int, ...]:
     """Key strides that bring each level to the coarsest one's grid.
 

@@ -8,6 +8,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..io.checkpoints import some
+from .branches import level_pairs
+from .presets import PRESETS
 
 # Children by which the libraries' necks can be told apart in a state dict, the
 # most particular ones first. A neck is named when it has all of them.
@@ -92,5 +94,75 @@ def _likely_neck(keys: set[str]) -> str | None:
         return None  # a list of necks
     for name, particular in _NECK_CHILDREN:
         if particular <= children:
+            return name
+    return None
+
+
+def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
+                   neck: nn.Module) -> None:
+    """Refuse branches of another preset, which would be lost in silence.
+
+    Layers that the checkpoint lacks are not refused: a neck may be trained
+    further with more branches.
+
+    Args:
+        state_dict: What is loaded.
+        prefix: The neck's prefix with its final dot, or ''.
+        neck: An FPT.
+
+    Raises:
+        RuntimeError: The checkpoint has layers that the neck has not, or of
+            another width.
+    """
+    own = tuple(f'{child}.' for child in neck.OWN_CHILDREN[1:])
+    given = {
+        key[len(prefix):]: tuple(value.shape)
+        for key, value in state_dict.items()
+        if key.startswith(prefix) and key[len(prefix):].startswith(own)
+        and isinstance(value, Tensor)
+    }
+    expected = {
+        key: tuple(value.shape)
+        for named in (neck.named_parameters(), neck.named_buffers())
+        for key, value in named
+    }
+    foreign = [key for key in given if key not in expected]
+    other = [key for key in given
+             if key in expected and given[key] != expected[key]]
+    if not foreign and not other:
+        return
+    parts = ['The checkpoint has other FPT branches than this neck:']
+    if foreign:
+        parts.append(f'{len(foreign)} keys have no place in it '
+                     f'({some(sorted(foreign))});')
+    if other:
+        key = min(other)
+        parts.append(f'{len(other)} have other shapes ({key} is {given[key]} '
+                     f'in the checkpoint and {expected[key]} here);')
+    fitting = _fitting_preset(given, neck)
+    parts.append(
+        f"write preset='{fitting}' into the neck's config." if fitting else
+        'the neck needs the arguments that it was trained with.')
+    if fitting == 'full':
+        parts.append("Version 0.1.0 called the preset 'full' the default.")
+    raise RuntimeError(' '.join(parts))
+
+
+def _fitting_preset(given: dict[str, tuple[int, ...]],
+                    neck: nn.Module) -> str | None:
+    """The preset of a checkpoint, told by its branches and their width."""
+    layers = {tuple(key.split('.')[:2]) for key in given
+              if not key.startswith(('fusions.', 'drop_blocks.'))}
+    widths = {shape[0] for key, shape in given.items()
+              if key.endswith('.value.weight')}
+    for name, preset in PRESETS.items():
+        firsts = preset.first_levels(
+            neck.num_levels, getattr(neck.pyramid, 'one_size', False))
+        wanted = {(f'{branch}s', f'{level}_{source}')
+                  for branch in preset.branches for level, source in
+                  level_pairs(branch, firsts[branch], neck.num_levels)}
+        # 4 is the most parts that a layer of ours has unless told otherwise.
+        if layers == wanted and widths == {
+                preset.embed_channels(neck.out_channels, 4)}:
             return name
     return None

@@ -17,7 +17,6 @@ from ..functional.cpu_workarounds import channels_last
 from ..layers.checks import (
     check_flags,
     check_levels,
-    check_map,
     check_positive_int,
     refusing,
 )
@@ -26,13 +25,15 @@ from .branches import (
     branch_arguments,
     build_branch,
     default_num_mixtures,
+    level_pairs,
     pooling_strides,
     resolve_key_strides,
     warn_of_many_keys,
 )
-from .checkpoints import adopt_pyramid_keys
+from .checkpoints import adopt_pyramid_keys, check_own_keys
 from .fusion import FUSIONS
-from .wrapped import build_pyramid, check_inputs
+from .presets import BRANCHES, PRESET, find_preset, resolve_first_levels
+from .wrapped import build_pyramid, check_inputs, check_pyramid
 
 
 @MODELS.register_module()
@@ -41,16 +42,15 @@ class FPT(BaseModule):
 
     Over an FPN config ``model = dict(neck=dict(type='FPT'))`` is the whole
     change: mmengine merges it into the FPN's dict, and what is not FPT's goes
-    to the pyramid. Every level then gets, from the original pyramid, a
-    Self-Transformer of its own map, Grounding Transformers from all coarser
-    levels and Rendering Transformers from all finer ones, fused in the order
-    [X,] ST, GT, RT with ascending source levels.
+    to the pyramid. A level then gets, from the original pyramid, a
+    Self-Transformer of its own map, Grounding Transformers from coarser levels
+    and Rendering Transformers from finer ones, fused in the order [X,] ST, GT,
+    RT with ascending source levels.
 
     With ``fusion='residual'`` the last convolution of each level starts at
     zero: before the first training step the outputs are those of the wrapped
     pyramid bit for bit. Checkpoints trained with the plain pyramid load.
-    Attention runs over batch padding too, so outputs depend on the padded
-    size.
+    Outputs depend on the padded size: attention runs over batch padding too.
 
     Args:
         in_channels: Channels of each backbone map; with ``pyramid=None`` the
@@ -59,28 +59,44 @@ class FPT(BaseModule):
         num_outs: Number of output maps, the pyramid's argument.
         pyramid: Config of the neck to wrap, whose arguments win over the outer
             ones; a list of configs, which receives no outer arguments; or
-            None: the inputs are a pyramid already.
-        self_transformer: Config of the ST branch; None leaves it out.
-        grounding_transformer: Config of the GT branch; None leaves it out.
-        rendering_transformer: Config of the RT branch; None leaves it out.
+            None: the inputs are a pyramid already. ``'preset'``: the preset's.
+        self_transformer: Config of the ST branch; None leaves it out,
+            ``'preset'`` takes the preset's.
+        grounding_transformer: Config of the GT branch, likewise.
+        rendering_transformer: Config of the RT branch, likewise.
+        preset: What the arguments are that a config does not set.
+
+            - ``'default'``, None: E = C // 4. Of four or more levels the
+              finest gets ST only, the others all branches among themselves.
+            - ``'light'``: the Self-Transformer only, E = C // 8.
+            - ``'full'``: E = C // 2, all branches; the default of 0.1.0.
+            - ``'paper'``: BottomUpPyramid, E = C, every key, fusion
+              ``'concat'``, which changes a trained detector at once.
+
+            E is at least 32 in the first two, or C where C is less.
         num_levels: How many of the pyramid's maps are transformed; the others
             pass through. None: those made from backbone maps, which FPN-like
-            pyramids tell; required for a list, for None and for others.
-        embed_channels: Channels E of q, k and v; None: C // 2, rounded down
-            to a multiple of the mixtures' parts.
+            pyramids tell; others need the number.
+        first_level: The first level that gets branches, counted from the
+            finest, which branches of other levels do not read either: an int,
+            or a dict of one for each branch, such as
+            ``dict(grounding_transformer=1)``. None: the preset's.
+        embed_channels: Channels E of q, k and v; None: the preset's, rounded
+            down to a multiple of the mixtures' parts.
         key_strides: Average pooling of each level before keys and values, an
-            int or one a level; 1 is exact. None: every level is pooled to the
-            grid of the coarsest transformed one: (8, 4, 2, 1) for four levels
+            int or one a level; 1 is exact. None: 1 in the preset ``'paper'``;
+            in the others every level is pooled to the grid of the coarsest
+            transformed one: (8, 4, 2, 1) for four levels
             of a usual pyramid, 1 for maps of equal size. That grid grows with
             the image; more than 10,000 keys are warned of once.
         fusion: ``'residual'``, X + conv3x3(conv1x1(branches)), or
-            ``'concat'``, the paper's conv3x3([X, branches]).
+            ``'concat'``, the paper's conv3x3([X, branches]). None: the
+            preset's.
         fusion_norm_cfg: Norm after the 1x1 convolution of the residual fusion
             or after the 3x3 convolution of the other; None: none.
         drop_block: Config of a module applied to the branches of each level
             while training, such as ``dict(type='mmdet.DropBlock',
-            drop_prob=0.1, block_size=5)``. Maps smaller than its block are
-            left alone.
+            drop_prob=0.1, block_size=5)``, where its block fits the map.
         checkpoint_branches: Recompute the branches in the backward pass to
             save memory.
         freeze_pyramid: Keep the wrapped pyramid as it is: no gradients for its
@@ -118,22 +134,24 @@ class FPT(BaseModule):
             in_channels: list[int] | int,
             out_channels: int,
             num_outs: int | None = None,
-            pyramid: dict | list | None = dict(type='FPN'),
-            self_transformer: dict | None = dict(type='SelfTransformer'),
-            grounding_transformer: dict | None = dict(
-                type='GroundingTransformer'),
-            rendering_transformer: dict | None = dict(
-                type='RenderingTransformer'),
+            pyramid: dict | list | str | None = PRESET,
+            self_transformer: dict | str | None = PRESET,
+            grounding_transformer: dict | str | None = PRESET,
+            rendering_transformer: dict | str | None = PRESET,
+            preset: str | None = None,
             num_levels: int | None = None,
+            first_level: int | dict | None = None,
             embed_channels: int | None = None,
             key_strides: int | list[int] | tuple[int, ...] | None = None,
-            fusion: str = 'residual',
+            fusion: str | None = None,
             fusion_norm_cfg: dict | None = None,
             drop_block: dict | None = None,
             checkpoint_branches: bool = False,
             freeze_pyramid: bool = False,
             **pyramid_args) -> None:
         check_versions()
+        chosen = find_preset(preset)
+        pyramid = chosen.unless_given('pyramid', pyramid)
         own_init_cfg = None
         if pyramid is None or isinstance(pyramid, (list, tuple)):
             own_init_cfg = pyramid_args.pop('init_cfg', None)
@@ -143,6 +161,7 @@ class FPT(BaseModule):
                     f'arguments, got {sorted(pyramid_args)}; write them into '
                     'the list, and _delete_=True where a base config set them')
         super().__init__(init_cfg=own_init_cfg)
+        fusion = chosen.fusion if fusion is None else fusion
         if fusion not in FUSIONS:
             raise ValueError(
                 f'fusion must be one of {tuple(FUSIONS)}, got {fusion!r}')
@@ -162,15 +181,20 @@ class FPT(BaseModule):
         # The pyramid's own config may have changed it.
         check_positive_int('out_channels', self.out_channels)
         self.num_levels = self._resolve_num_levels(num_levels)
-        self.key_strides = resolve_key_strides(self.num_levels, key_strides)
-        branch_cfgs = dict(
-            self_transformer=self_transformer,
-            grounding_transformer=grounding_transformer,
-            rendering_transformer=rendering_transformer)
+        self.first_levels = resolve_first_levels(
+            first_level, self.num_levels, chosen,
+            one_size=getattr(self.pyramid, 'one_size', False))
+        self.key_strides = resolve_key_strides(
+            self.num_levels,
+            chosen.key_strides if key_strides is None else key_strides)
+        given = (self_transformer, grounding_transformer, rendering_transformer)
+        branch_cfgs = {name: chosen.unless_given(name, cfg)
+                       for name, cfg in zip(BRANCHES, given)}
         if embed_channels is None:
-            parts = lcm(*(default_num_mixtures(name, cfg)
-                          for name, cfg in branch_cfgs.items()))
-            embed_channels = max(self.out_channels // 2 // parts, 1) * parts
+            embed_channels = chosen.embed_channels(
+                self.out_channels,
+                lcm(*(default_num_mixtures(name, cfg)
+                      for name, cfg in branch_cfgs.items())))
         self.embed_channels = check_positive_int('embed_channels',
                                                  embed_channels)
         self._build_branches(branch_cfgs)
@@ -240,19 +264,13 @@ class FPT(BaseModule):
 
     def _build_branches(self, cfgs: dict[str, dict | None]) -> None:
         """One layer a (level, source level) pair, named ``level_source``."""
-        levels = range(self.num_levels)
-        pairs = dict(
-            self_transformer=[(i, i) for i in levels],
-            grounding_transformer=[(i, j) for i in levels for j in levels
-                                   if j > i],
-            rendering_transformer=[(i, j) for i in levels for j in levels
-                                   if j < i])
         # Branches whose forward takes the key stride that the maps give.
         self._pooled_branches: set[str] = set()
         for name, cfg in cfgs.items():
             # mmengine's containers pass init_weights on to their modules.
             layers = ModuleDict()
-            for level, source in pairs[name] if cfg is not None else ():
+            pairs = level_pairs(name, self.first_levels[name], self.num_levels)
+            for level, source in pairs if cfg is not None else ():
                 layers[f'{level}_{source}'], pooled = build_branch(
                     name, cfg, self.out_channels, self.embed_channels,
                     self.key_strides and self.key_strides[source])
@@ -297,7 +315,8 @@ class FPT(BaseModule):
     # ------------------------------------------------------------- checkpoints
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Accept the keys of the plain pyramid for the wrapped one."""
+        """Accept the plain pyramid's keys; refuse another preset's branches."""
+        check_own_keys(state_dict, prefix, self)
         if self.pyramid is not None:
             adopt_pyramid_keys(state_dict, prefix, self.OWN_CHILDREN,
                                self.pyramid)
@@ -352,7 +371,9 @@ class FPT(BaseModule):
     ) -> tuple[tuple[Tensor, ...], list[Tensor], tuple[int, ...] | None]:
         """The pyramid, what the branches read of it, and their key strides."""
         maps = self._pyramid_maps(inputs)
-        self._check_maps(maps)
+        check_pyramid(
+            'inputs' if self.pyramid is None else 'pyramid output', maps,
+            self.num_levels, self.out_channels)
         sources = [channels_last(x) for x in maps[:self.num_levels]]
         return maps, sources, self.pooling_strides(maps)
 
@@ -390,24 +411,6 @@ class FPT(BaseModule):
                 ValueError):
             check_inputs(self.pyramid, self.in_channels, inputs)
             raise
-
-    def _check_maps(self, maps: tuple[Tensor, ...]) -> None:
-        if len(maps) < self.num_levels:
-            raise ValueError('num_levels must be at most the number of maps of '
-                             f'the pyramid, got num_levels={self.num_levels} '
-                             f'and {len(maps)} maps')
-        origin = 'inputs' if self.pyramid is None else 'pyramid output'
-        for level, x in enumerate(maps[:self.num_levels]):
-            check_map(f'{origin} {level}', x)
-            if x.shape[1] != self.out_channels:
-                raise ValueError(
-                    f'{origin} {level} must have out_channels='
-                    f'{self.out_channels} channels, got {tuple(x.shape)}')
-            if level and (x.shape[2] > maps[level - 1].shape[2]
-                          or x.shape[3] > maps[level - 1].shape[3]):
-                raise ValueError(
-                    'levels must go from fine to coarse, got sizes '
-                    f'{[tuple(m.shape[2:]) for m in maps[:self.num_levels]]}')
 
     def _transform(self, level: int, x: Tensor, maps: list[Tensor],
                    strides: tuple[int, ...] | None) -> Tensor:

@@ -196,6 +196,8 @@ class UFP(BaseModule):
         [(1, 4, 9, 9), (1, 4, 9, 9), (1, 4, 9, 9), (1, 4, 9, 9)]
     """
 
+    one_size = True  # no map is finer than another; FPT asks
+
     def __init__(
         self,
         in_channels: list[int],

@@ -120,6 +120,36 @@ def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,
                          f'inputs, whose channels are {given}')
 
 
+def check_pyramid(name: str, maps: Sequence[Tensor], num_levels: int,
+                  channels: int) -> None:
+    """Require maps of equal channels, from fine to coarse.
+
+    Args:
+        name: What they are, for messages.
+        maps: The maps (B, channels, H_i, W_i).
+        num_levels: How many of them are needed and checked.
+        channels: Channels of each.
+
+    Raises:
+        TypeError: One is not a floating point tensor.
+        ValueError: They are too few, or do not fit.
+    """
+    if len(maps) < num_levels:
+        raise ValueError('num_levels must be at most the number of maps of '
+                         f'the pyramid, got num_levels={num_levels} '
+                         f'and {len(maps)} maps')
+    for level, x in enumerate(maps[:num_levels]):
+        check_map(f'{name} {level}', x)
+        if x.shape[1] != channels:
+            raise ValueError(f'{name} {level} must have out_channels='
+                             f'{channels} channels, got {tuple(x.shape)}')
+        if level and (x.shape[2] > maps[level - 1].shape[2]
+                      or x.shape[3] > maps[level - 1].shape[3]):
+            raise ValueError(
+                'levels must go from fine to coarse, got sizes '
+                f'{[tuple(m.shape[2:]) for m in maps[:num_levels]]}')
+
+
 def _registered_necks() -> list[tuple[str, type]]:
     """Names and classes of the necks that the imported libraries register."""
     return [(name, cls) for scope in SCOPES

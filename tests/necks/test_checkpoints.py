@@ -101,18 +101,32 @@ def test_checkpoint_without_a_neck_is_silent(messages):
     assert not messages
 
 
-def test_left_out_branch_is_not_taken_for_the_pyramid(messages):
-    full = FPT(**ARGS)
-    part = FPT(**ARGS, self_transformer=None)
-    # without the fusions, whose shapes differ
-    state_dict = {
-        k: v
-        for k, v in full.state_dict().items() if not k.startswith('fusions.')
-    }
-    result = part.load_state_dict(state_dict, strict=False)
-    assert any(k.startswith('self_transformers.')
-               for k in result.unexpected_keys)
-    assert not messages
+@pytest.mark.parametrize('trained', ['light', 'full', 'paper'])
+@pytest.mark.parametrize('channels', [64, 256])
+def test_branches_of_another_preset_are_refused(trained, channels):
+    """strict=False, as the libraries load, would drop them in silence."""
+    args = dict(ARGS, out_channels=channels, pyramid=dict(type='FPN'))
+    state_dict = Detector(FPT(**args, preset=trained)).state_dict()
+    with pytest.raises(RuntimeError, match=f"write preset='{trained}'"):
+        Detector(FPT(**args)).load_state_dict(state_dict, strict=False)
+    result = Detector(FPT(**args, preset=trained)).load_state_dict(state_dict)
+    assert not result.missing_keys
+
+
+def test_a_left_out_branch_is_refused():
+    with pytest.raises(RuntimeError, match='have no place in it'):
+        FPT(**ARGS, self_transformer=None).load_state_dict(
+            FPT(**ARGS, preset='full').state_dict(), strict=False)
+
+
+def test_a_neck_may_have_more_branches_than_the_checkpoint():
+    args = dict(ARGS, fusion='concat', self_transformer=None)
+    trained = FPT(**args, grounding_transformer=None, preset='full')
+    state_dict = {k: v for k, v in trained.state_dict().items()
+                  if not k.startswith('fusions.')}
+    result = FPT(**args, preset='full').load_state_dict(
+        state_dict, strict=False)
+    assert result.missing_keys and not result.unexpected_keys
 
 
 def test_list_of_necks():

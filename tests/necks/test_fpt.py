@@ -46,10 +46,7 @@ class TestPaperPreset(BaseNeckTester):
         type='FPT',
         in_channels=CHANNELS,
         out_channels=16,
-        pyramid=dict(type='BottomUpPyramid'),
-        embed_channels=16,
-        key_strides=1,
-        fusion='concat')
+        preset='paper')
 
 
 class TestStartLevelAndExtraConvs(BaseWrapperTester):
@@ -60,6 +57,16 @@ class TestStartLevelAndExtraConvs(BaseWrapperTester):
         num_outs=5,
         start_level=1,
         add_extra_convs='on_output')
+    num_outs = 5
+
+
+class TestLight(BaseWrapperTester):
+    cfg = dict(TestDefault.cfg, preset='light')
+    num_outs = 5
+
+
+class TestFull(BaseWrapperTester):
+    cfg = dict(TestDefault.cfg, preset='full')
     num_outs = 5
 
 
@@ -185,7 +192,8 @@ def test_outer_arguments_reach_the_pyramid_and_inner_ones_win():
 
 def test_inner_channels_win():
     neck = make(pyramid=dict(type='FPN', out_channels=32))
-    assert neck.out_channels == 32 and neck.embed_channels == 16
+    assert neck.out_channels == 32
+    assert neck.embed_channels == 32  # the preset's least
     assert neck(maps())[0].shape[1] == 32
 
 
@@ -245,7 +253,7 @@ def names(branches: torch.nn.ModuleDict) -> set[str]:
 
 
 def test_branches_of_each_level():
-    neck = make()
+    neck = make(preset='full')
     assert names(neck.self_transformers) == {'0_0', '1_1', '2_2', '3_3'}
     assert names(neck.grounding_transformers) == {
         '0_1', '0_2', '0_3', '1_2', '1_3', '2_3'
@@ -258,7 +266,8 @@ def test_branches_of_each_level():
 @pytest.mark.parametrize('fusion', ['residual', 'concat'])
 def test_assembly_against_the_formula(fusion):
     """Order of concatenation, original pyramid, fusion and pooling."""
-    neck = perturb(make(fusion=fusion, embed_channels=8)).double().eval()
+    neck = perturb(make(preset='full', fusion=fusion,
+                        embed_channels=8)).double().eval()
     inputs = [x.double() for x in maps()]
     pyramid, outs = neck.pyramid(inputs), neck(inputs)
     strides = (8, 4, 2, 1)
@@ -330,6 +339,7 @@ def test_many_keys_are_warned_of_once(monkeypatch):
 
 def test_explicit_key_strides_and_those_of_a_branch():
     neck = make(
+        preset='full',
         key_strides=[4, 2, 1, 1],
         self_transformer=dict(type='SelfTransformer', key_stride=3))
     assert neck.grounding_transformers['0_1'].key_stride == 2
@@ -351,6 +361,7 @@ def test_branch_arguments_and_left_out_branches():
     neck = make(
         self_transformer=dict(
             type='SelfTransformer', num_mixtures=1, embed_channels=6),
+        first_level=0,
         grounding_transformer=None,
         rendering_transformer=dict(type='RenderingTransformer'),
         embed_channels=4)
@@ -382,11 +393,77 @@ def test_all_branches_left_out_is_the_pyramid():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize('out_channels, embed',
-                         [(256, 128), (128, 64), (96, 48), (100, 48), (11, 4),
-                          (2, 4)])
-def test_default_embed_channels(out_channels, embed):
-    assert make(out_channels=out_channels).embed_channels == embed
+@pytest.mark.parametrize('out_channels, embeds', [
+    (512, (64, 128, 256, 512)), (256, (32, 64, 128, 256)),
+    (128, (32, 32, 64, 128)), (100, (32, 32, 48, 100)), (16, (16, 16, 8, 16)),
+    (11, (8, 8, 4, 8)), (2, (4, 4, 4, 4))
+])
+def test_embed_channels_of_the_presets(out_channels, embeds):
+    for preset, embed in zip(('light', 'default', 'full', 'paper'), embeds):
+        neck = make(out_channels=out_channels, preset=preset,
+                    grounding_transformer=dict(type='GroundingTransformer'))
+        assert neck.embed_channels == embed, preset
+
+
+@pytest.mark.parametrize('num_levels, levels', [
+    (4, {'1_2', '1_3', '2_3'}), (3, {'0_1', '0_2', '1_2'}), (2, {'0_1'})
+])
+def test_the_default_preset_spares_the_finest_of_four_levels(
+        num_levels, levels):
+    neck = make(num_levels=num_levels)
+    assert len(neck.self_transformers) == num_levels
+    assert names(neck.grounding_transformers) == levels
+    assert names(neck.rendering_transformers) == {x[::-1] for x in levels}
+
+
+def test_the_light_preset_is_the_self_transformer():
+    neck = make(preset='light')
+    assert len(neck.self_transformers) == 4
+    assert not neck.grounding_transformers and not neck.rendering_transformers
+
+
+def test_the_papers_preset_is_the_paper():
+    neck = make(preset='paper')
+    assert type(neck.pyramid).__name__ == 'BottomUpPyramid'
+    assert neck.key_strides == (1, 1, 1, 1)
+    assert type(neck.fusions[0]).__name__ == 'ConcatFusion'
+    assert len(neck.grounding_transformers) == 6
+
+
+def test_arguments_win_over_the_preset():
+    neck = make(preset='paper', pyramid=dict(type='FPN'), fusion='residual',
+                key_strides=2, embed_channels=8, self_transformer=None,
+                first_level=dict(rendering_transformer=2))
+    assert type(neck.pyramid).__name__ == 'FPN'
+    assert type(neck.fusions[0]).__name__ == 'ResidualFusion'
+    assert neck.key_strides == (2, 2, 2, 2) and neck.embed_channels == 8
+    assert not neck.self_transformers
+    assert len(neck.grounding_transformers) == 6
+    assert names(neck.rendering_transformers) == {'3_2'}
+
+
+def test_first_level_leaves_finer_levels_alone():
+    neck = perturb(make(preset='full', first_level=2)).eval()
+    assert names(neck.self_transformers) == {'2_2', '3_3'}
+    inputs = maps()
+    same = [torch.equal(a, b)
+            for a, b in zip(neck(inputs), neck.pyramid(inputs))]
+    assert same == [True, True, False, False]
+
+
+@pytest.mark.parametrize('args, error, message', [
+    (dict(preset='small'), ValueError, "preset must be one of .*'small'"),
+    (dict(preset=['full']), ValueError, r"preset must be .*\['full'\]"),
+    (dict(first_level=4), ValueError, 'less than the 4 transformed levels'),
+    (dict(first_level=-1), ValueError, 'first_level must be at least 1|got -1'),
+    (dict(first_level=1.0), TypeError, 'first_level must be an int, got 1.0'),
+    (dict(first_level=True), TypeError, 'first_level must be an int, got True'),
+    (dict(first_level=dict(st=1)), ValueError, "dict of branches .*'st'"),
+    (dict(self_transformer='default'), TypeError, 'must be a dict with a type'),
+])
+def test_bad_presets_and_levels(args, error, message):
+    with pytest.raises(error, match=message):
+        make(**args)
 
 
 def test_num_levels_default_leaves_extra_levels_untouched():

@@ -20,9 +20,7 @@ fcn_ufp_fpt = dict(
     neck=dict(
         fcn_ufp['neck'],
         type='FPT',
+        preset='paper',
         pyramid=dict(type='UFP'),
         grounding_transformer=dict(type='LocalGroundingTransformer', window=5),
-        embed_channels=256,
-        key_strides=1,
-        fusion='concat',
         drop_block=dict(type='mmdet.DropBlock', drop_prob=0.1, block_size=3)))

@@ -18,6 +18,7 @@ from ...functional import (
     reference,
 )
 from ...functional.paths import LOCAL_PATHS, MIXTURE_PATHS
+from ...necks import presets
 from .measuring import Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
@@ -235,9 +236,7 @@ class LocalCase(Case):
             dtype=self.dtype)
 
 
-PRESETS = dict(
-    default=dict(),
-    paper=dict(embed_channels=256, key_strides=1, fusion='concat'))
+PRESETS = {name: dict(preset=name) for name in presets.PRESETS}
 # The paper's segmentor: windows, around UFP on the maps of a dilated backbone.
 PRESETS['ufp'] = dict(
     PRESETS['paper'],
