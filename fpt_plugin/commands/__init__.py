@@ -59,6 +59,8 @@ COMMANDS = {
                          'measure speed, memory and error side by side'),
     'plot_benchmark': Command('plot_benchmark',
                               'plot the results of the benchmark'),
+    'study': Command('study.command',
+                     'compare necks with several seeds, at equal budget'),
     'quickstart': Command('quickstart.command',
                           'train, evaluate and draw a small model'),
 }

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from importlib import import_module
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 
-from ...engine.resume import newest_checkpoint
-from ...engine.running import build_runner
 from ...io.files import write_json
+from ..same_settings import TrainingTime, train_or_go_on
 from .detection import Detection
 from .segmentation import Segmentation
 
@@ -91,29 +86,6 @@ def rescale_schedule(cfg: Config, epochs: int) -> None:
     cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, epochs)
 
 
-class TrainingTime(Hook):
-    """Counts the seconds of training, validation left out.
-
-    The count is kept in the checkpoints, so a resumed run goes on counting.
-    """
-
-    KEY = 'train_seconds'
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
-
-    def after_train_iter(self,
-                         runner,
-                         batch_idx,
-                         data_batch=None,
-                         outputs=None) -> None:
-        """Add what the iteration took."""
-        before = runner.message_hub.get_info(self.KEY, 0.0)
-        runner.message_hub.update_info(
-            self.KEY, before + time.perf_counter() - self._start)
-
-
 def main(args: argparse.Namespace) -> dict:
     """What tools/quickstart.py does.
 
@@ -128,7 +100,7 @@ def main(args: argparse.Namespace) -> dict:
         print(f'{package.content}: {package.source}; licence: '
               f'{package.licence}', flush=True)
     task.prepare()
-    runner = _train(cfg, work_dir, args.fresh)
+    runner = train_or_go_on(cfg, args.fresh)
     figures = task.test(runner)
     picture = task.draw(runner, work_dir / task.picture)
     summary = dict(
@@ -145,31 +117,6 @@ def main(args: argparse.Namespace) -> dict:
     write_json(work_dir / 'summary.json', summary)
     _report(summary, work_dir, find_latest_checkpoint(str(work_dir)))
     return summary
-
-
-def _train(cfg: Config, work_dir: Path, fresh: bool) -> Runner:
-    """Train, or go on with what is there."""
-    key = dict(
-        config=cfg.pretty_text,
-        torch=torch.__version__,
-        host=import_module(cfg.default_scope).__version__)
-    settings = work_dir / 'settings.json'
-    same = settings.is_file() and json.loads(settings.read_text()) == key
-    # Without last_checkpoint they are of other settings.
-    saved = (work_dir / 'last_checkpoint').is_file()
-    latest = newest_checkpoint(work_dir, cfg.default_hooks.checkpoint) \
-        if same and saved and not fresh else None
-    if latest is not None:
-        cfg.resume, cfg.load_from = True, latest
-        print(f'Found {latest} of the same settings and go on from there '
-              '(--fresh trains again)', flush=True)
-    else:
-        (work_dir / 'last_checkpoint').unlink(missing_ok=True)
-        write_json(settings, key)
-    runner = build_runner(cfg)
-    runner.register_hook(TrainingTime(), priority='VERY_LOW')
-    runner.train()
-    return runner
 
 
 def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:

@@ -1,0 +1,88 @@
+"""Run the rows of a study, and show what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ...io.files import check_writable, write_bytes
+from .running import Study, fingerprint, run
+from .table import markdown, plot, read_rows
+
+ERRORS = (OSError, RuntimeError, ValueError)
+INTERRUPTED = 'the same command goes on from the last checkpoint'
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/study.py."""
+    parser = argparse.ArgumentParser(
+        description='Train the rows of a study with several seeds, skip those '
+        'that are finished, and print the table')
+    parser.add_argument(
+        'study', help='name of a config in configs/studies, or its path')
+    parser.add_argument('--rows', nargs='+', metavar='ROW',
+                        help='default: all rows')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2],
+                        metavar='SEED')
+    parser.add_argument('--data-root', help="default: the config's")
+    parser.add_argument(
+        '--results', default='benchmarks/studies',
+        help='folder of the results, a JSON for each row and seed')
+    parser.add_argument('--work-dir', default='work_dirs/studies',
+                        help='folder of checkpoints and logs')
+    parser.add_argument('--fresh', action='store_true',
+                        help='train again what is finished or interrupted')
+    parser.add_argument('--table', action='store_true',
+                        help='print the table of what is there; train nothing')
+    parser.add_argument('--markdown', metavar='FILE',
+                        help='write the table to a file too')
+    parser.add_argument('--plot', metavar='FILE',
+                        help='draw figure against cost')
+    return parser
+
+
+def main(args: argparse.Namespace) -> str:
+    """Run what is not finished; return the table."""
+    study = Study.load(args.study)
+    results = Path(args.results) / study.name
+    for out in (args.markdown, args.plot):
+        if out is not None:
+            check_writable(out)
+    if not args.table:
+        _run_rows(study, args, results)
+    rows = read_rows(study, results)
+    if not rows:
+        raise ValueError(f'{results} holds no result of the study {study.name}')
+    table = markdown(study, rows)
+    if args.markdown is not None:
+        write_bytes(args.markdown, f'{table}\n'.encode())
+    if args.plot is not None:
+        plot(study, rows, Path(args.plot))
+    print(table)
+    return table
+
+
+def _run_rows(study: Study, args: argparse.Namespace, results: Path) -> None:
+    """All seeds of the first seed first: a stopped study compares all rows."""
+    names = args.rows or list(study.rows)
+    for row in names:
+        study.config_of(row, 0)  # names a wrong row before anything is trained
+    for seed in args.seeds:
+        for row in names:
+            out = results / f'{row}-{seed}.json'
+            if not args.fresh and _finished(study, row, seed, out):
+                print(f'{out} is there', flush=True)
+                continue
+            print(f'{study.name}: {row}, seed {seed}', flush=True)
+            run(study, row, seed, out,
+                Path(args.work_dir) / study.name / f'{row}-{seed}',
+                args.data_root, args.fresh)
+
+
+def _finished(study: Study, row: str, seed: int, out: Path) -> bool:
+    """Whether a run of the same settings is there."""
+    if not out.is_file():
+        return False
+    settings = json.loads(out.read_text(encoding='utf-8')).get('settings')
+    return settings == fingerprint(study.config_of(row, seed))

@@ -1,0 +1,182 @@
+"""Train and evaluate one row of a study with one seed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from ...io.files import write_json
+from ...openmmlab.models import load_config
+from ..benchmark.measuring import environment
+from ..common import config_folder
+from ..complexity.command import complexity
+from ..quickstart.detection import CACHE
+from ..quickstart.mobilenet import prepare_mobilenet_v2
+from ..same_settings import TrainingTime, train_or_go_on
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+@dataclass(frozen=True)
+class Study:
+    """A config with a ``study``: what is compared, and by what.
+
+    Attributes:
+        name: Its file's, without the suffix.
+        config: The config of the baseline.
+        title: What the figures are.
+        metric: The evaluators' name of the figure; larger is better.
+        baseline: The row that others are compared with.
+        rows: Settings of each row, merged into the config.
+        shape: Height and width of the images that multiply-adds are counted
+            on.
+        factor: What figures are multiplied by in the table.
+    """
+
+    name: str
+    config: Config
+    title: str
+    metric: str
+    baseline: str
+    rows: dict[str, dict]
+    shape: tuple[int, int]
+    factor: float = 1.
+
+    @classmethod
+    def load(cls, name: str) -> Study:
+        """A study by its file in configs/studies, or by a path.
+
+        Raises:
+            FileNotFoundError: There is no such study.
+            ValueError: The config has no ``study``, or one that lacks
+                something.
+        """
+        path = Path(name)
+        if path.suffix != '.py':
+            folder = config_folder('fpt_plugin') / 'studies'
+            path = folder / f'{name}.py'
+            if not path.is_file():
+                known = sorted(p.stem for p in folder.glob('*.py'))
+                raise FileNotFoundError(
+                    f'the study must be one of {known} or the path of a '
+                    f'config, got {name!r}')
+        config = load_config(path)
+        settings = config.pop('study', None)
+        if not isinstance(settings, dict):
+            raise ValueError(f'{path} must define study=dict(...), got '
+                             f'{settings!r}')
+        settings = settings.to_dict()
+        try:
+            study = cls(name=path.stem, config=config, **settings)
+        except TypeError as error:
+            raise ValueError(f'study of {path}: {error}') from error
+        if study.baseline not in study.rows:
+            raise ValueError(f'baseline must be one of the rows '
+                             f'{list(study.rows)}, got {study.baseline!r}')
+        return study
+
+    def config_of(self, row: str, seed: int) -> Config:
+        """The config of a row and a seed.
+
+        Raises:
+            ValueError: There is no such row.
+        """
+        if row not in self.rows:
+            raise ValueError(f'rows must be of {list(self.rows)}, got {row!r}')
+        config = self.config.copy()
+        # A copy each: merging pops _delete_.
+        config.merge_from_dict(ConfigDict(self.rows[row]).to_dict())
+        config.randomness = dict(seed=seed)
+        return config
+
+
+def fingerprint(config: Config) -> str:
+    """Tell settings apart, wherever the data and the work folder are."""
+    return hashlib.sha256(config.pretty_text.encode()).hexdigest()[:16]
+
+
+def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
+        data_root: str | None = None, fresh: bool = False) -> dict[str, Any]:
+    """Train, evaluate on both parts, and write the result.
+
+    The validation part (``val_dataloader``) is what choices are made on, the
+    test part what is reported.
+
+    Args:
+        study: The study.
+        row: One of its rows.
+        seed: Seed of weights, order and augmentation.
+        out: The JSON to write.
+        work_dir: Folder of checkpoints and logs.
+        data_root: Folder of the data; None: the config's.
+        fresh: Train again although an interrupted run is there.
+
+    Returns:
+        The content of ``out``.
+    """
+    config = study.config_of(row, seed)
+    mark = fingerprint(config)
+    if data_root is not None:
+        for loader in LOADERS:
+            config[loader].dataset.data_root = data_root
+    config.work_dir = str(work_dir)
+    _prepare_weights(config)
+    runner = train_or_go_on(config, fresh)
+    figures = dict(
+        choice=_figure(runner.val_loop.run(), study.metric),
+        report=_figure(runner.test_loop.run(), study.metric))
+    cost = complexity(runner.model, study.shape)
+    seconds = runner.message_hub.get_info(TrainingTime.KEY, 0.0)
+    result = dict(
+        study=study.name,
+        row=row,
+        seed=seed,
+        metric=study.metric,
+        **figures,
+        curve=_curve(runner, study.metric),
+        steps=runner.iter,
+        seconds_per_step=round(seconds / max(1, runner.iter), 4),
+        parameters=cost.total.parameters,
+        macs=cost.total.macs,
+        shape=list(study.shape),
+        settings=mark,
+        environment=environment(
+            'cuda' if get_device() == 'cuda' else 'cpu'))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, result)
+    return result
+
+
+def _figure(metrics: dict[str, float], name: str) -> float:
+    """One of an evaluator's figures, whatever its prefix.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    for key, value in metrics.items():
+        if key == name or key.endswith(f'/{name}'):
+            return float(value)
+    raise ValueError(f'metric must be one of {sorted(metrics)}, got {name!r}')
+
+
+def _curve(runner: Runner, name: str) -> list[float]:
+    """The figure of each validation while training."""
+    for key, scalars in runner.message_hub.log_scalars.items():
+        if key == f'val/{name}' or (
+                key.startswith('val/') and key.endswith(f'/{name}')):
+            return [round(float(value), 4) for value in scalars.data[0]]
+    return []
+
+
+def _prepare_weights(config: Config) -> None:
+    """Fetch the ImageNet weights that the quickstart uses, where named."""
+    init = (config.model.get('backbone') or {}).get('init_cfg') or {}
+    path = Path(init.get('checkpoint') or '')
+    if path.stem.startswith('mobilenet_v2') and not path.is_file():
+        prepare_mobilenet_v2(path, CACHE, library=config.default_scope)

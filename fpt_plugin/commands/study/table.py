@@ -1,0 +1,123 @@
+"""What the finished rows of a study say: table and plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+from ...io.files import replacing
+from .running import Study
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished runs of a row.
+
+    Attributes:
+        name: The row.
+        runs: Result of each seed.
+        gains: Difference to the baseline of each seed that both have.
+    """
+
+    name: str
+    runs: dict[int, dict]
+    gains: tuple[float, ...] = ()
+
+    def figures(self, part: str) -> list[float]:
+        """The figure of each seed on the part ``'choice'`` or ``'report'``."""
+        return [run[part] for run in self.runs.values()]
+
+
+def read_rows(study: Study, folder: Path) -> list[Row]:
+    """The finished rows in the study's order.
+
+    Raises:
+        ValueError: A file is not a result of this study.
+    """
+    runs: dict[str, dict[int, dict]] = {}
+    for path in sorted(folder.glob('*.json')):
+        result = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(result, dict) or result.get('study') != study.name:
+            raise ValueError(f'{path} is not a result of the study {study.name}')
+        runs.setdefault(result['row'], {})[result['seed']] = result
+    base = runs.get(study.baseline, {})
+    rows = []
+    for name in study.rows:
+        found = dict(sorted(runs.get(name, {}).items()))
+        gains = tuple(found[seed]['report'] - base[seed]['report']
+                      for seed in found if seed in base)
+        if found:
+            rows.append(Row(name, found, gains if name != study.baseline else ()))
+    return rows
+
+
+def interval(differences: Sequence[float]) -> float | None:
+    """Half the 95 % confidence interval of the mean, by Student's t.
+
+    None for fewer than two differences.
+    """
+    if len(differences) < 2:
+        return None
+    from scipy.stats import t  # slow to import, and mmdet needs it anyway
+    count = len(differences)
+    return float(t.ppf(0.975, count - 1)) * stdev(differences) / sqrt(count)
+
+
+def markdown(study: Study, rows: Sequence[Row]) -> str:
+    """The table, and a line that says how to read it."""
+    height, width = study.shape
+    lines = [
+        f'{study.title}', '',
+        '| row | seeds | chosen on | reported | against '
+        f'{study.baseline} | parameters | GMACs at {height}x{width} | '
+        's a step |', '|---|---|---|---|---|---|---|---|'
+    ]
+    factor = study.factor
+    for row in rows:
+        reported = [x * factor for x in row.figures('report')]
+        spread = f' ± {stdev(reported):.2f}' if len(reported) > 1 else ''
+        gain = '' if not row.gains else f'{mean(row.gains) * factor:+.2f}'
+        half = interval(row.gains)
+        if half is not None:
+            gain += f' ± {half * factor:.2f}'
+        run = next(iter(row.runs.values()))
+        seconds = mean(r['seconds_per_step'] for r in row.runs.values())
+        lines.append(
+            f'| {row.name} | {len(row.runs)} | '
+            f'{mean(row.figures("choice")) * factor:.2f} | '
+            f'{mean(reported):.2f}{spread} | {gain} | '
+            f'{run["parameters"] / 1e6:.2f} M | {run["macs"] / 1e9:.2f} | '
+            f'{seconds:.2f} |')
+    lines += [
+        '', 'Reported: mean and standard deviation over the seeds. Against: mean '
+        'of the differences of runs with the same seed, with its 95 % interval. '
+        'Seconds a step are of runs that shared their machine.'
+    ]
+    return '\n'.join(lines)
+
+
+def plot(study: Study, rows: Sequence[Row], out: Path) -> None:
+    """Draw figure against multiply-adds, with the spread over the seeds."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axes = figure.subplots()
+    for row in rows:
+        reported = [x * study.factor for x in row.figures('report')]
+        macs = next(iter(row.runs.values()))['macs'] / 1e9
+        axes.errorbar(
+            macs, mean(reported),
+            yerr=[[mean(reported) - min(reported)],
+                  [max(reported) - mean(reported)]],
+            fmt='o', capsize=3, label=row.name,
+            color='black' if row.name == study.baseline else None)
+        axes.annotate(row.name, (macs, mean(reported)), xytext=(5, 5),
+                      textcoords='offset points', fontsize=8)
+    axes.set_xlabel('GMACs of the whole model')
+    axes.set_ylabel(study.title, fontsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=150, format=out.suffix[1:] or 'png')
