@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import wraps
 
-from mmcv.cnn import ConvModule
 from torch import nn
 
 try:
@@ -24,8 +23,7 @@ def switch_necks_by_module() -> None:
     """
     name = 'turn_on_efficient_conv_bn_eval_for_single_model'
     original = getattr(host, name, None)
-    if original is None or hasattr(original, '__wrapped__') \
-            or not hasattr(ConvModule, 'turn_on_efficient_conv_bn_eval'):
+    if original is None or hasattr(original, '__wrapped__'):
         return
 
     @wraps(original)
@@ -35,7 +33,7 @@ def switch_necks_by_module() -> None:
             original(model)
             return
         for module in model.modules():
-            if isinstance(module, ConvModule):
+            if hasattr(module, 'turn_on_efficient_conv_bn_eval'):
                 module.turn_on_efficient_conv_bn_eval()
 
     setattr(host, name, turn_on)
