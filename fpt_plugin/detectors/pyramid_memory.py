@@ -15,14 +15,14 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..openmmlab.registry import lookup
+from ..openmmlab.registry import lookup, register
 from ..openmmlab.versions import check_versions
 from .levels import check_levels, check_maps
 
 FAMILY = 'mmdet.DeformableDETR'
 
 
-@MODELS.register_module()
+@register(MODELS)
 def PyramidMemoryDETR(detector: str | type = FAMILY,
                       encoder: None = None,
                       **detector_args) -> nn.Module:

@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 
 from ..io.checkpoints import loads_safely
 from ..io.files import write_bytes
+from ..openmmlab.registry import register
 
 BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
 
@@ -39,7 +40,7 @@ class WholeFileBackend(LocalBackend):
 register_backend(BACKEND, WholeFileBackend, force=True)
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class WholeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, in an order that survives a kill.
 
@@ -112,8 +113,13 @@ class WholeCheckpointHook(CheckpointHook):
                                            list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """As mmengine's, but what was best is deleted last."""
-        files = self.file_backend
+        """As mmengine's, but what was best is deleted last.
+
+        Nothing is saved where nothing is trained: ``runner.val()`` alone.
+        """
+        files = getattr(self, 'file_backend', None)  # of before_train
+        if files is None:
+            return
         self.file_backend = _DeletesLater(files)
         try:
             super()._save_best_checkpoint(runner, metrics)

@@ -15,10 +15,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..functional import content_lambda, position_lambda
 from ..functional.cpu_workarounds import usual_strides
+from ..openmmlab.registry import register
 from .checks import check_flags, check_map, check_positive_int
 
 
-@MODELS.register_module()
+@register(MODELS)
 class LambdaLayer(BaseModule):
     r"""Lambda layer with local positions, the one that runs at any size.
 

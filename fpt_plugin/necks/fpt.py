@@ -21,6 +21,7 @@ from ..layers.checks import (
     check_positive_int,
     refusing,
 )
+from ..openmmlab.registry import register
 from ..openmmlab.versions import check_versions
 from .branches import (
     branch_arguments,
@@ -35,7 +36,7 @@ from .fusion import FUSIONS
 from .wrapped import build_pyramid, check_inputs
 
 
-@MODELS.register_module()
+@register(MODELS)
 class FPT(BaseModule):
     """Feature Pyramid Transformer around a pyramid of any library.
 

@@ -57,7 +57,11 @@ def allow_safe_resume() -> None:
     for kind in {type(np.dtype(code)) for code in np.typecodes['All']
                  if np.dtype(code).kind in NUMBERS}:
         allowed.append((kind, _by_type_only(f'numpy.dtypes.{kind.__name__}')))
-    torch.serialization.add_safe_globals(allowed)
+    # Without those of this module before it was reloaded.
+    others = [entry for entry in torch.serialization.get_safe_globals()
+              if getattr(_real(entry), '__module__', '') != __name__]
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(others + allowed)
 
 
 def _by_type_only(name: str) -> str:
@@ -70,8 +74,13 @@ def _by_type_only(name: str) -> str:
 
 def _users(real: object) -> bool:
     """Whether the user put the real thing on torch's list; we never do."""
-    return any(real is (entry[0] if isinstance(entry, tuple) else entry)
+    return any(real is _real(entry)
                for entry in torch.serialization.get_safe_globals())
+
+
+def _real(entry: object) -> object:
+    """What an entry of torch's list allows, with or without a name."""
+    return entry[0] if isinstance(entry, tuple) else entry
 
 
 class LoadedArray(np.ndarray):

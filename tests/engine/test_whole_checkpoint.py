@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy_runs import Noise, train
+from helpers.runs import alone
+from helpers.toy_runs import Noise, Scores, train, untrained
 from mmengine.hooks import CheckpointHook
 
 from fpt_plugin.engine import whole_checkpoint
@@ -185,3 +186,19 @@ def test_what_no_training_could_go_on_from(palette, readable, tmp_path,
         warning, = told  # once, at the first of three
         assert 'run/epoch_1.pth holds what' in warning
         assert 'arrays of numbers' in warning and 'metainfo' in warning
+
+
+@pytest.mark.parametrize('save_best', [None, 'auto', 'acc', ['acc', 'loss']])
+@pytest.mark.parametrize('kind', [WHOLE, 'CheckpointHook'])
+def test_validating_alone_saves_nothing(kind, save_best, tmp_path):
+    if kind != WHOLE and save_best:
+        pytest.skip("mmengine's own fails")
+    with alone():
+        runner = untrained(
+            tmp_path, checkpoint=dict(type=kind, save_best=save_best),
+            scores=[1., 2., 3., 4., 5.])
+        for score in (1., 2.):
+            assert runner.val() == dict(acc=score, loss=score)
+        assert tree(tmp_path) == []
+        runner.train()  # a training afterwards saves
+        assert 'last_checkpoint' in tree(tmp_path)
