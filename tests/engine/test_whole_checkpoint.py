@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.runs import alone
-from helpers.toy_runs import Noise, Scores, train, untrained
+from helpers.toy_runs import Noise, train, untrained
 from mmengine.hooks import CheckpointHook
 
 from fpt_plugin.engine import whole_checkpoint
