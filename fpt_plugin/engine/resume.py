@@ -14,9 +14,7 @@ from itertools import product
 from pathlib import Path
 from string import Formatter
 
-import torch
-
-from ..io.checkpoints import UnsafeFileError, read_checkpoint
+from ..io.checkpoints import UnsafeFileError, peek, read_checkpoint
 from ..openmmlab.models import is_pretrained
 
 ZIP = b'PK\x03\x04'  # how torch.save's files begin since torch 1.6
@@ -60,7 +58,7 @@ def check_checkpoint(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
         if changed is None:  # torch reads more of the archive than Python does
-            _peek(path)
+            peek(path)
     except pickle.UnpicklingError:
         return  # whole; whether to trust it is not asked here
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,
@@ -93,11 +91,6 @@ def check_pretrained(model: object) -> None:
         return
     for part in model:
         check_pretrained(part)
-
-
-def _peek(path: Path) -> dict:
-    """What a file holds; tensors are read when they are looked at."""
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
 
 
 def newest_checkpoint(work_dir: str | Path, *hooks: Mapping) -> str | None:
@@ -203,7 +196,7 @@ def _newest_first(target: Path | None, saved: list[Path],
 def _age(path: Path) -> tuple[str, int]:
     """When it was saved, by its own account if it can be read, and the step."""
     try:
-        meta = _peek(path)['meta']
+        meta = peek(path)['meta']
         return str(meta['time']), int(meta['iter'])
     except Exception:  # damaged, of the old format, or not mmengine's
         clock = time.localtime(path.stat().st_mtime)

@@ -6,14 +6,14 @@ import os.path as osp
 import warnings
 from pickle import UnpicklingError
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from ..io.checkpoints import loads_safely
+from ..io.checkpoints import loads_safely, peek
 from ..io.files import write_bytes
+from ..openmmlab.models import describe
 from ..openmmlab.registry import register
 
 BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
@@ -142,12 +142,12 @@ class WholeCheckpointHook(CheckpointHook):
 def warn_if_unreadable(path: str) -> None:
     """Say so if a training could not go on from a checkpoint.
 
-    Its tensors are not read.
+    Its tensors are not read, where the file system allows it.
     """
     if not loads_safely():  # torch reads by running what is there
         return
     try:
-        torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        peek(path)
     except UnpicklingError as error:
         reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
         warnings.warn(
@@ -155,6 +155,9 @@ def warn_if_unreadable(path: str) -> None:
             f'training goes on from it ({reason.partition(". ")[0]}): keep '
             'plain numbers, strings and lists in the metainfo of datasets and '
             'in what hooks save', stacklevel=2)
+    except Exception as error:  # a check must not end a training
+        warnings.warn(f'{path} could not be opened again ({describe(error)})',
+                      stacklevel=2)
 
 
 class _DeletesLater:
