@@ -15,6 +15,7 @@ from ..io.checkpoints import loads_safely, peek
 from ..io.files import write_bytes
 from ..openmmlab.models import describe
 from ..openmmlab.registry import register
+from .best_metric import check_save_best, names_of, refusal
 
 BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
 
@@ -60,6 +61,8 @@ class WholeCheckpointHook(CheckpointHook):
 
     The first file is opened again: what torch would refuse to read, as an array
     of strings in the dataset's metainfo, is warned about while little is lost.
+    A ``save_best`` that names no metric is refused, before the training where
+    the metrics are mmdet's CocoMetric or VOCMetric or mmseg's IoUMetric.
     """
 
     _opened = False  # whether the first file was
@@ -73,6 +76,8 @@ class WholeCheckpointHook(CheckpointHook):
                 self.backend_args in (None, {}, dict(backend='local')):
             self.backend_args = dict(backend=BACKEND)
         super().before_train(runner)
+        if self.save_best:
+            check_save_best(self.save_best, _metrics(runner))
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         """As mmengine's, but writes first and deletes last."""
@@ -116,9 +121,22 @@ class WholeCheckpointHook(CheckpointHook):
         """As mmengine's, but what was best is deleted last.
 
         Nothing is saved where nothing is trained: ``runner.val()`` alone.
+
+        Raises:
+            ValueError: The metrics have other names than ``save_best``.
         """
         files = getattr(self, 'file_backend', None)  # of before_train
-        if files is None:
+        if not self.save_best or files is None:
+            return
+        missing = [key for key in self.key_indicators
+                   if key != 'auto' and key not in metrics]
+        expected = {name for metric in _metrics(runner)
+                    for name in names_of(metric) or ()}
+        if missing and not expected.issuperset(missing):
+            raise ValueError(refusal(missing, metrics))
+        if missing:  # as where nothing at all was predicted
+            runner.logger.warning(f'no best checkpoint is saved: {missing} could '
+                                  'not be computed')
             return
         self.file_backend = _DeletesLater(files)
         try:
@@ -158,6 +176,12 @@ def warn_if_unreadable(path: str) -> None:
     except Exception as error:  # a check must not end a training
         warnings.warn(f'{path} could not be opened again ({describe(error)})',
                       stacklevel=2)
+
+
+def _metrics(runner) -> list:
+    """Those of the validation; none without one."""
+    evaluator = getattr(getattr(runner, '_val_loop', None), 'evaluator', None)
+    return getattr(evaluator, 'metrics', [])
 
 
 class _DeletesLater:
