@@ -84,7 +84,7 @@ def what_differs(checkpoint: Mapping, model: nn.Module,
     saved = _optimizers(checkpoint.get('optimizer') or {}, wrapper)
     unlike = [reason for state, optimizer in saved
               for reason in _optimizer_differs(state, optimizer)]
-    new, gone = _parameters_that_differ(checkpoint['state_dict'], model)
+    new, gone = _parameters_that_differ(checkpoint.get('state_dict', {}), model)
     if new:
         yield f'was trained without {new}'
     if gone and (new or unlike):
