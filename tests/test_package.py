@@ -64,7 +64,7 @@ LAYERS = {
     'functional': (set(), {'torch'}),
     'io': (set(), {'torch', 'safetensors'}),
     'openmmlab': ({'io'}, {'torch', 'numpy', 'mmengine'}),
-    'layers': ({'functional'}, {'torch', *HOSTS}),
+    'layers': ({'functional', 'openmmlab'}, {'torch', *HOSTS}),
     'necks': ({'functional', 'io', 'layers', 'openmmlab'}, {'torch', *HOSTS}),
     'backbones': ({'functional', 'layers', 'openmmlab'}, {'torch', *HOSTS}),
     'detectors': ({'functional', 'layers', 'necks', 'openmmlab'},

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..functional.cpu_workarounds import guard_narrow_maps
 from ..layers import LambdaLayer
 from ..layers.checks import check_flags, check_positive_int, refusing
+from ..openmmlab.registry import register
 from ..openmmlab.versions import check_versions
 from .architectures import Place, all_blocks, architecture
 from .blocks import Bottleneck
@@ -29,7 +30,7 @@ _INITIAL = (dict(type='Kaiming', layer='Conv2d'),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class LambdaResNet(BaseModule):
     """LambdaResNet with the arguments of the hosts' ResNet.
 

@@ -72,7 +72,7 @@ def _resume_newest(cfg: Config) -> None:
     A run that died before its first checkpoint begins again: it must not lose
     the weights that the config starts from, which a resumed run would.
     """
-    checkpoint = newest_checkpoint(cfg.work_dir, _checkpoint_hook(cfg))
+    checkpoint = newest_checkpoint(cfg.work_dir, *_checkpoint_hooks(cfg))
     if checkpoint is None:
         warnings.warn(
             f'--resume found no checkpoint in {cfg.work_dir}: the run begins '
@@ -83,9 +83,12 @@ def _resume_newest(cfg: Config) -> None:
     cfg.resume, cfg.load_from = True, checkpoint
 
 
-def _checkpoint_hook(cfg: Config) -> dict:
-    """The settings of the hook that saves checkpoints; empty without one."""
-    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+def _checkpoint_hooks(cfg: Config) -> list[dict]:
+    """The settings of the hooks that save checkpoints."""
+    hooks = [(cfg.get('default_hooks') or {}).get('checkpoint')]
+    hooks += [hook for hook in cfg.get('custom_hooks') or []
+              if 'CheckpointHook' in str(hook.get('type'))]
+    return [hook for hook in hooks if hook]
 
 
 def prepare_training(args: argparse.Namespace) -> Config:

@@ -40,7 +40,7 @@ def check_levels(model: nn.Module) -> None:
 def watch_levels(model: nn.Module) -> None:
     """Compare the numbers, and count the neck's maps in each forward pass.
 
-    Not every neck says how many maps it gives.
+    Not every neck says how many maps it gives. More than once is harmless.
 
     Raises:
         ValueError: As :func:`check_levels`; a forward pass whose maps are of
@@ -49,12 +49,23 @@ def watch_levels(model: nn.Module) -> None:
     check_levels(model)
     for detector in _detectors(model):
         wanted = detector.num_feature_levels
+        counters = [hook for hook in detector.neck._forward_hooks.values()
+                    if isinstance(hook, _Counter)]
+        if counters:
+            counters[0].wanted = wanted
+        else:
+            detector.neck.register_forward_hook(_Counter(wanted))
 
-        def count(neck: nn.Module, inputs: tuple, maps: Sequence[Tensor],
-                  wanted: int = wanted) -> None:
-            check_maps(maps, wanted)
 
-        detector.neck.register_forward_hook(count)
+class _Counter:
+    """A forward hook that is saved and copied with its neck."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+
+    def __call__(self, neck: nn.Module, inputs: tuple,
+                 maps: Sequence[Tensor]) -> None:
+        check_maps(maps, self.wanted)
 
 
 def check_maps(maps: Sequence[Tensor], num_feature_levels: int) -> None:

@@ -15,14 +15,14 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..openmmlab.registry import lookup
+from ..openmmlab.registry import lookup, register
 from ..openmmlab.versions import check_versions
 from .levels import check_levels, check_maps
 
 FAMILY = 'mmdet.DeformableDETR'
 
 
-@MODELS.register_module()
+@register(MODELS)
 def PyramidMemoryDETR(detector: str | type = FAMILY,
                       encoder: None = None,
                       **detector_args) -> nn.Module:
@@ -120,9 +120,19 @@ def _without_encoder(host: type) -> type:
                                  f'decoder, got {channels}')
             return super().pre_transformer(mlvl_feats, *args, **kwargs)
 
+        def __reduce__(self) -> tuple:
+            """Pickle and copy by the host's class, which has a name."""
+            return _blank, (host, ), self.__dict__
+
     PyramidMemoryDetector.__name__ = f'PyramidMemory{host.__name__}'
     PyramidMemoryDetector.__qualname__ = PyramidMemoryDetector.__name__
     return PyramidMemoryDetector
+
+
+def _blank(host: type) -> nn.Module:
+    """A detector that its state is to fill."""
+    cls = _without_encoder(host)
+    return cls.__new__(cls)
 
 
 def _narrow_encoder(decoder: dict) -> dict:

@@ -10,8 +10,10 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+from ..openmmlab.registry import register
 
-@HOOKS.register_module()
+
+@register(HOOKS)
 class SegLabelCheckHook(Hook):
     """Refuses label maps with values that are no class of the segmentor.
 

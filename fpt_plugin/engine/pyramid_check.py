@@ -6,9 +6,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..detectors.levels import watch_levels
+from ..openmmlab.registry import register
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class PyramidLevelCheckHook(Hook):
     """Refuses a neck with more or fewer maps than its detector has levels.
 

@@ -10,8 +10,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, set_random_seed
 
+from ..openmmlab.registry import register
 
-@HOOKS.register_module()
+
+@register(HOOKS)
 class ReseedHook(Hook):
     """Lets a resumed training end as it would have ended uninterrupted.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pickle
 import re
 import time
@@ -9,11 +10,11 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
+from string import Formatter
 
-import torch
-
-from ..io.checkpoints import UnsafeFileError, read_checkpoint
+from ..io.checkpoints import UnsafeFileError, peek, read_checkpoint
 from ..openmmlab.models import is_pretrained
 
 ZIP = b'PK\x03\x04'  # how torch.save's files begin since torch 1.6
@@ -57,7 +58,7 @@ def check_checkpoint(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
         if changed is None:  # torch reads more of the archive than Python does
-            _peek(path)
+            peek(path)
     except pickle.UnpicklingError:
         return  # whole; whether to trust it is not asked here
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,
@@ -92,13 +93,7 @@ def check_pretrained(model: object) -> None:
         check_pretrained(part)
 
 
-def _peek(path: Path) -> dict:
-    """What a file holds; tensors are read when they are looked at."""
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-
-
-def newest_checkpoint(work_dir: str | Path,
-                      hook: Mapping | None = None) -> str | None:
+def newest_checkpoint(work_dir: str | Path, *hooks: Mapping) -> str | None:
     """The checkpoint to go on from: the newest one that is whole.
 
     That is the one which ``last_checkpoint`` names, as for mmengine, unless a
@@ -108,8 +103,8 @@ def newest_checkpoint(work_dir: str | Path,
 
     Args:
         work_dir: Of the run that is to go on.
-        hook: The settings of its CheckpointHook: where checkpoints are and how
-            they are called.
+        hooks: The settings of its CheckpointHooks: where checkpoints are and
+            how they are called.
 
     Returns:
         A path; None if nothing was saved yet.
@@ -131,7 +126,7 @@ def newest_checkpoint(work_dir: str | Path,
         target = None
     folders = {Path(work_dir), *([] if target is None else [target.parent])}
     since = pointer.stat().st_mtime_ns if pointer.is_file() else 0
-    for path in _newest_first(target, _saved(folders, hook or {}), since):
+    for path in _newest_first(target, _saved(folders, hooks), since):
         try:
             check_checkpoint(path)
         except (OSError, ValueError) as error:
@@ -146,27 +141,39 @@ def newest_checkpoint(work_dir: str | Path,
     return None
 
 
-def _saved(folders: Iterable[Path], hook: Mapping) -> list[Path]:
-    """What a CheckpointHook saved every so many epochs or iterations.
+def _saved(folders: Iterable[Path], hooks: Iterable[Mapping]) -> list[Path]:
+    """What CheckpointHooks saved every so many epochs or iterations.
 
     The best one by a metric holds no optimizer: a training cannot go on there.
     Whether a folder, as several frameworks write it, is whole is told by
     ``last_checkpoint`` alone.
     """
-    folders = set(folders)
-    if hook.get('out_dir') and '://' not in str(hook['out_dir']):
-        folders |= {Path(hook['out_dir'], folder.resolve().name)
-                    for folder in list(folders)}
-    names = [hook.get('filename_tmpl')]
-    if names == [None]:
-        names = ['epoch_{}.pth', 'iter_{}.pth']
-    pattern = re.compile('|'.join(
-        re.escape(name).replace(r'\{\}', r'\d+') for name in names))
-    return [
-        path for folder in folders if folder.is_dir()
-        for path in folder.iterdir()
-        if pattern.fullmatch(path.name) and not path.is_dir()
-    ]
+    found: dict[Path, None] = {}
+    for hook in hooks or [{}]:
+        places = set(folders)
+        if hook.get('out_dir') and '://' not in str(hook['out_dir']):
+            places |= {Path(hook['out_dir'], folder.resolve().name)
+                       for folder in folders}
+        names = [hook.get('filename_tmpl')]
+        if names == [None]:
+            names = ['epoch_{}.pth', 'iter_{}.pth']
+        for folder, name in product(places, names):
+            parts = [(glob.escape(text), field)
+                     for text, field, *_ in Formatter().parse(name)]
+            pattern = ''.join(text + ('' if field is None else '*')
+                              for text, field in parts)
+            found.update((path, None) for path in folder.glob(pattern)
+                         if not path.is_dir()
+                         and _is_named(path.relative_to(folder), name))
+    return list(found)
+
+
+def _is_named(path: Path, template: str) -> bool:
+    """Whether a template of a CheckpointHook gives this name for some step."""
+    name = path.as_posix()
+    numbers = re.findall(r'\d+', name) + re.findall(r'\d[\d,_]*\d', name)
+    steps = {0, *(int(re.sub('[,_]', '', number)) for number in numbers)}
+    return any(template.format(step) == name for step in steps)
 
 
 def _newest_first(target: Path | None, saved: list[Path],
@@ -189,7 +196,7 @@ def _newest_first(target: Path | None, saved: list[Path],
 def _age(path: Path) -> tuple[str, int]:
     """When it was saved, by its own account if it can be read, and the step."""
     try:
-        meta = _peek(path)['meta']
+        meta = peek(path)['meta']
         return str(meta['time']), int(meta['iter'])
     except Exception:  # damaged, of the old format, or not mmengine's
         clock = time.localtime(path.stat().st_mtime)

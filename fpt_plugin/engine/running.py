@@ -18,6 +18,7 @@ from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from ..openmmlab.safe_loading import refuse_pickles
+from .checkpoint_classes import CheckpointClassesHook
 
 # What looks at each host's data or models while they run.
 CHECKS = dict(mmdet='PyramidLevelCheckHook', mmseg='SegLabelCheckHook')
@@ -127,6 +128,7 @@ def run_training(cfg: Config) -> Runner:
 def run_test(cfg: Config, out: str | None) -> dict[str, float]:
     """Build the runner of a config and test; ``out`` is a detector's pickle."""
     runner = build_runner(cfg)
+    runner.register_hook(CheckpointClassesHook())
     if out is not None and cfg.default_scope == 'mmdet':
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out)))

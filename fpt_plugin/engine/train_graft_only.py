@@ -10,9 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import LambdaLayer
 from ..necks import FPT
+from ..openmmlab.registry import register
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class TrainGraftOnlyHook(Hook):
     """Train what FPT and gated lambda layers add to a model, nothing else.
 

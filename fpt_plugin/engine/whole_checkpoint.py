@@ -6,14 +6,16 @@ import os.path as osp
 import warnings
 from pickle import UnpicklingError
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from ..io.checkpoints import loads_safely
+from ..io.checkpoints import loads_safely, peek
 from ..io.files import write_bytes
+from ..openmmlab.models import describe
+from ..openmmlab.registry import register
+from .best_metric import check_save_best, names_of, refusal
 
 BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
 
@@ -39,7 +41,7 @@ class WholeFileBackend(LocalBackend):
 register_backend(BACKEND, WholeFileBackend, force=True)
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class WholeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, in an order that survives a kill.
 
@@ -59,6 +61,8 @@ class WholeCheckpointHook(CheckpointHook):
 
     The first file is opened again: what torch would refuse to read, as an array
     of strings in the dataset's metainfo, is warned about while little is lost.
+    A ``save_best`` that names no metric is refused, before the training where
+    the metrics are mmdet's CocoMetric or VOCMetric or mmseg's IoUMetric.
     """
 
     _opened = False  # whether the first file was
@@ -72,6 +76,8 @@ class WholeCheckpointHook(CheckpointHook):
                 self.backend_args in (None, {}, dict(backend='local')):
             self.backend_args = dict(backend=BACKEND)
         super().before_train(runner)
+        if self.save_best:
+            check_save_best(self.save_best, _metrics(runner))
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         """As mmengine's, but writes first and deletes last."""
@@ -112,8 +118,26 @@ class WholeCheckpointHook(CheckpointHook):
                                            list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """As mmengine's, but what was best is deleted last."""
-        files = self.file_backend
+        """As mmengine's, but what was best is deleted last.
+
+        Nothing is saved where nothing is trained: ``runner.val()`` alone.
+
+        Raises:
+            ValueError: The metrics have other names than ``save_best``.
+        """
+        files = getattr(self, 'file_backend', None)  # of before_train
+        if not self.save_best or files is None:
+            return
+        missing = [key for key in self.key_indicators
+                   if key != 'auto' and key not in metrics]
+        expected = {name for metric in _metrics(runner)
+                    for name in names_of(metric) or ()}
+        if missing and not expected.issuperset(missing):
+            raise ValueError(refusal(missing, metrics))
+        if missing:  # as where nothing at all was predicted
+            runner.logger.warning(f'no best checkpoint is saved: {missing} could '
+                                  'not be computed')
+            return
         self.file_backend = _DeletesLater(files)
         try:
             super()._save_best_checkpoint(runner, metrics)
@@ -136,12 +160,12 @@ class WholeCheckpointHook(CheckpointHook):
 def warn_if_unreadable(path: str) -> None:
     """Say so if a training could not go on from a checkpoint.
 
-    Its tensors are not read.
+    Its tensors are not read, where the file system allows it.
     """
     if not loads_safely():  # torch reads by running what is there
         return
     try:
-        torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        peek(path)
     except UnpicklingError as error:
         reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
         warnings.warn(
@@ -149,6 +173,15 @@ def warn_if_unreadable(path: str) -> None:
             f'training goes on from it ({reason.partition(". ")[0]}): keep '
             'plain numbers, strings and lists in the metainfo of datasets and '
             'in what hooks save', stacklevel=2)
+    except Exception as error:  # a check must not end a training
+        warnings.warn(f'{path} could not be opened again ({describe(error)})',
+                      stacklevel=2)
+
+
+def _metrics(runner) -> list:
+    """Those of the validation; none without one."""
+    evaluator = getattr(getattr(runner, '_val_loop', None), 'evaluator', None)
+    return getattr(evaluator, 'metrics', [])
 
 
 class _DeletesLater:

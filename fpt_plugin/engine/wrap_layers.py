@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from mmengine.registry import FUNCTIONS
 from torch import nn
 
+from ..openmmlab.registry import register
+
 # FPT's branches, and the blocks of the hosts' ResNets and of LambdaResNet.
 LAYERS = ('SelfTransformer', 'GroundingTransformer',
           'LocalGroundingTransformer', 'RenderingTransformer', 'Bottleneck',
           'BasicBlock')
 
 
-@FUNCTIONS.register_module()
+@register(FUNCTIONS)
 def wrap_layers(module: nn.Module,
                 recurse: bool,
                 nonwrapped_numel: int,

@@ -97,6 +97,23 @@ def read_checkpoint(path: str | Path) -> object:
         return _load_torch(path, file)
 
 
+def peek(path: str | Path) -> object:
+    """Read what a file of torch.save holds, its tensors only when looked at.
+
+    File systems that cannot map a file into memory have it read as a whole.
+
+    Raises:
+        OSError: The file cannot be read.
+        RuntimeError: It is damaged.
+        UnpicklingError: It holds what is not safe to unpickle.
+    """
+    options = dict(map_location='cpu', weights_only=True)
+    try:
+        return torch.load(path, mmap=True, **options)
+    except (OSError, RuntimeError):
+        return torch.load(path, **options)
+
+
 def fetch_state_dict(url: str) -> Weights:
     """Download a checkpoint into torch's cache, or find it there, and read it.
 

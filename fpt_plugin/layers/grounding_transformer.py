@@ -8,11 +8,12 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..openmmlab.registry import register
 from .checks import check_map, check_positive_int, check_same_batch
 from .mixture import MixtureTransformer
 
 
-@MODELS.register_module()
+@register(MODELS)
 class GroundingTransformer(MixtureTransformer):
     """Grounding Transformer (GT), top-down.
 

@@ -6,17 +6,20 @@ LambdaNetworks, Sec. 3: https://arxiv.org/abs/2102.08602
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..functional import content_lambda, position_lambda
 from ..functional.cpu_workarounds import usual_strides
+from ..openmmlab.registry import register
 from .checks import check_flags, check_map, check_positive_int
 
 
-@MODELS.register_module()
+@register(MODELS)
 class LambdaLayer(BaseModule):
     r"""Lambda layer with local positions, the one that runs at any size.
 
@@ -108,7 +111,7 @@ class LambdaLayer(BaseModule):
         self.value_depth = out_channels // num_heads
         self.widths = (num_heads * query_depth, query_depth * intra_depth,
                        self.value_depth * intra_depth)
-        self.qkv = nn.Conv2d(in_channels, sum(self.widths), 1, bias=False)
+        self.qkv = Conv2d(in_channels, sum(self.widths))
         self.norm_q = build_norm('queries', norm_cfg, self.widths[0])
         self.norm_v = build_norm('values', norm_cfg, self.widths[2])
         self.embedding = nn.Parameter(
@@ -161,6 +164,9 @@ class LambdaLayer(BaseModule):
             TypeError: ``x`` is not a floating point tensor.
             ValueError: ``x`` is not (B, C, H, W), or has no pixel.
         """
+        if isinstance(x, fx.Proxy):  # a leaf in graphs of torch.fx
+            path = x.tracer.path_of_module(self)
+            return x.tracer.create_proxy('call_module', path, (x, ), {})
         check_map('x', x, self.in_channels, self.qkv.weight)
         query, key, value = self.qkv(x).split(self.widths, dim=1)
         query = self.norm_q(query).unflatten(
@@ -184,6 +190,29 @@ class LambdaLayer(BaseModule):
         return (f'num_heads={self.num_heads}, query_depth={self.query_depth}, '
                 f'intra_depth={self.intra_depth}, '
                 f'context_size={self.context_size}, residual={self.residual}')
+
+
+class Conv2d(_ConvNd):
+    """A 1x1 convolution without bias that is no ``nn.Conv2d``.
+
+    mmcv's fuse_conv_bn multiplies one of those by the next batch norm among
+    the children of a module; in a lambda layer the norms see parts of its
+    output. The name is the one by which an init_cfg finds convolutions.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size=(1, 1), stride=(1, 1),
+            padding=(0, 0), dilation=(1, 1), transposed=False,
+            output_padding=(0, 0), groups=1, bias=False, padding_mode='zeros')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        return F.conv2d(x, self.weight)
 
 
 def apply_lambda(query: Tensor, content: Tensor) -> Tensor:

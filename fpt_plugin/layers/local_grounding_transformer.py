@@ -11,11 +11,12 @@ from torch import Tensor
 from ..functional import local_mixture_attention
 from ..functional.attention_rows import local_mixture_rows
 from ..functional.local_attention import check_pad, check_window
+from ..openmmlab.registry import register
 from .checks import check_map, check_same_batch
 from .mixture import MixtureTransformer, pixels
 
 
-@MODELS.register_module()
+@register(MODELS)
 class LocalGroundingTransformer(MixtureTransformer):
     """Locality-constrained Grounding Transformer (LGT), top-down.
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..functional.checks import is_captured
 from ..functional.cpu_workarounds import narrow_conv2d
+from ..openmmlab.registry import register
 from .checks import check_map, check_positive_int, check_same_batch
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RenderingTransformer(BaseModule):
     """Rendering Transformer (RT), bottom-up, channel-wise.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..openmmlab.registry import register
 from .checks import check_map, check_positive_int
 from .mixture import MixtureTransformer
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SelfTransformer(MixtureTransformer):
     """Self-Transformer (ST): every pixel looks at its own level.
 

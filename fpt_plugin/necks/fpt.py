@@ -20,6 +20,7 @@ from ..layers.checks import (
     check_positive_int,
     refusing,
 )
+from ..openmmlab.registry import register
 from ..openmmlab.versions import check_versions
 from .branches import (
     branch_arguments,
@@ -36,7 +37,7 @@ from .presets import BRANCHES, PRESET, find_preset, resolve_first_levels
 from .wrapped import build_pyramid, check_inputs, check_pyramid
 
 
-@MODELS.register_module()
+@register(MODELS)
 class FPT(BaseModule):
     """Feature Pyramid Transformer around a pyramid of any library.
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..functional.cpu_workarounds import channels_last, guard_narrow_maps
 from ..layers.checks import check_levels, check_positive_int
+from ..openmmlab.registry import register
 
 
-@MODELS.register_module()
+@register(MODELS)
 class BottomUpPyramid(BaseModule):
     """The paper's bottom-up feature pyramid (BFP): 1x1 laterals alone.
 
@@ -159,7 +160,7 @@ def _check_count(in_channels: list[int], inputs: tuple[Tensor, ...]) -> None:
                          f'{len(in_channels)} maps, got {len(inputs)}')
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UFP(BaseModule):
     """The paper's unscathed feature pyramid (UFP) for segmentation.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from mmengine.registry import MODELS
 
+from ..openmmlab.registry import register
 from .fpt import FPT
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SelfTransformerNeck(FPT):
     """FPT with the Self-Transformer alone (the paper's ablation, +ST).
 
@@ -20,7 +21,7 @@ class SelfTransformerNeck(FPT):
             kwargs, 'self_transformer'))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class GroundingTransformerNeck(FPT):
     """FPT with the Grounding Transformer alone (the paper's ablation, +GT).
 
@@ -33,7 +34,7 @@ class GroundingTransformerNeck(FPT):
             kwargs, 'grounding_transformer'))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class RenderingTransformerNeck(FPT):
     """FPT with the Rendering Transformer alone (the paper's ablation, +RT).
 

@@ -14,7 +14,9 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .conv_bn_eval import switch_necks_by_module
 from .named_samples import name_broken_samples
+from .resuming import name_what_cannot_be_resumed
 from .safe_loading import allow_safe_resume, keep_the_stand_ins
 from .versions import version_of
 
@@ -27,6 +29,8 @@ def apply() -> None:
     keep_host_scope()
     let_cityscapes_evaluate()
     name_broken_samples()
+    name_what_cannot_be_resumed()
+    switch_necks_by_module()
 
 
 def find_config_packages() -> None:

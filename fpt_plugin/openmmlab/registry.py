@@ -1,10 +1,29 @@
-"""Look-ups in mmengine's registries, which is how the libraries are reached."""
+"""mmengine's registries: how the libraries are reached, and find what is ours."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 from mmengine.registry import Registry
+
+
+def register(registry: Registry) -> Callable[[Callable], Callable]:
+    """Make a decorator that registers a class or function under its name.
+
+    A reloaded module, as notebooks do it after each edit, replaces its own
+    earlier entries. Entries of others are never replaced.
+
+    Raises:
+        KeyError: The name is someone else's.
+    """
+
+    def decorate(item: Callable) -> Callable:
+        known = registry.module_dict.get(item.__name__)
+        reloaded = known is not None and known.__module__ == item.__module__
+        return registry.register_module(module=item, force=reloaded)
+
+    return decorate
 
 
 def lookup(registry: Registry, name: str | type) -> type | None:

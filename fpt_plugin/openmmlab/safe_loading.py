@@ -33,22 +33,23 @@ def allow_safe_resume() -> None:
     let a file do more than hold numbers: ``builtins.getattr`` answers
     HistoryBuffer's methods alone, ``numpy.ndarray`` can be named but not
     called (called with bytes of a file it makes an array of raw pointers), and
-    ``numpy.dtype`` answers numpy's own kinds of numbers alone (a copy of one
-    takes any state from the file, and becomes a kind of pointer). So numbers
-    are read in the byte order of the machine.
+    arrays are of numbers, of either byte order. What the user allowed himself,
+    under the same names, counts: torch picks one of two entries by chance, so
+    each of them works with all the others, and a stand-in gives way.
     """
     if not loads_safely():
         return
     allowed = [
         (_history_buffer_method, 'builtins.getattr'),
-        (_ArrayName, 'numpy.ndarray'),
+        (LoadedArray, 'numpy.ndarray'),
         (_number_dtype, 'numpy.dtype'),
-        (np.ndarray, _by_type_only('numpy.ndarray'))
+        (np.ndarray, _by_type_only('numpy.ndarray')),
+        (bytes, 'builtins.bytes'),  # of an array without numbers
     ]
     # Numpy 2 moved its core; files from either side of the move are read.
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
         allowed.append((_empty_array, f'{module}._reconstruct'))
-        allowed.append((multiarray.scalar, f'{module}.scalar'))
+        allowed.append((_number, f'{module}.scalar'))
     # By name, too: who allows the same types for a while takes those off the
     # list again that are on it without one.
     for kind in (HistoryBuffer, slice):
@@ -56,7 +57,11 @@ def allow_safe_resume() -> None:
     for kind in {type(np.dtype(code)) for code in np.typecodes['All']
                  if np.dtype(code).kind in NUMBERS}:
         allowed.append((kind, _by_type_only(f'numpy.dtypes.{kind.__name__}')))
-    torch.serialization.add_safe_globals(allowed)
+    # Without those of this module before it was reloaded.
+    others = [entry for entry in torch.serialization.get_safe_globals()
+              if getattr(_real(entry), '__module__', '') != __name__]
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(others + allowed)
 
 
 def _by_type_only(name: str) -> str:
@@ -67,23 +72,88 @@ def _by_type_only(name: str) -> str:
     return f'{name}\nby type only'
 
 
-class _ArrayName:
-    """Stands for numpy.ndarray while a checkpoint is read."""
+def _users(real: object) -> bool:
+    """Whether the user put the real thing on torch's list; we never do."""
+    return any(real is _real(entry)
+               for entry in torch.serialization.get_safe_globals())
+
+
+def _real(entry: object) -> object:
+    """What an entry of torch's list allows, with or without a name."""
+    return entry[0] if isinstance(entry, tuple) else entry
+
+
+class LoadedArray(np.ndarray):
+    """An array of a checkpoint; it is saved and copied as a plain one.
+
+    A subclass, because that is what numpy's own ``_reconstruct`` takes and
+    what sees the dtype before the bytes are read by it.
+    """
+
+    def __new__(cls, *args, **kwargs) -> LoadedArray:
+        """Refuse calls: a file's bytes would become raw pointers."""
+        raise UnpicklingError('a checkpoint may hold numpy arrays, but not call '
+                              'numpy.ndarray')
+
+    def __setstate__(self, state: tuple) -> None:
+        """Take shape and numbers from a file, in the machine's byte order.
+
+        Raises:
+            UnpicklingError: They are no numbers.
+        """
+        if not _users(np.dtype):
+            *version, shape, dtype, by_columns, content = state
+            saved = _plain(dtype)
+            native = np.dtype(saved.str[1:])
+            if not saved.isnative:
+                content = np.frombuffer(content, saved).astype(native).tobytes()
+            state = (*version, shape, native, by_columns, content)
+        super().__setstate__(state)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Save it as numpy would save a plain array."""
+        return self.view(np.ndarray).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict) -> np.ndarray:
+        """Copy it into a plain array."""
+        return np.array(self)
+
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        """Give plain arrays as results."""
+        return array[()] if return_scalar else array.view(np.ndarray)
 
 
 def _number_dtype(code: str, align: bool = False,
                   copy: bool = False) -> np.dtype:
-    """The stand-in for numpy.dtype: numpy's own object, which stays as it is.
+    """The stand-in for numpy.dtype: a copy, which takes the byte order.
 
-    A copy would take any state from the file, fields of pointers too.
+    It takes any state from the file, fields of pointers too; so nothing but
+    its kind, size and byte order is used, see :func:`_plain`.
 
     Raises:
         UnpicklingError: The checkpoint asks for anything but numbers.
     """
-    if not isinstance(code, str) or not re.fullmatch(rf'[{NUMBERS}]\d+', code):
+    if not _users(np.dtype) and not (
+            isinstance(code, str) and re.fullmatch(rf'[{NUMBERS}]\d+', code)):
         raise UnpicklingError('a checkpoint may hold numpy arrays of numbers, '
                               f'got some of dtype {code!r}')
-    return np.dtype(code)
+    return np.dtype(code, align, True)
+
+
+def _plain(dtype: np.dtype) -> np.dtype:
+    """The numbers that a dtype of a file stands for.
+
+    Raises:
+        UnpicklingError: There are none.
+    """
+    code = dtype.str if isinstance(dtype, np.dtype) else repr(dtype)
+    try:
+        if re.fullmatch(rf'[<>|=][{NUMBERS}]\d+', code):
+            return np.dtype(code)
+    except TypeError:  # numbers of no such size
+        pass
+    raise UnpicklingError('a checkpoint may hold numpy arrays of numbers, got '
+                          f'some of dtype {code!r}')
 
 
 def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
@@ -92,10 +162,23 @@ def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
     Raises:
         UnpicklingError: The checkpoint asks for anything but a plain array.
     """
-    if subtype is not _ArrayName:
+    if _users(multiarray._reconstruct):
+        return multiarray._reconstruct(subtype, shape, code)
+    if subtype not in (LoadedArray, np.ndarray):
         raise UnpicklingError(
             f'a checkpoint may hold numpy arrays, got {subtype}')
-    return multiarray._reconstruct(np.ndarray, (0, ), b'b')
+    return multiarray._reconstruct(subtype, (0, ), b'b')
+
+
+def _number(dtype: np.dtype, content: bytes) -> np.generic:
+    """The stand-in for numpy's scalar.
+
+    Raises:
+        UnpicklingError: The checkpoint asks for anything but a number.
+    """
+    if not _users(multiarray.scalar) and not _users(np.dtype):
+        dtype = _plain(dtype)
+    return multiarray.scalar(dtype, content)
 
 
 def _history_buffer_method(owner: type, name: str) -> FunctionType:
@@ -105,6 +188,8 @@ def _history_buffer_method(owner: type, name: str) -> FunctionType:
         UnpicklingError: Anything but a public method of HistoryBuffer is asked
             for.
     """
+    if _users(getattr):
+        return getattr(owner, name)
     method = HistoryBuffer.__dict__.get(name)
     if owner is not HistoryBuffer or name.startswith('_') \
             or not isinstance(method, FunctionType):

@@ -1,5 +1,7 @@
 """A neck must give as many maps as its detector has levels."""
 
+import copy
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +66,42 @@ def test_maps_are_counted_where_no_number_is_told(maps):
         with pytest.raises(ValueError, match=f'got {maps} maps of the neck and '
                            'num_feature_levels=4'):
             model(**data, mode='predict')
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize('again', [copy.deepcopy, saved_and_loaded])
+@pytest.mark.parametrize('base, changes', [
+    (PLAIN, {}), (SHIPPED, {}),
+    (SHIPPED, dict(type='PyramidMemoryDETR', encoder=None))])
+def test_models_that_are_watched_can_be_saved(base, changes, again):
+    model = make(base, **changes).eval()
+    before = hooks(model)
+    for _ in range(3):  # runs of one model
+        start(model)
+    assert hooks(model) == before + 1
+    other = again(model)
+    assert type(other) is type(model)
+    start(other)
+    assert hooks(other) == before + 1
+    data = batch(model, False)
+    with torch.no_grad():
+        for a, b in zip(*(net(**data, mode='tensor') for net in (model, other))):
+            assert torch.equal(a, b)
+        other.neck.register_forward_hook(lambda neck, inputs, maps: maps[:2],
+                                         prepend=True)
+        with pytest.raises(ValueError, match='got 2 maps of the neck'):
+            other(**data, mode='tensor')
+        model(**data, mode='tensor')
 
 
 @pytest.mark.parametrize('base', [

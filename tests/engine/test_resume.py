@@ -229,6 +229,33 @@ def test_the_hooks_folder_and_names(tmp_path):
         assert name(newest_checkpoint(tmp_path / 'run', hook)) == 'mine-1.pt'
 
 
+@pytest.mark.parametrize('template', [
+    'epoch_{:03d}.pth', '{}.pth', 'iter_{0:>8}.pth', 'r50_{:06}_2.pth',
+    'step-{:,}.pth', 'a+b[1]_{}.pth', 'epoch_{0}_{0:04d}.pth', 'latest.pth',
+    '{{x}}_{}.pth', 'step_{:_}', 'epoch_{}/model.pth'])
+def test_names_of_any_template(template, tmp_path):
+    hook = dict(filename_tmpl=template)
+    for day, step in enumerate((8, 90, 1000, 12000), 1):
+        save(tmp_path / template.format(step), step, f'2026010{day}_000000')
+    for other in ('epoch_7-01234567.pth', 'best_acc_epoch_007.pth', 'epoch_x.pth'):
+        save(tmp_path / other, 10**6, '20270101_000000')
+    found = newest_checkpoint(tmp_path, hook)
+    assert found == str(tmp_path / template.format(12000))
+    if '{}' in template or ':' in template:
+        cut(tmp_path / template.format(12000))
+        with pytest.warns(UserWarning, match='was cut short'):
+            found = newest_checkpoint(tmp_path, hook)
+        assert found == str(tmp_path / template.format(1000))
+
+
+def test_of_several_hooks(tmp_path):
+    save(tmp_path / 'epoch_001.pth', 100, '20260101_000000')
+    save(tmp_path / 'iter_150.pth', 150, '20260102_000000')
+    named, plain = dict(filename_tmpl='epoch_{:03d}.pth'), dict(by_epoch=False)
+    assert name(newest_checkpoint(tmp_path, named)) == 'epoch_001.pth'
+    assert name(newest_checkpoint(tmp_path, named, plain)) == 'iter_150.pth'
+
+
 def test_other_storage_is_mmengines(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
     assert newest_checkpoint(tmp_path) == 's3://bucket/epoch_3.pth'

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy_runs import Noise, train
+from helpers.runs import alone
+from helpers.toy_runs import Noise, train, untrained
 from mmengine.hooks import CheckpointHook
 
 from fpt_plugin.engine import whole_checkpoint
+from fpt_plugin.engine.resume import newest_checkpoint
 
 WHOLE = 'fpt_plugin.WholeCheckpointHook'
 SETTINGS = {
@@ -185,3 +187,45 @@ def test_what_no_training_could_go_on_from(palette, readable, tmp_path,
         warning, = told  # once, at the first of three
         assert 'run/epoch_1.pth holds what' in warning
         assert 'arrays of numbers' in warning and 'metainfo' in warning
+
+
+@pytest.mark.parametrize('save_best', [None, 'auto', 'acc', ['acc', 'loss']])
+@pytest.mark.parametrize('kind', [WHOLE, 'CheckpointHook'])
+def test_validating_alone_saves_nothing(kind, save_best, tmp_path):
+    if kind != WHOLE and save_best:
+        pytest.skip("mmengine's own fails")
+    with alone():
+        runner = untrained(
+            tmp_path, checkpoint=dict(type=kind, save_best=save_best),
+            scores=[1., 2., 3., 4., 5.])
+        for score in (1., 2.):
+            assert runner.val() == dict(acc=score, loss=score)
+        assert tree(tmp_path) == []
+        runner.train()  # a training afterwards saves
+        assert 'last_checkpoint' in tree(tmp_path)
+
+
+@pytest.mark.parametrize('error', [
+    RuntimeError('unable to mmap 8 bytes from file: No such device (19)'),
+    OSError(errno.ENODEV, 'No such device')])
+def test_a_file_system_without_mmap(error, tmp_path, monkeypatch, recwarn):
+    original = torch.load
+
+    def load(*args, mmap=False, **kwargs):
+        if mmap:
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', load)
+    train(tmp_path / 'run', checkpoint=dict(type=WHOLE))
+    assert not [w for w in recwarn if 'epoch' in str(w.message)]
+    assert newest_checkpoint(tmp_path / 'run') == str(tmp_path / 'run/epoch_3.pth')
+    train(tmp_path / 'on', checkpoint=dict(type=WHOLE), resume=True,
+          load_from=str(tmp_path / 'run/epoch_1.pth'))
+
+
+def test_a_check_never_ends_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole_checkpoint, 'peek', lambda path: 1 / 0)
+    with pytest.warns(UserWarning, match='epoch_1.pth could not be opened again'):
+        train(tmp_path / 'run', checkpoint=dict(type=WHOLE))
+    assert (tmp_path / 'run/epoch_3.pth').exists()

@@ -56,9 +56,16 @@ class Scores(BaseMetric):
 
 
 @alone()
-def train(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
-          sampler='DefaultSampler', workers=0, **settings):
-    """Train by epochs or iterations; the runner.
+def train(*args, **kwargs):
+    """Train; the runner. Arguments are those of :func:`untrained`."""
+    runner = untrained(*args, **kwargs)
+    runner.train()
+    return runner
+
+
+def untrained(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
+              sampler='DefaultSampler', workers=0, **settings):
+    """Build the runner of a training by epochs or iterations.
 
     Args:
         work_dir: Gets what mmengine writes.
@@ -76,7 +83,7 @@ def train(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
             dataset=Noise(), batch_size=3,
             sampler=dict(type='DefaultSampler', shuffle=False)),
         val_evaluator=Evaluator([Scores()]), val_cfg=dict()) if scores else {}
-    runner = Runner(
+    return Runner(
         model=Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
@@ -90,5 +97,3 @@ def train(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
         log_level='ERROR',
         **validated,
         **settings)
-    runner.train()
-    return runner

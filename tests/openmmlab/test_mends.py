@@ -209,7 +209,7 @@ def test_the_stand_ins_are_kept_under_the_forks_loader(checkpoint, monkeypatch):
     with serialization.safe_globals(runner_checkpoint.get_torch_safe_globals()):
         named = torch._weights_only_unpickler._get_user_allowed_globals()
         assert named['builtins.getattr'] is safe_loading._history_buffer_method
-        assert named['numpy.ndarray'] is safe_loading._ArrayName
+        assert named['numpy.ndarray'] is safe_loading.LoadedArray
         assert getattr not in named.values()
         assert torch.load(checkpoint, weights_only=True)['meta']['epoch'] == 3
 

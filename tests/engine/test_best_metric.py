@@ -1,0 +1,88 @@
+"""save_best must name a metric that there is."""
+
+import pytest
+from helpers.toy_runs import train
+from mmengine.registry import METRICS
+
+from fpt_plugin.engine.best_metric import check_save_best, names_of
+
+WHOLE = 'fpt_plugin.WholeCheckpointHook'
+
+
+class Other:
+    """A metric of the user's."""
+
+
+def metric(kind, **settings):
+    with METRICS.switch_scope_and_registry(kind.partition('.')[0]):
+        return METRICS.build(dict(type=kind, **settings))
+
+
+COCO = dict(kind='mmdet.CocoMetric', ann_file=None)
+
+
+@pytest.mark.parametrize('settings, right, wrong', [
+    (COCO, ['coco/bbox_mAP', 'coco/bbox_mAP_50'], 'coco/bbox_AP'),
+    (COCO, ['auto'], 'bbox_mAP'),
+    (COCO, [], 'coco/segm_mAP'),
+    (dict(COCO, metric=['bbox', 'segm']), ['coco/segm_mAP'], 'coco/bbox_mAP_95'),
+    (dict(COCO, prefix='val'), ['val/bbox_mAP'], 'coco/bbox_mAP'),
+    (dict(COCO, metric='proposal'), ['coco/AR@1000'], 'coco/bbox_mAP'),
+    (dict(COCO, metric='proposal_fast'), ['coco/AR@300'], 'coco/AR@2'),
+    (dict(COCO, metric_items=['mAP']), ['coco/bbox_mAP'], 'coco/bbox_mAP_50'),
+    (dict(COCO, classwise=True), ['coco/cat_precision'], 'coco/cat_mAP'),
+    (dict(kind='mmdet.VOCMetric', iou_thrs=[0.5, 0.75]),
+     ['pascal_voc/mAP', 'pascal_voc/AP75'], 'pascal_voc/AP60'),
+    (dict(kind='mmseg.IoUMetric'), ['mIoU', 'aAcc', 'mAcc'], 'mDice'),
+    (dict(kind='mmseg.IoUMetric', iou_metrics=['mDice', 'mFscore']),
+     ['mDice', 'mPrecision'], 'mIoU'),
+])
+def test_names_of_the_hosts_metrics(settings, right, wrong):
+    pytest.importorskip(settings['kind'].partition('.')[0])
+    metrics = [metric(**settings)]
+    check_save_best(right, metrics)
+    with pytest.raises(ValueError, match=f"got '{wrong}': there are ") as caught:
+        check_save_best([*right, wrong], metrics)
+    assert all(name in str(caught.value) for name in names_of(metrics[0]))
+    # Another metric may compute anything.
+    check_save_best([wrong], [*metrics, Other()])
+
+
+def test_names_are_those_that_a_metric_computes():
+    """Of IoUMetric, which takes no files."""
+    pytest.importorskip('mmseg')
+    import torch
+    for kinds in (['mIoU'], ['mDice'], ['mFscore'], ['mIoU', 'mFscore']):
+        judge = metric('mmseg.IoUMetric', iou_metrics=kinds)
+        judge.dataset_meta = dict(classes=('a', 'b'))
+        judge.results = [judge.intersect_and_union(
+            torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 2, 255)]
+        assert set(judge.evaluate(1)) == set(names_of(judge))
+
+
+@pytest.mark.parametrize('save_best', ['mIoU', ['acc', 'mAP'], ['accuracy']])
+def test_the_metrics_that_exist_are_listed(save_best, tmp_path):
+    wrong = save_best if isinstance(save_best, str) else save_best[-1]
+    with pytest.raises(ValueError, match=f"got '{wrong}': there are acc, loss"):
+        train(tmp_path, checkpoint=dict(type=WHOLE, save_best=save_best,
+                                        rule='greater'), scores=[1., 2., 3.])
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_before_the_training_where_they_are_known(tmp_path, monkeypatch):
+    monkeypatch.setattr('fpt_plugin.engine.best_metric.names_of',
+                        lambda metric: ['acc', 'loss'])
+    with pytest.raises(ValueError, match="got 'mIoU': there are acc, loss"):
+        train(tmp_path, checkpoint=dict(type=WHOLE, save_best='mIoU'), scores=[1.])
+    assert not (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_a_metric_that_was_not_computed_once(tmp_path, monkeypatch):
+    """As mmdet's where nothing was found, beside another metric."""
+    for place in ('best_metric', 'whole_checkpoint'):
+        monkeypatch.setattr(f'fpt_plugin.engine.{place}.names_of',
+                            lambda metric: ['acc', 'loss', 'mAP'])
+    train(tmp_path, checkpoint=dict(type=WHOLE, save_best='mAP'),
+          scores=[1., 2., 3.])
+    assert (tmp_path / 'epoch_3.pth').exists()
+    assert not list(tmp_path.glob('best*'))
