@@ -19,6 +19,7 @@ from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 from ...layers import LambdaLayer
+from ...openmmlab.registry import register
 
 COLOURS = np.array([[220, 60, 60], [60, 200, 80], [70, 90, 230]], np.float32)
 TEXTURES = ('stripes', 'checks')
@@ -83,7 +84,7 @@ def _free_place(rng: np.random.Generator, cells: list[tuple[int, int]],
             return centre
 
 
-@TRANSFORMS.register_module()
+@register(TRANSFORMS)
 class DrawLookUp(BaseTransform):
     """Draw the image of a sample's ``index``.
 
@@ -106,7 +107,7 @@ class DrawLookUp(BaseTransform):
             img_shape=shape, ori_shape=shape, img_path=f'{results["index"]}.png')
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class LookUp(BaseDataset):
     """Images of Look-up.
 
@@ -128,7 +129,7 @@ class LookUp(BaseDataset):
         return [dict(index=self.first + i) for i in range(self.length)]
 
 
-@MODELS.register_module()
+@register(MODELS)
 class LookUpBackbone(BaseModule):
     """Six 3x3 convolutions; maps at strides 4, 8, 16 and 32.
 

@@ -1,0 +1,91 @@
+_base_ = '../quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
+
+# Blood cells in three sizes, on half the pixels. Choices are made on every 5th
+# image of train, which is held out; what is reported is val.
+study = dict(
+    title='BCCD val: AP in %',
+    metric='bbox_mAP',
+    factor=100,
+    baseline='fpn',
+    shape=(240, 320),
+    rows=dict(
+        fpn=dict(),
+        pafpn=dict(model=dict(neck=dict(type='PAFPN'))),
+        bup=dict(model=dict(neck=dict(type='BottomUpPyramid'))),
+        light=dict(model=dict(neck=dict(type='FPT', preset='light'))),
+        default=dict(model=dict(neck=dict(type='FPT'))),
+        full=dict(model=dict(neck=dict(type='FPT', preset='full'))),
+        paper=dict(model=dict(neck=dict(type='FPT', preset='paper')))))
+
+model = dict(
+    neck=dict(type='FPN', num_outs=5),
+    rpn_head=dict(
+        anchor_generator=dict(scales=[4, 8], ratios=[0.7, 1.0, 1.4])),
+    roi_head=dict(bbox_head=dict(num_classes=3)))
+
+data_root = 'data/bccd'
+metainfo = dict(
+    classes=('Platelets', 'RBC', 'WBC'),
+    palette=[(255, 200, 0), (220, 60, 60), (80, 80, 230)])
+resize = dict(type='Resize', scale=(320, 240), keep_ratio=True)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    resize,
+    dict(
+        type='RandomFlip',
+        prob=[0.25, 0.25, 0.25],
+        direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='PackDetInputs')
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    resize,
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor', 'instances'))
+]
+images = 205
+held_out = list(range(0, images, 5))
+part = dict(
+    _delete_=True,
+    type='CocoDataset',
+    metainfo=metainfo,
+    data_root=data_root,
+    ann_file='annotations/train.json',
+    data_prefix=dict(img='JPEGImages/'))
+train_dataloader = dict(
+    num_workers=1,
+    persistent_workers=True,
+    dataset=dict(
+        part,
+        indices=[i for i in range(images) if i not in held_out],
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    dataset=dict(
+        part, test_mode=True, indices=held_out, pipeline=test_pipeline))
+test_dataloader = dict(
+    dataset=dict(
+        part,
+        test_mode=True,
+        ann_file='annotations/val.json',
+        pipeline=test_pipeline))
+# Without a file it takes the boxes of the images that it is given.
+val_evaluator = dict(ann_file=None)
+test_evaluator = val_evaluator
+
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=80),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=0,
+        begin=0,
+        T_max=max_epochs,
+        end=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]
