@@ -85,7 +85,7 @@ class FPT(BaseModule):
             save memory.
         freeze_pyramid: Keep the wrapped pyramid as it is: no gradients for its
             parameters, its norms in evaluation mode. Gradients still reach
-            the backbone.
+            the backbone. With ``pyramid=None`` there is none to freeze.
         **pyramid_args: Everything else, ``norm_cfg`` and ``init_cfg``
             included, is the pyramid's. With ``pyramid=None`` or a list only
             ``init_cfg`` is allowed and is FPT's own.
@@ -158,6 +158,10 @@ class FPT(BaseModule):
         self.checkpoint_branches = checkpoint_branches
         self.freeze_pyramid = freeze_pyramid
 
+        if freeze_pyramid and pyramid is None:
+            raise ValueError(
+                'freeze_pyramid=True freezes what FPT wraps, got pyramid=None: '
+                'wrap the necks before it, or take TrainGraftOnlyHook')
         self.pyramid = self._build_pyramid(pyramid, pyramid_args)
         # The pyramid's own config may have changed it.
         check_positive_int('out_channels', self.out_channels)
