@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...io.checkpoints import some
 from ...openmmlab.models import build_model, data_samples, describe
-from ..common import load_weights
+from ..common import Loaded, load_weights
 from .sites import Site, Unbuildable, build_part
 from .weights import calibrate, nudge, randomise, share_weights
 
@@ -168,10 +168,8 @@ def compare(before: nn.Module,
     """As :func:`prove`, of models that are built; they get weights."""
     notes = []
     if state_dict is not None:
-        ignored = load_weights(before, state_dict, source)
-        if ignored:
-            notes.append(f'{len(ignored)} keys of {source} are of no part of '
-                         f'the model: {some(ignored, 3)}')
+        loaded = load_weights(before, state_dict, source, other_classes=True)
+        notes += notes_of(loaded, source)
     else:
         randomise(before)
     for model in (before, after):
@@ -200,6 +198,18 @@ def compare(before: nn.Module,
         runs[name] = (images, new)
     return Proof(shape, tuple(comparisons), tuple(dict.fromkeys(notes)),
                  _takes_effect(after, twins, runs))
+
+
+def notes_of(loaded: Loaded, source: str) -> list[str]:
+    """What of a checkpoint a model did not take."""
+    notes = []
+    if loaded.ignored:
+        notes.append(f'{len(loaded.ignored)} keys of {source} are of no part of '
+                     f'the model: {some(loaded.ignored, 3)}')
+    if loaded.reshaped:
+        notes.append(f'{source} has other classes or other heads, and all else '
+                     f'of it is taken: {loaded.reshaped}')
+    return notes
 
 
 def _takes_effect(after: nn.Module, twins: Mapping[str, nn.Module],
