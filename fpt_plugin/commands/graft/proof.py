@@ -13,7 +13,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...io.checkpoints import some
-from ...openmmlab.models import build_model, data_samples, describe
+from ...openmmlab.models import (
+    build_model,
+    data_samples,
+    describe,
+    image_channels,
+)
 from ..common import Loaded, load_weights
 from .sites import Site, Unbuildable, build_part
 from .weights import calibrate, nudge, randomise, share_weights
@@ -236,10 +241,9 @@ def _detectors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _images(detector: nn.Module, shape: tuple[int, int], batch: int = 1) -> Tensor:
-    mean = getattr(getattr(detector, 'data_preprocessor', None), 'mean', None)
-    channels = 3 if mean is None else mean.numel()
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, channels, *shape, generator=generator)
+    return torch.randn(batch, image_channels(detector), *shape,
+                       generator=generator)
 
 
 def _first_whole(
