@@ -78,7 +78,8 @@ def load_weights(model: nn.Module,
     prefixes = tuple(f'{name}.' for name, _ in model.named_children()) \
         if heads else features
     shapes = {key: value.shape for key, value in model.state_dict().items()
-              if not key.endswith('num_batches_tracked')}
+              if isinstance(value, Tensor)
+              and not key.endswith('num_batches_tracked')}
     given = state_dict if heads else {
         key: value for key, value in state_dict.items()
         if key.startswith(prefixes)}
