@@ -38,6 +38,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
     from .backbones import LambdaResNet
     from .detectors import PyramidMemoryDETR
     from .engine import (
+        GraftOptimWrapperConstructor,
         PyramidLevelCheckHook,
         ReseedHook,
         SegLabelCheckHook,
@@ -68,7 +69,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'GroundingTransformer', 'LocalGroundingTransformer',
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
         'PyramidMemoryDETR', 'SegLabelCheckHook', 'PyramidLevelCheckHook',
-        'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook'
+        'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
+        'GraftOptimWrapperConstructor'
     ]
 else:
 

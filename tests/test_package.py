@@ -49,10 +49,12 @@ fpt_plugin.FPT
 
 
 def test_import_registers_everything():
-    from mmengine.registry import HOOKS, MODELS
+    from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
     for name in fpt_plugin.__all__:
         if name != '__version__':
-            registry = HOOKS if name.endswith('Hook') else MODELS
+            registry = HOOKS if name.endswith('Hook') else (
+                OPTIM_WRAPPER_CONSTRUCTORS if name.endswith('Constructor')
+                else MODELS)
             assert registry.module_dict[name] is getattr(fpt_plugin, name)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
@@ -38,10 +41,25 @@ def load_model(config: str | Path | Config,
     return model, config
 
 
+class Loaded(NamedTuple):
+    """What of a checkpoint was not loaded.
+
+    Attributes:
+        ignored: Its keys that are no part of the model, such as those of an
+            average of its weights.
+        reshaped: What of it, outside backbones and necks, has another shape in
+            the model, which keeps its own; '' if nothing has.
+    """
+
+    ignored: list[str]
+    reshaped: str
+
+
 def load_weights(model: nn.Module,
                  state_dict: Mapping[str, Tensor],
                  source: str | Path,
-                 heads: bool = True) -> list[str]:
+                 heads: bool = True,
+                 other_classes: bool = False) -> Loaded:
     """Load a checkpoint into the model that it was made of.
 
     Args:
@@ -50,29 +68,26 @@ def load_weights(model: nn.Module,
         source: Its name, for messages.
         heads: Whether all of the model must fit, or backbones, necks and FPT
             only, and nothing else is loaded.
-
-    Returns:
-        Keys of the checkpoint that are no part of the model, such as those of
-        an average of its weights.
+        other_classes: Whether tensors outside backbones and necks may have
+            another shape, as those of a head's last layers for other classes.
 
     Raises:
-        ValueError: It is of another model.
+        ValueError: It is of another model, or of one with other heads.
     """
+    features = _feature_prefixes(model)
     prefixes = tuple(f'{name}.' for name, _ in model.named_children()) \
-        if heads else _feature_prefixes(model)
+        if heads else features
     shapes = {key: value.shape for key, value in model.state_dict().items()
-              if not key.endswith('num_batches_tracked')}
+              if isinstance(value, Tensor)
+              and not key.endswith('num_batches_tracked')}
     given = state_dict if heads else {
         key: value for key, value in state_dict.items()
         if key.startswith(prefixes)}
-    wrong = [key for key, value in given.items()
-             if value.shape != shapes.get(key, value.shape)]
-    if wrong:  # keys that are missing say more, so they are looked for first
-        given = {key: value for key, value in given.items() if key not in wrong}
     another = f'{source} is a checkpoint of another model than this ' \
         f'{type(model).__name__}'
+    # Keys that are missing say more than shapes, so those are looked for first.
     try:
-        result = model.load_state_dict(given, strict=False)
+        result, wrong = load_what_fits(model, given)
     except RuntimeError as error:  # shapes, under the names of a plain neck
         lines = str(error).strip().splitlines()[1:3]
         raise ValueError(f'{another}: '
@@ -85,13 +100,49 @@ def load_weights(model: nn.Module,
              for what, keys, among in (
                  ('of the model are missing', missing, shapes),
                  ('have no place in it', foreign, state_dict)) if keys]
-    if wrong and not found:
-        key = wrong[0]
-        found = [f'{len(wrong)} tensors have another shape ({key} '
-                 f'{[*state_dict[key].shape]} instead of {[*shapes[key]]})']
+    fits = not any(key.startswith(features) for key in wrong)
+    if wrong and not found and not (fits and other_classes):
+        found = [_another_shape(wrong, shapes)]
+        if fits:
+            another = f'{source} is a checkpoint of this ' \
+                f'{type(model).__name__} with other classes or other heads'
     if found:
         raise ValueError(f'{another}: {" and ".join(found)}')
-    return [key for key in result.unexpected_keys if key not in foreign]
+    return Loaded([key for key in result.unexpected_keys if key not in foreign],
+                  _another_shape(wrong, shapes) if wrong else '')
+
+
+def load_what_fits(
+    model: nn.Module, state_dict: Mapping[str, Tensor]
+) -> tuple[NamedTuple, dict[str, str]]:
+    """Load tensors; those of another shape are left out.
+
+    Returns:
+        What torch says of the keys, and the shapes in the checkpoint of what
+        was left out, by the names in the model: it may rename keys.
+
+    Raises:
+        RuntimeError: Whose tensors they are cannot be told.
+    """
+    try:
+        return model.load_state_dict(state_dict, strict=False), {}
+    except RuntimeError as error:
+        wrong = dict(re.findall(
+            r'size mismatch for (\S+): .*? shape torch\.Size\((\[.*?\])\)',
+            str(error)))
+        rest = copy(state_dict)  # with the versions of its modules
+        for key in state_dict:
+            if any(f'.{name}'.endswith(f'.{key}') for name in wrong):
+                del rest[key]
+        return model.load_state_dict(rest, strict=False), wrong
+
+
+def _another_shape(wrong: Mapping[str, str],
+                  shapes: Mapping[str, Sequence[int]]) -> str:
+    """Say of tensors that they have another shape, and of one which."""
+    key = next(iter(wrong))
+    return (f'{len(wrong)} tensors have another shape ({key} {wrong[key]} '
+            f'instead of {[*shapes[key]]})')
 
 
 def _feature_prefixes(model: nn.Module) -> tuple[str, ...]:

@@ -112,31 +112,55 @@ def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
     return Report(
         source=source,
         out=final,
-        tensors=len(state_dict),
+        tensors=sum(isinstance(x, Tensor) for x in state_dict.values()),
         sizes=(source.stat().st_size, final.stat().st_size),
         meta=tuple(meta),
         dropped=tuple([*outside, *dropped] if weights.nest else ()),
         notes=tuple(notes))
 
 
-def compact(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+def compact(state_dict: Mapping[str, object]) -> OrderedDict[str, object]:
     """The same tensors, each with no more memory than it needs.
 
     Views of a larger storage would be saved with all of it. Tensors that are
-    one and the same stay so. What modules note about their versions is kept.
+    one and the same stay so. What modules note about their versions is kept,
+    and so are plain values beside the tensors, such as their extra states.
+
+    Raises:
+        ValueError: There is something else in it.
     """
-    found, copies = OrderedDict(), {}
+    copies: dict[tuple, Tensor] = {}
+    found = OrderedDict()
     for key, value in state_dict.items():
-        value = value.detach().cpu()
-        if value.layout == torch.strided and \
-                value.untyped_storage().nbytes() > value.nbytes:
-            place = (value.data_ptr(), value.dtype, value.shape, value.stride())
-            value = copies.setdefault(place, value.clone())
-        found[key] = value
+        try:
+            found[key] = _compact(value, copies)
+        except TypeError as error:
+            raise ValueError(
+                f'the state dict must hold tensors and plain values, got {key}: '
+                f'{error}') from error
     metadata = getattr(state_dict, '_metadata', None)
     if isinstance(metadata, Mapping):
         found._metadata = plain(metadata)
     return found
+
+
+def _compact(value: object, copies: dict[tuple, Tensor]) -> object:
+    if isinstance(value, Mapping):
+        return {key: _compact(item, copies) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_compact(item, copies) for item in value)
+    if isinstance(value, (bytes, torch.dtype)):
+        return value  # torch's own loading knows them
+    if isinstance(value, np.ndarray):  # a list is not what was there
+        raise TypeError('expected a tensor, got a numpy array')
+    if not isinstance(value, Tensor):
+        return plain(value)
+    value = value.detach().cpu()
+    if value.layout == torch.strided and \
+            value.untyped_storage().nbytes() > value.nbytes:
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        value = copies.setdefault(place, value.clone())
+    return value
 
 
 def clean_meta(content: Mapping) -> tuple[dict, list[str]]:

@@ -1,5 +1,6 @@
 """What training adds to the hosts' runner."""
 
+from .graft_optim_wrapper import GraftOptimWrapperConstructor
 from .label_check import SegLabelCheckHook
 from .pyramid_check import PyramidLevelCheckHook
 from .reseed import ReseedHook
@@ -9,5 +10,6 @@ from .wrap_layers import wrap_layers
 
 __all__ = [
     'SegLabelCheckHook', 'PyramidLevelCheckHook', 'TrainGraftOnlyHook',
-    'ReseedHook', 'WholeCheckpointHook', 'wrap_layers'
+    'ReseedHook', 'WholeCheckpointHook', 'GraftOptimWrapperConstructor',
+    'wrap_layers'
 ]

@@ -8,9 +8,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import LambdaLayer
-from ..necks import FPT
 from ..openmmlab.registry import register
+from .grafts import NEUTRAL, new_modules, new_parameters
 
 
 @register(HOOKS)
@@ -30,18 +29,15 @@ class TrainGraftOnlyHook(Hook):
         """Stop the gradients.
 
         Raises:
-            ValueError: The model has neither FPT nor a gated lambda layer.
+            ValueError: The model has neither FPT nor a gated lambda layer, or
+                FSDP has joined their parameters with others.
         """
-        new, norms = grafted_modules(runner.model)
-        if not new:
-            raise ValueError(
-                'TrainGraftOnlyHook needs a model with FPT or with a gated '
-                f'LambdaLayer, got {type(runner.model).__name__} without')
-        learning = {id(p) for module in new for p in module.parameters()}
+        learning = {id(p) for p in new_parameters(
+            runner.model, NEUTRAL, type(self).__name__)}
         for parameter in runner.model.parameters():
             if id(parameter) not in learning:
                 parameter.requires_grad_(False)
-        self._norms = norms
+        self._norms = grafted_modules(runner.model)[1]
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: dict | None = None) -> None:
@@ -53,13 +49,7 @@ class TrainGraftOnlyHook(Hook):
 def grafted_modules(
         model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """The modules that a graft adds, and the batch norms of all the rest."""
-    new = []
-    for module in model.modules():
-        if isinstance(module, FPT):
-            new += [child for name, child in module.named_children()
-                    if name != 'pyramid']
-        elif isinstance(module, LambdaLayer) and module.residual:
-            new.append(module)
+    new = new_modules(model)
     inside = {id(inner) for module in new for inner in module.modules()}
     norms = [module for module in model.modules()
              if isinstance(module, _BatchNorm) and id(module) not in inside]

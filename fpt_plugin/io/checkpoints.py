@@ -18,6 +18,9 @@ from .files import replacing, sha256_of
 
 NESTS = ('state_dict', 'model', 'state_dict_ema')
 
+# torch's name of what a module's get_extra_state returns.
+_EXTRA = '_extra_state'
+
 # Endings of files that are not written, for check_writable.
 UNWRITABLE = {'.safetensors': 'torch.save writes another format, name it .pth'}
 
@@ -192,32 +195,38 @@ def find_state_dict(content: object, path: str | Path) -> Weights:
     Raises:
         ValueError: There is no state dict, neither by itself nor nested.
     """
+    nests = NESTS if isinstance(content, Mapping) else ()
+    found = [name for name in nests if _is_state_dict(content.get(name))]
+    if found:
+        return Weights(_copied(content[found[0]]), found[0], unread=found[1:])
     if _is_state_dict(content):
         return Weights(_copied(content))
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds one {type(content).__name__} and no '
                          'state dict')
-    found = [name for name in NESTS if _is_state_dict(content.get(name))]
-    if not found:
-        keys = ', '.join(str(key) for key in list(content)[:5]) or 'nothing'
-        raise ValueError(
-            f'{path} holds no state dict, neither by itself nor under '
-            f"{', '.join(NESTS)}; it has {keys}")
-    return Weights(_copied(content[found[0]]), found[0], unread=found[1:])
+    keys = ', '.join(str(key) for key in list(content)[:5]) or 'nothing'
+    raise ValueError(
+        f'{path} holds no state dict, neither by itself nor under '
+        f"{', '.join(NESTS)}; it has {keys}")
 
 
-def _copied(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With the versions of its modules, by which old keys are understood."""
-    state_dict = OrderedDict(content)
+def _copied(content: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors, with the versions of modules, which tell of old keys."""
+    state_dict = OrderedDict((key, value) for key, value in content.items()
+                             if isinstance(value, Tensor))
     if hasattr(content, '_metadata'):
         state_dict._metadata = content._metadata
     return state_dict
 
 
 def _is_state_dict(content: object) -> bool:
-    return isinstance(content, Mapping) and len(content) > 0 and all(
-        isinstance(key, str) and isinstance(value, Tensor)
-        for key, value in content.items())
+    """Whether most of it are tensors: modules may have other states too."""
+    if not isinstance(content, Mapping) or not all(
+            isinstance(key, str) for key in content):
+        return False
+    tensors = sum(isinstance(value, Tensor) for value in content.values())
+    extra = sum(key.endswith(_EXTRA) for key in content)
+    return tensors > 0 and 2 * tensors > len(content) - extra
 
 
 def some(keys: Collection[str], limit: int = 4) -> str:

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..io.checkpoints import some
+from ..openmmlab.list_necks import adopt_plain_neck
 from .branches import level_pairs
 from .presets import PRESETS
 
@@ -41,7 +42,8 @@ def adopt_pyramid_keys(state_dict: dict[str, Tensor], prefix: str,
     What is not a child of the neck is the pyramid's: ``neck.lateral_convs.0``
     becomes ``neck.pyramid.lateral_convs.0``. A key that is there under its new
     name already is left alone. What the pyramid does not have, or has and the
-    checkpoint lacks, is warned about together with the likely neck.
+    checkpoint lacks, is warned about together with the likely neck. What is in
+    another FPT inside the pyramid is left to that one.
 
     Args:
         state_dict: Changed in place.
@@ -59,13 +61,18 @@ def adopt_pyramid_keys(state_dict: dict[str, Tensor], prefix: str,
         renamed = inner + key[len(prefix):]
         if renamed not in state_dict:
             state_dict[renamed] = state_dict.pop(key)
+    adopt_plain_neck(state_dict, inner, pyramid)
     given = {k[len(inner):] for k in state_dict if k.startswith(inner)}
     if given:
         _warn_of_another_neck(given, pyramid)
 
 
 def _warn_of_another_neck(given: set[str], pyramid: nn.Module) -> None:
-    expected = set(pyramid.state_dict())
+    inner = tuple(f'{name}.' if name else '' for name, module in
+                  pyramid.named_modules() if hasattr(module, 'OWN_CHILDREN'))
+    given, expected = (
+        {key for key in keys if not key.startswith(inner)}
+        for keys in (given, pyramid.state_dict()))
     unexpected = sorted(given - expected)
     missing = sorted(key for key in expected - given
                      if not key.endswith('num_batches_tracked'))

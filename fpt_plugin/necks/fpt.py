@@ -34,7 +34,12 @@ from .branches import (
 from .checkpoints import adopt_pyramid_keys, check_own_keys
 from .fusion import FUSIONS
 from .presets import BRANCHES, PRESET, find_preset, resolve_first_levels
-from .wrapped import build_pyramid, check_inputs, check_pyramid
+from .wrapped import (
+    build_pyramid,
+    check_inputs,
+    check_pyramid,
+    resolve_num_levels,
+)
 
 
 @register(MODELS)
@@ -102,7 +107,7 @@ class FPT(BaseModule):
             save memory.
         freeze_pyramid: Keep the wrapped pyramid as it is: no gradients for its
             parameters, its norms in evaluation mode. Gradients still reach
-            the backbone.
+            the backbone. With ``pyramid=None`` there is none to freeze.
         **pyramid_args: Everything else, ``norm_cfg`` and ``init_cfg``
             included, is the pyramid's. With ``pyramid=None`` or a list only
             ``init_cfg`` is allowed and is FPT's own.
@@ -178,10 +183,15 @@ class FPT(BaseModule):
         self.checkpoint_branches = checkpoint_branches
         self.freeze_pyramid = freeze_pyramid
 
+        if freeze_pyramid and pyramid is None:
+            raise ValueError(
+                'freeze_pyramid=True freezes what FPT wraps, got pyramid=None: '
+                'wrap the necks before it, or take TrainGraftOnlyHook')
         self.pyramid = self._build_pyramid(pyramid, pyramid_args)
         # The pyramid's own config may have changed it.
         check_positive_int('out_channels', self.out_channels)
-        self.num_levels = self._resolve_num_levels(num_levels)
+        self.num_levels = resolve_num_levels(num_levels, self.pyramid,
+                                             self.num_outs)
         self.first_levels = resolve_first_levels(
             first_level, self.num_levels, chosen,
             one_size=getattr(self.pyramid, 'one_size', False))
@@ -245,23 +255,6 @@ class FPT(BaseModule):
         if self.num_outs is not None:
             check_levels('num_outs', self.num_outs)
         return build_pyramid(args, offered)
-
-    def _resolve_num_levels(self, num_levels: int | None) -> int:
-        if num_levels is None:
-            first = getattr(self.pyramid, 'start_level', None)
-            end = getattr(self.pyramid, 'backbone_end_level', None)
-            if first is None or end is None:
-                raise ValueError(
-                    'num_levels is required here: '
-                    f'{type(self.pyramid).__name__} does not tell how many of '
-                    'its maps come from the backbone, got num_levels=None')
-            num_levels = end - first
-        check_levels('num_levels', num_levels)
-        if self.num_outs is not None and num_levels > self.num_outs:
-            raise ValueError('num_levels must be at most num_outs, the number '
-                             f'of maps of the pyramid, got num_levels='
-                             f'{num_levels} and num_outs={self.num_outs}')
-        return num_levels
 
     def _build_branches(self, cfgs: dict[str, dict | None]) -> None:
         """One layer a (level, source level) pair, named ``level_source``."""

@@ -12,7 +12,7 @@ from mmengine.model import Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.checks import check_map, refusing
+from ..layers.checks import check_levels, check_map, refusing
 from ..openmmlab.pins import SCOPES
 from ..openmmlab.registry import lookup, missing_arguments, unknown_arguments
 
@@ -97,6 +97,32 @@ def _check_arguments(cls: type, args: dict) -> None:
         raise TypeError(
             f'the pyramid {cls.__name__} needs {", ".join(map(repr, missing))}, '
             f'got {sorted(args)}')
+
+
+def resolve_num_levels(num_levels: int | None, pyramid: nn.Module | None,
+                       num_outs: int | None) -> int:
+    """How many maps are transformed: as given, or those of backbone maps.
+
+    Raises:
+        TypeError: ``num_levels`` is not an int.
+        ValueError: It is out of range, or needed because the pyramid does not
+            tell.
+    """
+    if num_levels is None:
+        first = getattr(pyramid, 'start_level', None)
+        end = getattr(pyramid, 'backbone_end_level', None)
+        if first is None or end is None:
+            raise ValueError(
+                f'num_levels is required here: {type(pyramid).__name__} does '
+                'not tell how many of its maps come from the backbone, got '
+                'num_levels=None')
+        num_levels = end - first
+    check_levels('num_levels', num_levels)
+    if num_outs is not None and num_levels > num_outs:
+        raise ValueError('num_levels must be at most num_outs, the number of '
+                         f'maps of the pyramid, got num_levels={num_levels} '
+                         f'and num_outs={num_outs}')
+    return num_levels
 
 
 def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .conv_bn_eval import switch_necks_by_module
+from .list_necks import load_plain_necks_into_lists
 from .named_samples import name_broken_samples
 from .resuming import name_what_cannot_be_resumed
 from .safe_loading import allow_safe_resume, keep_the_stand_ins
@@ -31,6 +32,7 @@ def apply() -> None:
     name_broken_samples()
     name_what_cannot_be_resumed()
     switch_necks_by_module()
+    load_plain_necks_into_lists()
 
 
 def find_config_packages() -> None:

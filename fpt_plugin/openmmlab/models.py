@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,6 +118,51 @@ def unwrapped(model: nn.Module) -> nn.Module:
                 f'got {type(model).__name__}; neck_complexity counts a neck')
         inner = getattr(inner, found[0])
     return inner
+
+
+class _Reached(Exception):
+    """The first layer with weights is about to run."""
+
+
+# Names of a layer's number of channels, and the dimension of its input.
+_WIDTHS = dict(in_channels=1, num_features=1, in_features=-1)
+
+
+@torch.no_grad()
+def image_channels(model: nn.Module) -> int:
+    """The channels of the images that a model takes.
+
+    The first layer that runs tells them, whatever the backbone does before it.
+
+    Args:
+        model: A detector, a segmentor or a backbone; it is left as it is.
+    """
+    backbone = getattr(model, 'backbone', model)
+    layers = [(layer, name) for layer in backbone.modules()
+              if next(layer.children(), None) is None
+              for name in _WIDTHS if isinstance(getattr(layer, name, None), int)
+              and next(layer.parameters(), None) is not None]
+    if not layers:
+        return 3
+    guess = max(getattr(*layers[0]), 1)
+    found = []
+
+    def ask(layer: nn.Module, args: tuple, name: str) -> None:
+        found.append(guess * getattr(layer, name)
+                     // args[0].shape[_WIDTHS[name]])
+        raise _Reached
+
+    handles = [layer.register_forward_pre_hook(partial(ask, name=name))
+               for layer, name in layers]
+    parameter = next(backbone.parameters())
+    try:
+        backbone(parameter.new_zeros(1, guess, 64, 64))
+    except Exception:  # code of the libraries and of anyone
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(found[0], 1) if found else guess
 
 
 def data_samples(images: Tensor) -> list[BaseDataElement]:

@@ -195,6 +195,56 @@ def test_views_and_ties(save, tmp_path):
     assert not any(value.requires_grad for value in found.values())
 
 
+class Scaled(nn.Linear):
+    """A layer with a state beside its tensors, as quantised ones have."""
+
+    def __init__(self, state) -> None:
+        super().__init__(2, 3)
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize('extra', [
+    dict(scale=torch.arange(3.), steps=[1, 2]), None, 7, 'fp8', b'bytes',
+    dict(dtype=torch.float16, shape=(2, 3))])
+@pytest.mark.parametrize('nest', [True, False])
+def test_states_beside_the_tensors_stay(save, tmp_path, extra, nest):
+    model = nn.Sequential(Scaled(extra), nn.Linear(3, 1))
+    state = model.state_dict()
+    source = save(dict(state_dict=state, meta={}) if nest else state)
+    report = publish(source, tmp_path / 'out.pth')
+    assert report.tensors == 4
+    loaded = load(report.out)['state_dict']
+    again = nn.Sequential(Scaled('none'), nn.Linear(3, 1))
+    again.load_state_dict(loaded)  # strictly
+    assert str(again[0].state) == str(extra)
+    assert torch.equal(again[0].weight, model[0].weight)
+
+
+def test_small_parts_of_large_extra_states_are_kept(save, tmp_path):
+    state = {'weight': torch.rand(2), '_extra_state': [torch.zeros(9**5)[:2]]}
+    report = publish(save(state), tmp_path / 'out.pth')
+    assert report.sizes[1] < 9**5
+    assert load(report.out)['state_dict']['_extra_state'][0].shape == (2, )
+
+
+def test_counters_among_the_tensors_stay(save, tmp_path):
+    state = dict(STATE, step=12)
+    assert load(publish(save(state), tmp_path / 'out.pth').out)[
+        'state_dict']['step'] == 12
+
+
+def test_objects_among_the_tensors_are_refused(save, tmp_path):
+    state = dict(STATE, history=np.arange(3))
+    with pytest.raises(ValueError, match='history.*numpy array'):
+        publish(save(state), tmp_path / 'out.pth')
+
+
 def test_the_averaged_weights_are_those_published(save, tmp_path):
     last = {f'module.{key}': value + 1 for key, value in STATE.items()}
     report = publish(

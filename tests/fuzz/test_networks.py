@@ -124,7 +124,7 @@ def test_fpt(cases):
             fusion=fusion,
             fusion_norm_cfg=norm,
             checkpoint_branches=checkpoint,
-            freeze_pyramid=freeze,
+            freeze_pyramid=freeze and pyramid is not None,
             **options)
         randomise(neck, seed).train(training)
         shapes = [(batch, c, *size) for c, size in zip(

@@ -70,6 +70,16 @@ def test_nests(save, content, nest):
     assert (weights.nest, weights.unread, weights.outside) == (nest, [], [])
 
 
+@pytest.mark.parametrize('state', [
+    {'a.weight': torch.ones(2), 'a._extra_state': None},
+    {'a.weight': torch.ones(2), 'b.weight': torch.ones(2), 'step': 3}])
+def test_tensors_among_other_values_are_read(save, state):
+    want = {key for key, value in state.items() if value is not None
+            and key != 'step'}
+    for content in (state, dict(state_dict=state, ema=torch.rand(1))):
+        assert set(read_state_dict(save(content)).state_dict) == want
+
+
 def test_one_of_several_nests_is_read(save):
     other = {key: value + 1 for key, value in STATE.items()}
     weights = read_weights(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.model import Sequential
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
@@ -151,6 +152,78 @@ def test_nested_fpt(messages):
     outer = FPT(**ARGS, num_levels=4, pyramid=dict(type='FPT')).eval()
     outer.load_state_dict(inner.state_dict(), strict=False)
     assert outer.pyramid.num_levels == 4
+    assert not messages
+    inputs = [torch.randn(1, c, 32 >> i, 32 >> i)
+              for i, c in enumerate(CHANNELS)]
+    for a, b in zip(outer(inputs), inner(inputs)):
+        assert torch.equal(a, b)
+
+
+NESTS = {
+    'FPT': dict(type='FPT'),
+    'a neck of one branch': dict(type='SelfTransformerNeck'),
+    'FPT around FPT': dict(type='FPT', num_levels=4, pyramid=dict(type='FPT')),
+    'a list': [dict(type='FPN', **ARGS), dict(
+        type='FPT', pyramid=None, in_channels=16, out_channels=16,
+        num_levels=4)],
+}
+
+
+@pytest.mark.parametrize('pyramid', NESTS)
+def test_plain_checkpoints_under_nested_fpts(pyramid, messages):
+    init_default_scope('mmdet')
+    args = ARGS if isinstance(NESTS[pyramid], dict) else dict(
+        in_channels=CHANNELS, out_channels=16)
+    plain = Detector(neck('FPN'))
+    ours = Detector(FPT(**args, num_levels=4, pyramid=NESTS[pyramid]))
+    result = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert not result.unexpected_keys and not messages
+    fpn = next(m for m in ours.modules() if isinstance(m, type(plain.neck)))
+    assert same(fpn, plain.neck)
+    # What does not fit is still named, once.
+    other = Detector(neck('PAFPN'))
+    result = ours.load_state_dict(other.state_dict(), strict=False)
+    assert result.unexpected_keys
+    assert 'downsample_convs' in messages[0] and len(messages) == 1
+
+
+@pytest.mark.parametrize('necks', [
+    [dict(type='FPN', **ARGS)],
+    [dict(type='FPN', **ARGS), dict(type='BFP', in_channels=16, num_levels=5)]])
+@pytest.mark.parametrize('loader', ['torch', 'mmengine'])
+@pytest.mark.parametrize('as_list', [True, False])
+def test_a_list_that_fpt_continues(necks, loader, as_list, messages, capsys):
+    init_default_scope('mmdet')
+    plain = Detector(MODELS.build(necks if as_list else necks[0]))
+    ours = Detector(MODELS.build([*necks, dict(
+        type='FPT', pyramid=None, in_channels=16, out_channels=16,
+        num_levels=4)]))
+    state_dict = plain.state_dict()
+    keys = list(state_dict)
+    if loader == 'torch':
+        result = ours.load_state_dict(state_dict, strict=False)
+        assert not result.unexpected_keys
+        assert not any(k.startswith('neck.0.') for k in result.missing_keys)
+    else:
+        _load_checkpoint_to_model(ours, dict(state_dict=state_dict))
+        assert 'unexpected' not in capsys.readouterr().out
+    assert list(state_dict) == keys, 'the checkpoint itself was changed'
+    assert not messages
+    assert same(ours.neck[0], plain.neck[0] if as_list else plain.neck)
+    # Its own checkpoint is not taken for another one's.
+    again = Detector(MODELS.build([*necks, dict(
+        type='FPT', pyramid=None, in_channels=16, out_channels=16,
+        num_levels=4)]))
+    again.load_state_dict(ours.state_dict(), strict=True)
+    assert same(again, ours)
+
+
+def test_other_lists_keep_their_keys():
+    """Of modules that are no necks before FPT."""
+    for necks in (Sequential(torch.nn.Linear(1, 1)),
+                  Sequential(FPT(16, 16, pyramid=None, num_levels=2))):
+        result = necks.load_state_dict({'weight': torch.ones(1)}, strict=False)
+        assert result.unexpected_keys == ['weight']
 
 
 def test_pretrained_init_cfg_reaches_the_pyramid(tmp_path):

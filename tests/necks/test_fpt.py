@@ -655,6 +655,8 @@ def test_outputs_keep_the_memory_format_of_the_maps(fusion, format):
     (dict(key_strides=1.5), TypeError, ['key_strides', '1.5']),
     (dict(num_levels=5), ValueError, ['num_levels=5', 'num_outs=4']),
     (dict(freeze_pyramid='False'), TypeError, ['freeze_pyramid', "'False'"]),
+    (dict(freeze_pyramid=True, pyramid=None, in_channels=16, num_levels=2,
+          num_outs=None), ValueError, ['freeze_pyramid', 'pyramid=None']),
     (dict(num_levels=0), ValueError, ['num_levels', '0']),
     (dict(num_outs=10**6), ValueError, ['num_outs', 'at most 64']),
     (dict(pyramid=dict(type='FPN', num_outs=10**6)), ValueError,

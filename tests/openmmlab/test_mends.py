@@ -13,9 +13,11 @@ import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.model import Sequential
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as runner_checkpoint
 
+from fpt_plugin import FPT
 from fpt_plugin.openmmlab import mends, safe_loading
 
 serialization = torch.serialization
@@ -476,3 +478,23 @@ def test_the_scope_is_kept_by_the_mend(monkeypatch, tmp_path):
     assert scopes() == {None}
     mends.keep_host_scope()
     assert Config._get_cfg_path is once
+
+
+def test_lists_of_necks_take_plain_checkpoints_by_the_mend(monkeypatch):
+    """FPT that continues a list sees no keys but its own."""
+
+    def load():
+        necks = Sequential(
+            torch.nn.Conv2d(8, 8, 1), FPT(8, 8, pyramid=None, num_levels=2))
+        return necks.load_state_dict(
+            torch.nn.Conv2d(8, 8, 1).state_dict(), strict=False)
+
+    assert not load().unexpected_keys
+    mended = Sequential._load_from_state_dict
+    monkeypatch.setattr(Sequential, '_load_from_state_dict', mended.__wrapped__)
+    assert load().unexpected_keys == ['weight', 'bias']
+    mends.load_plain_necks_into_lists()
+    assert not load().unexpected_keys
+    once = Sequential._load_from_state_dict
+    mends.load_plain_necks_into_lists()
+    assert Sequential._load_from_state_dict is once

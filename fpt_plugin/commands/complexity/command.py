@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from ...io.files import check_writable, write_json
 from ...layers.checks import check_positive_int
 from ...necks import FPT
-from ...openmmlab.models import unwrapped
+from ...openmmlab.models import image_channels, unwrapped
 from ..common import (
     add_cfg_options,
     add_config,
@@ -97,8 +97,7 @@ def complexity(config: str | Path | Config | nn.Module,
         model, cfg = load_model(config, cfg_options)
     model = unwrapped(model)
     height, width = image_shape(model, cfg, shape)
-    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    images = (batch, 3 if mean is None else mean.numel(), height, width)
+    images = (batch, image_channels(model), height, width)
     notes = []
     if has_plain_roi_head(model):
         notes.append(str(RoICounts.of(model)))

@@ -25,7 +25,7 @@ from ...io.files import check_writable, replacing
 from ...layers import RenderingTransformer
 from ...layers.checks import check_positive_int
 from ...necks import FPT
-from ...openmmlab.models import unwrapped
+from ...openmmlab.models import image_channels, unwrapped
 
 OPSET = 18  # the first one that torch's exporter writes without converting
 FORMATS = ('.onnx', '.pt2')
@@ -73,6 +73,7 @@ class Features(nn.Module):
         super().__init__()
         model = unwrapped(model)
         parts = [model.backbone, getattr(model, 'neck', None)]
+        self.channels = image_channels(model)
         self.parts = nn.ModuleList(
             copy.deepcopy(part) for part in parts if part is not None)
         self.eval()
@@ -82,7 +83,7 @@ class Features(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Image (B, 3, H, W), normalised, to the maps of the neck."""
+        """Image (B, C, H, W), normalised, to the maps of the neck."""
         x = image
         for part in self.parts:
             x = part(x)
@@ -145,7 +146,7 @@ def export(model: nn.Module,
                            f'{torch.__version__}')
     features = revert_sync_batchnorm(Features(model))
     refuse_compiled_operators(features)
-    image = torch.randn(1, _image_channels(features), *sizes[0])
+    image = torch.randn(1, features.channels, *sizes[0])
     with torch.no_grad():
         fix_strides(features, image)
         maps = features(image)
@@ -240,7 +241,7 @@ def difference(path: Path, features: nn.Module, size: tuple[int, int]) -> float:
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(
-        1, _image_channels(features), *size, generator=generator)
+        1, features.channels, *size, generator=generator)
     worst = 0.0
     got = _run(path, image)
     for level, want in enumerate(features(image)):
@@ -351,11 +352,3 @@ def _require(*packages: str) -> None:
     if missing:
         raise ImportError(f'ONNX needs {" and ".join(missing)}: pip install '
                           f'{" ".join(missing)}, or write a .pt2 file')
-
-
-def _image_channels(features: nn.Module) -> int:
-    """What the first convolution takes."""
-    for module in features.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3

@@ -15,7 +15,13 @@ from mmengine.utils import import_modules_from_strings
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...openmmlab.models import build_model, data_samples, describe, unwrapped
+from ...openmmlab.models import (
+    build_model,
+    data_samples,
+    describe,
+    image_channels,
+    unwrapped,
+)
 from ..benchmark.measuring import Case, median_and_spread, peak_in_fresh_process
 from ..common import image_shape
 from ..complexity.command import complexity, model_labels
@@ -201,8 +207,7 @@ def _times(models: dict[str, nn.Module], shape: tuple[int, int],
 
 def make_images(model: nn.Module, shape: tuple[int, int]) -> Tensor:
     """One random image with the channels that a model expects."""
-    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    return torch.rand(1, 3 if mean is None else mean.numel(), *shape)
+    return torch.rand(1, image_channels(model), *shape)
 
 
 class _PartClock:

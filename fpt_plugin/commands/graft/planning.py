@@ -59,6 +59,13 @@ class Options:
                                              or self.lambda_plugins)
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is new, in the words of the optimizer wrapper's constructor."""
+        asked = dict(FPT=self.grafts_neck, LambdaLayer=self.lambda_plugins,
+                     LambdaResNet=self.backbone)
+        return tuple(kind for kind, yes in asked.items() if yes)
+
+    @property
     def identical(self) -> bool:
         """Whether the model shall be as it was at step 0."""
         return self.backbone is None
@@ -128,8 +135,8 @@ def plan(cfg: Config, options: Options) -> Plan:
         sites = [h for h in found if h.path in sites]
         notes += more
     _import_package(new)
-    set_training(new, [h.path for h in sites], options.train_neck_only,
-                 options.lr_mult, options.load_from)
+    set_training(new, [h.path for h in sites], options.kinds,
+                 options.train_neck_only, options.lr_mult, options.load_from)
     return Plan(new, tuple(sites), tuple(notes))
 
 

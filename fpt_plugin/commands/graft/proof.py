@@ -13,8 +13,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...io.checkpoints import some
-from ...openmmlab.models import build_model, data_samples, describe
-from ..common import load_weights
+from ...openmmlab.models import (
+    build_model,
+    data_samples,
+    describe,
+    image_channels,
+)
+from ..common import Loaded, load_weights
 from .sites import Site, Unbuildable, build_part
 from .weights import calibrate, nudge, randomise, share_weights
 
@@ -168,10 +173,8 @@ def compare(before: nn.Module,
     """As :func:`prove`, of models that are built; they get weights."""
     notes = []
     if state_dict is not None:
-        ignored = load_weights(before, state_dict, source)
-        if ignored:
-            notes.append(f'{len(ignored)} keys of {source} are of no part of '
-                         f'the model: {some(ignored, 3)}')
+        loaded = load_weights(before, state_dict, source, other_classes=True)
+        notes += notes_of(loaded, source)
     else:
         randomise(before)
     for model in (before, after):
@@ -202,6 +205,18 @@ def compare(before: nn.Module,
                  _takes_effect(after, twins, runs))
 
 
+def notes_of(loaded: Loaded, source: str) -> list[str]:
+    """What of a checkpoint a model did not take."""
+    notes = []
+    if loaded.ignored:
+        notes.append(f'{len(loaded.ignored)} keys of {source} are of no part of '
+                     f'the model: {some(loaded.ignored, 3)}')
+    if loaded.reshaped:
+        notes.append(f'{source} has other classes or other heads, and all else '
+                     f'of it is taken: {loaded.reshaped}')
+    return notes
+
+
 def _takes_effect(after: nn.Module, twins: Mapping[str, nn.Module],
                   runs: Mapping[str, tuple[Tensor, dict]]) -> bool | None:
     """Move what starts at zero, and see whether heads notice.
@@ -226,10 +241,9 @@ def _detectors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _images(detector: nn.Module, shape: tuple[int, int], batch: int = 1) -> Tensor:
-    mean = getattr(getattr(detector, 'data_preprocessor', None), 'mean', None)
-    channels = 3 if mean is None else mean.numel()
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, channels, *shape, generator=generator)
+    return torch.randn(batch, image_channels(detector), *shape,
+                       generator=generator)
 
 
 def _first_whole(

@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...openmmlab.models import describe
+from ...openmmlab.models import describe, image_channels
 from ..complexity.counting import meta_autocast
 
 # Sides of the square images that are tried, the first one that runs is taken.
@@ -141,7 +141,7 @@ def probe(site: Site) -> Maps:
             continue
         for side in (*_SIDES[device], *_own_sides(site)):
             try:
-                inputs, outputs = _run(site, backbone, neck, side, device)
+                inputs, outputs = _run(backbone, neck, side, device)
             except Exception as error:
                 errors.append(error)
                 continue
@@ -211,7 +211,7 @@ def _check_training(site: Site, backbone: nn.Module, side: int, device: str,
     """Refuse a backbone that gives heads more maps in training."""
     backbone.train()
     try:
-        trained, _ = _run(site, backbone, None, side, device, batch=2)
+        trained, _ = _run(backbone, None, side, device, batch=2)
     except Exception:  # a norm that wants more pixels says nothing of maps
         return
     one, two = (len(maps) if isinstance(maps, (list, tuple)) else None
@@ -224,12 +224,10 @@ def _check_training(site: Site, backbone: nn.Module, side: int, device: str,
 
 
 @torch.no_grad()
-def _run(site: Site, backbone: nn.Module, neck: nn.Module | None, side: int,
-         device: str, batch: int = 1) -> tuple[object, object]:
-    channels = site.cfg['backbone'].get('in_channels', 3)
-    if not isinstance(channels, int):
-        channels = 3
-    image = torch.zeros(batch, channels, side, side, device=device)
+def _run(backbone: nn.Module, neck: nn.Module | None, side: int, device: str,
+         batch: int = 1) -> tuple[object, object]:
+    image = torch.zeros(batch, image_channels(backbone), side, side,
+                        device=device)
     with meta_autocast():
         inputs = backbone(image)
         return inputs, inputs if neck is None else neck(inputs)

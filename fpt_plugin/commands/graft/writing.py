@@ -19,13 +19,13 @@ from ...io.checkpoints import (
 )
 from ...io.files import check_writable, write_json
 from ...openmmlab.models import build_model
-from ..common import load_weights
+from ..common import load_weights, load_what_fits
 from ..console import print_lines
 from ..convert_weights.key_maps import Conversion
 from .backbone import convert_backbones
 from .costs import Costs
 from .planning import Plan
-from .proof import Proof
+from .proof import Proof, notes_of
 from .text import base_name, check_text, config_text, write_config
 
 
@@ -84,7 +84,9 @@ class Files:
             read_state_dict(source)
         if not new_backbone:
             return weights
-        load_weights(build_model(plain), weights.state_dict, source)
+        loaded = load_weights(build_model(plain), weights.state_dict, source,
+                              other_classes=True)
+        print_lines(notes_of(loaded, source), console)
         state_dict, conversions = convert_backbones(weights.state_dict,
                                                     _backbone(made))
         print_lines(_kept(conversions, source), console)
@@ -143,7 +145,7 @@ def _kept(conversions: Mapping[str, Conversion], source: str) -> Iterator[str]:
 
 def _new(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     """What of a model is not in its checkpoint, in one line."""
-    result = model.load_state_dict(state_dict, strict=False)
+    result, _ = load_what_fits(model, state_dict)  # other classes do not
     wanted = {key: value for key, value in model.state_dict().items()
               if not key.endswith('num_batches_tracked')}
     new = [key for key in result.missing_keys if key in wanted]

@@ -211,6 +211,18 @@ def test_the_command_converts(trained, tmp_path, capsys):
         main(args)
 
 
+def test_the_command_converts_a_checkpoint_of_other_classes(
+        trained, tmp_path, capsys):
+    out = tmp_path / 'new.py'
+    main(parser().parse_args([
+        trained[0], '--backbone', 'lambda-resnet50', '--checkpoint',
+        str(trained[1]), '--write-checkpoint', '--out', str(out), '--no-costs',
+        '--cfg-options', 'model.bbox_head.num_classes=7']))
+    shown = capsys.readouterr().out
+    assert 'other classes' in shown and 'bbox_head.retina_cls' in shown
+    assert Config.fromfile(out).load_from == str(tmp_path / 'new.pth')
+
+
 def test_a_checkpoint_without_a_resnet(trained, tmp_path):
     torch.save(dict(state_dict={'bbox_head.x': torch.zeros(1)}),
                tmp_path / 'other.pth')

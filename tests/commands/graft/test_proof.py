@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.graft_detectors import FPN, NECKS, config, retinanet, wrapped
+from helpers.graft_detectors import (
+    BACKBONE,
+    CHANNELS,
+    FPN,
+    NECKS,
+    config,
+    retinanet,
+    wrapped,
+)
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
 from fpt_plugin.commands.common import load_weights
 from fpt_plugin.commands.graft import graft
-from fpt_plugin.commands.graft.proof import _difference, compare, prove
+from fpt_plugin.commands.graft.proof import _difference, build_pair, compare, prove
 from fpt_plugin.commands.graft.sites import Unbuildable
 from fpt_plugin.commands.graft.weights import (
     ZerosForRandom,
@@ -160,8 +169,58 @@ def test_keys_beside_the_model_are_named():
     model = build_model(retinanet(FPN))
     state_dict = {**model.state_dict(), 'ema_backbone_conv1_weight':
                   torch.zeros(1)}
-    assert load_weights(model, state_dict, 'x.pth') == [
-        'ema_backbone_conv1_weight']
+    assert load_weights(model, state_dict, 'x.pth') == (
+        ['ema_backbone_conv1_weight'], '')
+
+
+def segmentor(classes: int) -> Config:
+    """FCN with an auxiliary head: both have layers of the classes."""
+    head = dict(type='FCNHead', channels=8, num_convs=1, num_classes=classes,
+                norm_cfg=dict(type='BN'))
+    cfg = config(dict(
+        type='EncoderDecoder',
+        backbone=dict(BACKBONE, type='ResNetV1c', strides=(1, 2, 1, 1),
+                      dilations=(1, 1, 2, 4)),
+        neck=dict(type='UFP', in_channels=CHANNELS, out_channels=8,
+                  norm_cfg=dict(type='BN')),
+        decode_head=dict(head, in_channels=8, in_index=0),
+        auxiliary_head=dict(head, in_channels=8, in_index=1),
+        test_cfg=dict(mode='whole')))
+    cfg.default_scope = 'mmseg'
+    return cfg
+
+
+def detector_of(classes: int) -> Config:
+    cfg = retinanet(FPN)
+    cfg.model.bbox_head.num_classes = classes
+    return cfg
+
+
+@pytest.mark.parametrize('of, wrap', [
+    (detector_of, lambda cfg: cfg), (segmentor, lambda cfg: cfg),
+    (detector_of, wrapped)])
+def test_a_checkpoint_of_other_classes(of, wrap):
+    """All that fits is loaded and compared, wherever the detector is."""
+    trained = build_model(of(4))
+    randomise(trained)
+    plain = wrap(of(3))
+    before, after = build_pair(plain, graft(plain))
+    proof = compare(before, after, trained.state_dict(), 'x.pth')
+    assert proof.identical and proof.effective and proof.heads_compared
+    assert any('other classes' in note for note in proof.notes)
+    for name, value in before.state_dict().items():
+        source = name.removeprefix('student.').removeprefix('teacher.')
+        given = trained.state_dict()[source]
+        assert torch.equal(value, given) or value.shape != given.shape \
+            or name.endswith('num_batches_tracked'), name
+
+
+def test_other_commands_name_the_classes():
+    state_dict = build_model(detector_of(4)).state_dict()
+    with pytest.raises(ValueError) as caught:
+        load_weights(build_model(detector_of(3)), state_dict, 'x.pth')
+    for word in ('other classes', 'retina_cls', '[4, 16,', '[3, 16,'):
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize('change, words', [
@@ -171,6 +230,9 @@ def test_keys_beside_the_model_are_named():
                          torch.zeros(1)}), ['no place', 'downsample_convs']),
     (lambda s: s.update({'backbone.conv1.weight': torch.zeros(2, 3, 7, 7)}),
      ['backbone.conv1.weight', '[2, 3, 7, 7]']),
+    (lambda s: s.update({'neck.fpn_convs.0.conv.bias': torch.zeros(8),
+                         'bbox_head.retina_cls.bias': torch.zeros(9)}),
+     ['neck.fpn_convs.0.conv.bias', '[8]']),
 ])
 def test_a_checkpoint_of_another_model_is_refused(pair, change, words):
     state_dict = dict(pair[0].state_dict())

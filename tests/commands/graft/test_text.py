@@ -78,8 +78,9 @@ def test_bases_of_the_hosts_stay_by_name(tmp_path):
     assert lines(tmp_path / 'new.py')[0] == f'_base_ = {base!r}'
     cfg = Config.fromfile(tmp_path / 'new.py')
     assert cfg.model.neck.type == 'FPT' and cfg.model.neck.start_level == 1
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys['neck.fusions'] == dict(
-        lr_mult=10.0)
+    assert cfg.optim_wrapper.graft == dict(lr_mult=10.0, kinds=['FPT'])
+    assert cfg.optim_wrapper.constructor == 'GraftOptimWrapperConstructor'
+    assert 'paramwise_cfg' not in cfg.optim_wrapper
     assert cfg.custom_hooks == [dict(type='TrainGraftOnlyHook')]
     assert cfg.find_unused_parameters
 

@@ -22,20 +22,25 @@ from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.command import main, parser
 from fpt_plugin.commands.graft.weights import randomise
 from fpt_plugin.engine.train_graft_only import TrainGraftOnlyHook, grafted_modules
-from fpt_plugin.openmmlab.models import build_model
+from fpt_plugin.openmmlab.models import build_model, load_config
 
 TOOLS = Path(__file__).parents[3] / 'tools'
 
 
-def rates(cfg: Config) -> dict[str, float]:
-    """The learning rate of each parameter, by its name."""
+def options(cfg: Config) -> dict[str, dict]:
+    """The optimizer's options for each parameter, by its name."""
     model = build_model(cfg)
     init_default_scope('mmdet')
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: group['lr']
+    return {names[id(p)]: {k: v for k, v in group.items() if k != 'params'}
             for group in wrapper.optimizer.param_groups
             for p in group['params']}
+
+
+def rates(cfg: Config) -> dict[str, float]:
+    """The learning rate of each parameter, by its name."""
+    return {name: found['lr'] for name, found in options(cfg).items()}
 
 
 def is_new(name: str) -> bool:
@@ -71,10 +76,73 @@ def test_lambda_layers_learn_faster():
         assert rate == pytest.approx(0.03 if name in new else 0.01), name
 
 
+RESNET = dict(type='ResNet', depth=50, base_channels=8, stem_channels=8)
+
+
+RTMDET = 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+
+
+@pytest.mark.parametrize('of, graft_of', [
+    (RTMDET, {}), (FCOS, {}),
+    ('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', {}),
+    ('retinanet/retinanet_r50_fpn_1x_coco.py', {}),
+    (FCOS, dict(backbone='lambda-resnet50')),
+    (RTMDET, dict(neck='FPT', lambda_plugins=True))])
+def test_the_rules_of_the_hosts_hold(of, graft_of):
+    """Decay of norms and biases, rates of biases, custom keys."""
+    neck = dict(FPN, in_channels=[32, 64, 128, 256])
+    if graft_of.get('backbone'):
+        neck['in_channels'] = [256, 512, 1024, 2048]
+    model = retinanet(neck).model.to_dict()
+    model['backbone'] = dict(RESNET) if 'backbone' not in graft_of else dict(
+        type='ResNet', depth=50)
+    cfg = config(model)
+    cfg.optim_wrapper = load_config(f'mmdet::{of}').optim_wrapper
+    plain, found = (options(graft(cfg, lr_mult=factor, **graft_of))
+                    for factor in (None, 7))
+    assert plain.keys() == found.keys()
+    new = {name for name in found if found[name]['lr'] != plain[name]['lr']}
+    assert any(map(is_new, new)) == ('neck' in graft_of or not graft_of)
+    assert any('.lambda_layer.' in name or '.conv2.qkv.' in name
+               for name in new) == bool(graft_of)
+    for name, given in found.items():
+        factor = 7 if name in new else 1
+        assert given == {**plain[name], 'lr': plain[name]['lr'] * factor}, name
+
+
+def test_what_was_there_before_is_not_new():
+    """FPT and lambda layers of the base keep their rate."""
+    model = retinanet(dict(FPN, in_channels=[32, 64, 128, 256])).model.to_dict()
+    model['backbone'] = RESNET
+    first = graft(config(model), lambda_plugins=True)
+    found = rates(graft(first, neck='FPT', lr_mult=3))
+    assert {n for n, rate in found.items() if rate != 0.01} == {
+        n for n in found if is_new(n)}
+
+
+def test_two_grafts_with_their_rates(tmp_path):
+    """The second one keeps the first one's; the text of a config holds both."""
+    model = retinanet(dict(FPN, in_channels=[32, 64, 128, 256])).model.to_dict()
+    model['backbone'] = RESNET
+    path = write(config(model), tmp_path / 'plain.py')
+    for name, flags in (('one', ['--lambda-plugins', '--lr-mult', '3']),
+                        ('two', ['--neck', 'FPT', '--lr-mult', '5'])):
+        out = tmp_path / f'{name}.py'
+        main(parser().parse_args([
+            path, '--out', str(out), '--no-costs', '--no-proof', *flags]))
+        path = str(out)
+    for name, rate in rates(Config.fromfile(path)).items():
+        want = 0.05 if is_new(name) else 0.03 if '.lambda_layer' in name else 0.01
+        assert rate == pytest.approx(want), name
+
+
 @pytest.mark.parametrize('change, lr_mult, error, words', [
     (lambda c: c.pop('optim_wrapper'), 2, ValueError, ['optim_wrapper']),
-    (lambda c: c.optim_wrapper.update(constructor='LayerDecay'), 2,
-     ValueError, ['LayerDecay', 'custom_keys']),
+    (lambda c: c.update(param_scheduler=[dict(type='OneCycleLR', eta_max=1.)]),
+     2, ValueError, ['OneCycleLR']),
+    (lambda c: c.update(param_scheduler=dict(type='OneCycleLR', eta_max=1.)),
+     2, ValueError, ['OneCycleLR']),
     (lambda c: None, 0, ValueError, ['above 0']),
     (lambda c: None, float('nan'), ValueError, ['above 0']),
     (lambda c: None, '3', TypeError, ["'3'"]),
