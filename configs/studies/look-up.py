@@ -35,7 +35,7 @@ model = dict(
         seg_pad_val=255),
     backbone=dict(type='LookUpBackbone'),
     neck=dict(
-        type='mmdet.FPN',
+        type='FPN',
         in_channels=[32, 48, 64, 64],
         out_channels=64,
         num_outs=4),
