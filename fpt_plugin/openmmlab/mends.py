@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .activation_checkpointing import keep_checkpointed_gradients
+from .array_images import load_arrays_as_files
 from .named_samples import name_broken_samples
 from .safe_loading import allow_safe_resume, keep_the_stand_ins
 from .versions import version_of
@@ -29,6 +30,7 @@ def apply() -> None:
     let_cityscapes_evaluate()
     name_broken_samples()
     keep_checkpointed_gradients()
+    load_arrays_as_files()
 
 
 def find_config_packages() -> None:
