@@ -138,11 +138,12 @@ def _levels(detector: nn.Module) -> Iterator[Levels]:
     for name, part in _heads(detector):
         if name.rpartition('.')[2] in OWN_MAPS:
             continue
-        generator = getattr(part, 'prior_generator', None)
-        strides = getattr(generator, 'strides', None)
-        if _are_strides(strides):
-            yield Levels(f'{name}: {type(generator).__name__}',
-                         [_pair(s)[::-1] for s in strides], True)
+        # One or, in guided anchoring, several generators of anchors or points.
+        for generator in vars(part).values():
+            strides = getattr(generator, 'strides', None)
+            if hasattr(generator, 'num_levels') and _are_strides(strides):
+                yield Levels(f'{name}: {type(generator).__name__}',
+                             [_pair(s)[::-1] for s in strides], True)
         strides = getattr(part, 'featmap_strides', None)
         if _are_strides(strides):
             yield Levels(f'{name}.featmap_strides', [_pair(s) for s in strides],

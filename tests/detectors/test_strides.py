@@ -10,8 +10,10 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 from fpt_plugin.detectors.strides import watch_strides
+from fpt_plugin.openmmlab.models import build_model, load_config
 
 STRIDES = [4, 8, 16, 32, 64]
+SHIFTED = [8, 16, 32, 64, 128]
 
 
 def two_stage(strides=STRIDES, regions=STRIDES[:4], masks=None):
@@ -62,6 +64,20 @@ def without_neck(strides):
     return model
 
 
+def guided():
+    model = dict(one_stage(), train_cfg=None)
+    anchors = dict(type='AnchorGenerator', ratios=[1.0], strides=SHIFTED)
+    model['bbox_head'] = dict(
+        type='GARetinaHead', num_classes=2, in_channels=16, feat_channels=16,
+        stacked_convs=1, deform_groups=1,
+        approx_anchor_generator=dict(
+            anchors, octave_base_scale=4, scales_per_octave=3),
+        square_anchor_generator=dict(anchors, scales=[4]),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        loss_bbox=dict(type='L1Loss'))
+    return model
+
+
 def segmentor(*indices, kind='mmseg.FCNHead', **head):
     heads = [
         dict(type=kind, in_channels=16, channels=8, num_classes=2, in_index=i,
@@ -87,7 +103,6 @@ def first_pass(model, height=256, width=320):
     return model
 
 
-SHIFTED = [8, 16, 32, 64, 128]
 WRONG = {
     'one map fewer': (
         one_stage(num_outs=4), 'bbox_head: AnchorGenerator',
@@ -124,6 +139,9 @@ WRONG = {
     'masks of other strides': (
         two_stage(masks=SHIFTED[:2]),
         'roi_head.mask_roi_extractor.featmap_strides', 'for 5 maps'),
+    'guided anchors': (
+        guided(), 'bbox_head: AnchorGenerator',
+        'strides [8, 16, 32, 64, 128] for'),
     'no neck': (
         without_neck([32]), 'bbox_head: AnchorGenerator',
         '1 levels of strides [32] for 1 maps of strides [16]'),
@@ -188,6 +206,34 @@ def test_what_fits_is_taken(case, size):
 def test_few_pixels_tell(size):
     with pytest.raises(ValueError, match='strides'):
         first_pass(one_stage(SHIFTED), *size)
+
+
+# A head of each kind: several extractors, features of its own, one level, points,
+# generators of several names, strides of no power of two, heads of mmseg.
+HOSTS = [
+    'mmdet::htc/htc_r50_fpn_1x_coco.py',
+    'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+    'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py',
+    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py',
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py',
+    'mmdet::guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py',
+    'mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py',
+    'mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py',
+    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+]
+
+
+@pytest.mark.parametrize('name', HOSTS)
+def test_no_config_of_a_host_is_refused(name):
+    cfg = load_config(name)
+    with torch.device('meta'):
+        model = build_model(cfg).eval()
+        watch_strides(model)
+        model.extract_feat(torch.empty(1, 3, 256, 320))
+        watch = next(iter(model.backbone._forward_hooks.values())).__self__
+    assert watch.done
 
 
 def test_watched_models_are_copied_and_pickled():
