@@ -65,7 +65,7 @@ HOSTS = {'mmengine', 'mmcv'}
 LAYERS = {
     'functional': (set(), {'torch'}),
     'io': (set(), {'torch', 'safetensors'}),
-    'openmmlab': ({'io'}, {'torch', 'numpy', 'mmengine'}),
+    'openmmlab': ({'functional', 'io'}, {'torch', 'numpy', *HOSTS}),
     'layers': ({'functional', 'openmmlab'}, {'torch', *HOSTS}),
     'necks': ({'functional', 'io', 'layers', 'openmmlab'}, {'torch', *HOSTS}),
     'backbones': ({'functional', 'layers', 'openmmlab'}, {'torch', *HOSTS}),

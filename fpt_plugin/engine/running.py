@@ -21,7 +21,9 @@ from ..openmmlab.safe_loading import refuse_pickles
 from .checkpoint_classes import CheckpointClassesHook
 
 # What looks at each host's data or models while they run.
-CHECKS = dict(mmdet='PyramidLevelCheckHook', mmseg='SegLabelCheckHook')
+CHECKS = dict(
+    mmdet=('PyramidLevelCheckHook', ),
+    mmseg=('PyramidLevelCheckHook', 'SegLabelCheckHook'))
 ROOM = 2**20  # bytes; a disk with less is full
 
 
@@ -53,18 +55,18 @@ def stop_processes() -> None:
 def build_runner(cfg: Config) -> Runner:
     """The config's own runner type, or mmengine's.
 
-    A segmentor's labels are looked at on the way, and the levels of a
-    detector with deformable attention. Checkpoints are read as weights only,
+    A segmentor's labels are looked at on the way, and the maps that the heads
+    of a model are given. Checkpoints are read as weights only,
     unless DeepSpeed wrote them, and saved whole.
     """
     if 'DeepSpeed' not in str((cfg.get('strategy') or {}).get('type')):
         refuse_pickles()  # DeepSpeed's checkpoints are some
     keep_checkpoints_whole(cfg)
     start_cpu_processes(cfg)
-    check = CHECKS[cfg.default_scope]
     cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
-    if check not in str(cfg.custom_hooks):
-        cfg.custom_hooks.append(dict(type=f'fpt_plugin.{check}'))
+    for check in CHECKS[cfg.default_scope]:
+        if check not in str(cfg.custom_hooks):
+            cfg.custom_hooks.append(dict(type=f'fpt_plugin.{check}'))
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

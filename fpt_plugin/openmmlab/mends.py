@@ -14,6 +14,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .activation_checkpointing import keep_checkpointed_gradients
+from .array_images import load_arrays_as_files
 from .conv_bn_eval import switch_necks_by_module
 from .list_necks import load_plain_necks_into_lists
 from .named_samples import name_broken_samples
@@ -33,6 +35,8 @@ def apply() -> None:
     name_what_cannot_be_resumed()
     switch_necks_by_module()
     load_plain_necks_into_lists()
+    keep_checkpointed_gradients()
+    load_arrays_as_files()
 
 
 def find_config_packages() -> None:

@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.runs import train
 from helpers.small_detrs import batch, make, small
+from helpers.square_detector import DETECTOR
+from helpers.synthetic_data import write_coco_squares
 from mmengine.config import ConfigDict
 from torch import nn
 
 from fpt_plugin import PyramidLevelCheckHook
 from fpt_plugin.commands.common import load_model
+from fpt_plugin.engine import running
 from fpt_plugin.engine.running import build_runner
 
 SHIPPED = 'fpt/deformable-detr_r50_fpt_16xb2-50e_coco.py'
@@ -104,18 +108,18 @@ def test_models_that_are_watched_can_be_saved(base, changes, again):
         model(**data, mode='tensor')
 
 
-@pytest.mark.parametrize('base', [
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-    'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
-    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+@pytest.mark.parametrize('base, hooks', [
+    ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 2),
+    ('mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py', 0),
+    ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', 1),
 ])
-def test_others_are_left_alone(base):
+def test_others_are_left_alone(base, hooks):
     with torch.device('meta'):
         model, _ = load_model(base, {'model.backbone.init_cfg': None})
     before = [len(m._forward_hooks) for m in model.modules()]
     start(model)
     after = [len(m._forward_hooks) for m in model.modules()]
-    assert sum(after) - sum(before) == ('dino' in base)
+    assert sum(after) - sum(before) == hooks
 
 
 def test_the_tools_add_it(monkeypatch):
@@ -129,3 +133,29 @@ def test_the_tools_add_it(monkeypatch):
         assert hooks == [hook['type'] for hook in given or ()] + (
             [] if 'Pyramid' in str(given) else
             ['fpt_plugin.PyramidLevelCheckHook'])
+
+
+@pytest.mark.parametrize('setting, words', [
+    ('model.bbox_head.anchor_generator.strides=[4,8,16]',
+     r'strides \[4, 8, 16\] for 3 maps of strides \[8, 16, 32\]'),
+    ('model.neck.num_outs=4', '3 levels .* for 4 maps'),
+    ('model.backbone.out_indices=[0,1,2]', 'maps of strides')])
+def test_a_training_ends_before_its_first_step(tmp_path, monkeypatch, setting,
+                                               words):
+    write_coco_squares(tmp_path / 'data', count=2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'config.py').write_text(DETECTOR)
+    settings = [setting]
+    if 'out_indices' in setting:
+        settings.append('model.neck.in_channels=[8,16,32]')
+    with pytest.raises(ValueError, match=words):
+        train('config.py', 'work', *settings)
+    assert not list((tmp_path / 'work').rglob('*.pth'))
+
+
+def test_segmentors_get_it_too(monkeypatch):
+    monkeypatch.setattr(running.Runner, 'from_cfg',
+                        classmethod(lambda cls, cfg: cfg))
+    cfg = build_runner(ConfigDict(default_scope='mmseg', launcher='none'))
+    assert [hook['type'] for hook in cfg.custom_hooks] == [
+        'fpt_plugin.PyramidLevelCheckHook', 'fpt_plugin.SegLabelCheckHook']

@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import PixelData
 
+from fpt_plugin.detectors.strides import watch_strides
 from helpers.shipped_configs import build
 
 SIZE = (96, 128)  # of the images
@@ -53,6 +54,7 @@ def train_step(cfg: Config) -> None:
     for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
         augment.size = SIZE
     model = build(cfg).train()
+    watch_strides(model)  # no false alarm
     model.init_weights()
     data = segmentation_batch(cfg) if segments else detection_batch(
         cfg, model)

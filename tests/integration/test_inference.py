@@ -181,6 +181,52 @@ def test_a_segmentor_writes_pictures_and_labels(trained, tmp_path):
     assert cv2.imread(str(picture)).shape[:2] == labels.shape
 
 
+# ----------------------------------------------------------------------- arrays
+
+
+def prediction(sample):
+    if 'pred_sem_seg' in sample:
+        return sample.pred_sem_seg.data
+    return torch.cat([sample.pred_instances.bboxes,
+                      sample.pred_instances.scores[:, None]], 1)
+
+
+WAYS = {
+    list(DETECTORS)[0]: (init_detector, inference_detector, DetInferencer),
+    list(SEGMENTORS)[0]: (init_model, inference_model, MMSegInferencer),
+}
+
+
+@alone()
+@pytest.mark.parametrize('name', WAYS)
+def test_one_model_takes_arrays_and_paths_in_any_order(trained, tmp_path, name):
+    run = trained(name)
+    init, infer, _ = WAYS[name]
+    model = init(run.config, run.checkpoint, device='cpu')
+    image = cv2.imread(run.images[0], cv2.IMREAD_GRAYSCALE)
+    path = str(tmp_path / 'grey.png')
+    cv2.imwrite(path, image)
+    want = prediction(infer(model, path))
+    given = [image, path, image[..., None], image.astype(np.uint16)]
+    for found in (*infer(model, given), *infer(model, given[1:3]),
+                  *(infer(model, one) for one in given)):
+        assert torch.equal(prediction(found), want)
+
+
+@alone()
+@pytest.mark.parametrize('name', WAYS)
+def test_other_ranges_are_refused(trained, name):
+    run = trained(name)
+    init, infer, inferencer = WAYS[name]
+    model = init(run.config, run.checkpoint, device='cpu')
+    inferencer = inferencer(run.config, run.checkpoint, device='cpu')
+    image = cv2.imread(run.images[0])
+    for wrong in (image / 255, image.astype(np.uint16) * 257):
+        for call in (lambda x: infer(model, x), inferencer):
+            with pytest.raises(ValueError, match='from 0 to 255'):
+                call(wrong)
+
+
 # ----------------------------------------------------------------------- README
 
 SECTION = re.compile(r'^## Inference$(.*?)^## ', re.MULTILINE | re.DOTALL)
