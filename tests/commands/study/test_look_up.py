@@ -1,0 +1,152 @@
+"""The drawn data set, and that each branch learns to read it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import DATASETS, MODELS
+from scipy import ndimage
+from torch import nn
+
+from fpt_plugin.commands.study import look_up
+from fpt_plugin.commands.study.look_up import LookUpBackbone, draw_look_up
+
+
+def discs_of(image, labels):
+    """(colour, label, centre) of each disc, from the image."""
+    found = []
+    numbers, count = ndimage.label(labels != look_up.UNLABELLED)
+    for number in range(1, count + 1):
+        rows, columns = np.nonzero(numbers == number)
+        mean = image[rows, columns].mean(axis=0)
+        colour = int(np.square(mean - look_up.COLOURS).sum(axis=1).argmin())
+        found.append((colour, int(labels[rows[0], columns[0]]),
+                      (rows.mean(), columns.mean())))
+    return found
+
+
+@pytest.mark.parametrize('size', [96, 192])
+def test_discs_have_the_label_of_their_colour(size):
+    told = []
+    for index in range(20):
+        image, labels = draw_look_up(index, size)
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        assert set(np.unique(labels)) <= {0, 1, look_up.UNLABELLED}
+        discs = discs_of(image, labels)
+        assert len(discs) == 6
+        by_colour = {}
+        for colour, label, _ in discs:
+            by_colour.setdefault(colour, set()).add(label)
+        assert sorted(by_colour) == [0, 1, 2]
+        assert all(len(labels) == 1 for labels in by_colour.values())
+        told += [(c, *labels) for c, labels in by_colour.items()]
+    # No colour tells its label.
+    for colour in range(3):
+        assert 0.2 < np.mean([label for c, label in told if c == colour]) < 0.8
+
+
+def test_discs_are_far_from_the_patch_of_their_colour():
+    for index in range(10):
+        image, labels = draw_look_up(index)
+        flat = image.reshape(-1, 3).astype(float)
+        share = flat / flat.sum(axis=1, keepdims=True)
+        for colour, _, centre in discs_of(image, labels):
+            wanted = look_up.COLOURS[colour] / look_up.COLOURS[colour].sum()
+            alike = (np.abs(share - wanted).max(axis=1) < 0.08).reshape(192, 192)
+            cells = alike.reshape(3, 64, 3, 64).mean(axis=(1, 3))
+            home = np.unravel_index(cells.argmax(), (3, 3))
+            cell = np.array(centre) // 64
+            assert np.abs(cell - home).max() == 2
+
+
+def test_an_index_always_gives_the_same_image():
+    for a, b in zip(draw_look_up(5), draw_look_up(5)):
+        assert np.array_equal(a, b)
+    assert not np.array_equal(draw_look_up(5)[0], draw_look_up(6)[0])
+
+
+@pytest.mark.parametrize('size', [90, 97, 192.0])
+def test_a_wrong_size_is_refused(size):
+    with pytest.raises(ValueError, match='multiple of 3 of at least 96'):
+        look_up.DrawLookUp(size)
+
+
+def test_data_set_draws_its_part():
+    data = DATASETS.build(
+        dict(type='LookUp', first=7, length=3,
+             pipeline=[dict(type='DrawLookUp', size=96)]))
+    assert len(data) == 3
+    assert np.array_equal(data[2]['img'], draw_look_up(9, 96)[0])
+
+
+@pytest.mark.parametrize('args', [
+    {}, dict(deeper=2), dict(lambda_layers=True)])
+def test_backbone(args):
+    backbone = LookUpBackbone(**args)
+    maps = backbone(torch.rand(2, 3, 96, 64))
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (32, 24, 16), (48, 12, 8), (64, 6, 4), (64, 3, 2)]
+    sum(x.sum() for x in maps).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+class TwoLevels(nn.Module):
+    """A network that sees some 40 of 96 pixels, except through its neck."""
+
+    def __init__(self, neck: str):
+        super().__init__()
+        self.fine = nn.Sequential(
+            look_up._convolution(3, 16, 2), look_up._convolution(16, 32, 2))
+        self.coarse = look_up._convolution(32, 32, 2)
+        self.neck = MODELS.build(
+            dict(type=neck, in_channels=[32, 32], out_channels=32, num_outs=2))
+        self.neck.init_weights()
+        self.head = nn.Sequential(
+            nn.Conv2d(64, 32, 1), nn.ReLU(), nn.Conv2d(32, 2, 1))
+
+    def forward(self, x):
+        """(B, 3, H, W) -> scores (B, 2, H, W)."""
+        fine = self.fine(x)
+        fine, coarse = self.neck((fine, self.coarse(fine)))
+        coarse = F.interpolate(coarse, size=fine.shape[2:])
+        return F.interpolate(
+            self.head(torch.cat([fine, coarse], 1)), scale_factor=4)
+
+
+def drawn(first: int, count: int):
+    images, labels = zip(*(draw_look_up(first + i, 96) for i in range(count)))
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return (x - 128) / 64, torch.from_numpy(np.stack(labels)).long()
+
+
+def accuracy_after_training(neck: str, steps: int) -> float:
+    torch.manual_seed(0)
+    net, (images, labels) = TwoLevels(neck), drawn(1000, 512)
+    optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (8, ))
+        loss = F.cross_entropy(net(images[chosen]), labels[chosen],
+                               ignore_index=look_up.UNLABELLED)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    images, labels = drawn(0, 50)
+    with torch.no_grad():
+        found = net.eval()(images).argmax(1)
+    labelled = labels != look_up.UNLABELLED
+    return float((found[labelled] == labels[labelled]).float().mean())
+
+
+# A Rendering Transformer has one number a channel and image to tell with.
+@pytest.mark.slow
+@pytest.mark.parametrize('neck, least, most', [
+    ('mmdet.FPN', 0, 0.65), ('SelfTransformerNeck', 0.97, 1),
+    ('GroundingTransformerNeck', 0.97, 1),
+    ('RenderingTransformerNeck', 0.7, 1)])
+def test_each_branch_reads_what_a_pyramid_cannot(neck, least, most):
+    assert least <= accuracy_after_training(neck, 300) <= most
