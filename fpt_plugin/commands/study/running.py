@@ -131,7 +131,7 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     figures = dict(
         choice=_figure(runner.val_loop.run(), study.metric),
         report=_figure(runner.test_loop.run(), study.metric))
-    cost = complexity(runner.model, study.shape)
+    cost = complexity(runner.model.cpu(), study.shape)
     seconds = runner.message_hub.get_info(TrainingTime.KEY, 0.0)
     result = dict(
         study=study.name,
