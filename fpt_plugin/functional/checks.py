@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SIMILARITIES = ('dot', 'neg_euclid')
 
@@ -54,6 +57,21 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """Float64 stays float64; everything else is computed in float32."""
     double = any(t.dtype == torch.float64 for t in tensors)
     return torch.float64 if double else torch.float32
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """Compute in the dtypes that are written; some devices have no autocast."""
+    if device.type == 'meta':
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    # Not documented, so nothing depends on it.
+    active = getattr(torch._C, '_are_functorch_transforms_active', None)
+    return (active is not None and active()) or getattr(
+        forward_ad, '_current_level', -1) >= 0
 
 
 def is_captured() -> bool:

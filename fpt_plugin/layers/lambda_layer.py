@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional import content_lambda, position_lambda
+from ..functional.checks import no_autocast
 from ..functional.cpu_workarounds import usual_strides
 from .checks import check_flags, check_map, check_positive_int
 
@@ -197,7 +198,7 @@ def apply_lambda(query: Tensor, content: Tensor) -> Tensor:
         (B, h, v, H, W).
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
+    with no_autocast(query.device):
         return torch.einsum('bhkyx,bkv->bhvyx', query.to(dtype),
                             content.to(dtype))
 
