@@ -27,6 +27,7 @@ from .checks import (
     check_ranks,
     check_similarity,
     no_autocast,
+    shapes_of,
 )
 from .cpu_workarounds import product
 from .operators import Operator, differentiable_again
@@ -97,19 +98,19 @@ def _check(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
     tensors = dict(query=query, key=key, value=value, weights=weights)
     check_floating(tensors)
     check_similarity(similarity)
-    shapes = check_ranks(tensors, (4, 4, 3, 2))
+    check_ranks(tensors, (4, 4, 3, 2))
     batch, parts, _, depth = query.shape
     if (key.shape[0], key.shape[1], key.shape[3]) != (batch, parts, depth):
         raise ValueError('query (B, N, Lq, d) and key (B, N, Lk, d) must agree '
-                         f'in B, N and d, got {shapes}')
+                         f'in B, N and d, got {shapes_of(tensors)}')
     if value.shape[:2] != (batch, key.shape[2]):
         raise ValueError('value must be (B, Lk, C) with the B and Lk of key, '
-                         f'got {shapes}')
+                         f'got {shapes_of(tensors)}')
     if weights.shape != (batch, parts):
         raise ValueError('weights must be (B, N) with the B and N of query, '
-                         f'got {shapes}')
+                         f'got {shapes_of(tensors)}')
     if min(parts, depth, key.shape[2]) == 0:
-        raise ValueError(f'N, d and Lk must not be 0, got {shapes}')
+        raise ValueError(f'N, d and Lk must not be 0, got {shapes_of(tensors)}')
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,

@@ -37,20 +37,21 @@ def check_similarity(similarity: str) -> None:
             f'similarity must be one of {SIMILARITIES}, got {similarity!r}')
 
 
-def check_ranks(tensors: dict[str, Tensor], ranks: tuple[int, ...]) -> str:
+def check_ranks(tensors: dict[str, Tensor], ranks: tuple[int, ...]) -> None:
     """Require a number of dimensions of each tensor.
-
-    Returns:
-        The names and shapes, for further messages.
 
     Raises:
         ValueError: A tensor has another number of dimensions.
     """
-    shapes = ', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())
     for (name, tensor), rank in zip(tensors.items(), ranks):
         if tensor.dim() != rank:
-            raise ValueError(f'{name} must have {rank} dimensions, got {shapes}')
-    return shapes
+            raise ValueError(f'{name} must have {rank} dimensions, got '
+                             f'{shapes_of(tensors)}')
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> str:
+    """Names and shapes, for messages; no constant of a compiled graph."""
+    return ', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -20,6 +20,7 @@ from .checks import (
     is_captured,
     is_compiled,
     no_autocast,
+    shapes_of,
 )
 from .cpu_workarounds import transforms
 from .lambda_orders import ORDERS, cropped, estimate
@@ -51,13 +52,13 @@ def content_lambda(key: Tensor, value: Tensor) -> Tensor:
     """
     tensors = dict(key=key, value=value)
     check_floating(tensors)
-    shapes = check_ranks(tensors, (4, 4))
+    check_ranks(tensors, (4, 4))
     if (value.shape[0], value.shape[1], value.shape[3]) != (
             key.shape[0], key.shape[2], key.shape[3]):
         raise ValueError('key (B, k, u, n) and value (B, u, v, n) must agree in '
-                         f'B, u and n, got {shapes}')
+                         f'B, u and n, got {shapes_of(tensors)}')
     if 0 in (*key.shape[1:], value.shape[2]):
-        raise ValueError(f'k, u, v and n must not be 0, got {shapes}')
+        raise ValueError(f'k, u, v and n must not be 0, got {shapes_of(tensors)}')
     dtype = accumulation_dtype(key, value)
     with no_autocast(value.device):
         weights = torch.softmax(key.to(dtype), dim=-1)
@@ -113,19 +114,19 @@ def position_lambda(query: Tensor,
 def _check(query: Tensor, value: Tensor, embedding: Tensor) -> None:
     tensors = dict(query=query, value=value, embedding=embedding)
     check_floating(tensors)
-    shapes = check_ranks(tensors, (5, 5, 4))
+    check_ranks(tensors, (5, 5, 4))
     if (query.shape[0], *query.shape[3:]) != (value.shape[0],
                                               *value.shape[3:]):
         raise ValueError('query (B, h, k, H, W) and value (B, u, v, H, W) must '
-                         f'agree in B, H and W, got {shapes}')
+                         f'agree in B, H and W, got {shapes_of(tensors)}')
     if embedding.shape[:2] != (query.shape[2], value.shape[1]):
         raise ValueError('embedding must be (k, u, rows, columns) with the k of '
-                         f'query and the u of value, got {shapes}')
+                         f'query and the u of value, got {shapes_of(tensors)}')
     if 0 in (*query.shape[1:], *value.shape[1:]):
-        raise ValueError(f'h, k, u, v, H and W must not be 0, got {shapes}')
+        raise ValueError(f'h, k, u, v, H and W must not be 0, got {shapes_of(tensors)}')
     if any(side % 2 == 0 for side in embedding.shape[2:]):
         raise ValueError('embedding must have odd sides, because its window '
-                         f'lies around a pixel, got {shapes}')
+                         f'lies around a pixel, got {shapes_of(tensors)}')
 
 
 def choose_order(path: str | None, query: Tensor, value: Tensor,

@@ -26,6 +26,7 @@ from .checks import (
     check_ranks,
     check_similarity,
     no_autocast,
+    shapes_of,
 )
 from .operators import Operator
 from .paths import choose_local_path
@@ -123,18 +124,18 @@ def _check(query, key, value, weights, window, similarity, pad) -> None:
     check_window(window)
     check_similarity(similarity)
     check_pad(pad)
-    shapes = check_ranks(tensors, (5, 5, 4, 2))
+    check_ranks(tensors, (5, 5, 4, 2))
     if key.shape[:3] != query.shape[:3]:
         raise ValueError('query (B, N, d, H, W) and key (B, N, d, h, w) must '
-                         f'agree in B, N and d, got {shapes}')
+                         f'agree in B, N and d, got {shapes_of(tensors)}')
     if (value.shape[0], *value.shape[2:]) != (key.shape[0], *key.shape[3:]):
         raise ValueError('value must be (B, C, h, w) with the B, h and w of '
-                         f'key, got {shapes}')
+                         f'key, got {shapes_of(tensors)}')
     if weights.shape != query.shape[:2]:
         raise ValueError('weights must be (B, N) with the B and N of query, '
-                         f'got {shapes}')
+                         f'got {shapes_of(tensors)}')
     if 0 in (*query.shape[1:], *key.shape[1:]):
-        raise ValueError(f'N, d, H, W, h and w must not be 0, got {shapes}')
+        raise ValueError(f'N, d, H, W, h and w must not be 0, got {shapes_of(tensors)}')
 
 
 def _eager(query, key, value, weights, window, similarity, pad, scale):

@@ -55,15 +55,31 @@ class Operator:
         """Of tensors and options."""
         if not is_compiled():
             return _Function.apply(self, *args)
-        return self._compiled(*args) if _CAN_DEFINE else self.formula(*args)
+        if not _CAN_DEFINE:
+            return self.formula(*args)
+        # Torch 2.13 takes four dimensions behind a convolution for a map, and
+        # cannot sort the strides of one of any size.
+        tensors = [x.unsqueeze(0) for x in args[:self.count]]
+        return self._compiled(*tensors, *args[self.count:]).squeeze(0)
 
     def _define(self, name: str, arguments: str,
                 empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Torch's operators of the forward and of the backward pass."""
         count = self.count
 
-        def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-            return tuple(x.contiguous() for x in self.backward(grad, *args))
+        def without(args: Sequence[Any]) -> list[Any]:
+            return [x[0] if isinstance(x, Tensor) else x for x in args]
+
+        def compute(*args: Any) -> Tensor:
+            return self.forward(*without(args)).unsqueeze(0)
+
+        def like(*args: Any) -> Tensor:
+            return empty(*without(args)).unsqueeze(0)
+
+        def gradients(*args: Any) -> tuple[Tensor, ...]:
+            return tuple(
+                x.contiguous().unsqueeze(0)
+                for x in self.backward(*without(args)))
 
         def empty_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             return tuple(x.new_empty(x.shape) for x in args[:count])
@@ -87,7 +103,7 @@ class Operator:
         gradients_op = define(f'{name}_backward', gradients,
                               f'(Tensor grad, {arguments}) -> ({result})',
                               empty_gradients)
-        op = define(name, self.forward, f'({arguments}) -> Tensor', empty)
+        op = define(name, compute, f'({arguments}) -> Tensor', like)
         op.register_autograd(differentiate, setup_context=save)
         return op
 
