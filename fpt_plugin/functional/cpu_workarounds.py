@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils import _python_dispatch
 
 from .checks import is_captured, is_transformed
 
@@ -70,8 +71,15 @@ def _dense(matrix: Tensor) -> Tensor:
 
 def _onednn_takes(a: Tensor, b: Tensor) -> bool:
     return (_ONEDNN is not None and torch.backends.mkldnn.enabled
+            and not _watched()
             and a.device.type == 'cpu' and a.dtype == torch.float32
             and a.numel() > 0 and b.numel() > 0)
+
+
+def _watched() -> bool:
+    """Whether a mode sees each operator: counters of FLOPs know bmm."""
+    mode = getattr(_python_dispatch, '_get_current_dispatch_mode', None)
+    return mode is not None and mode() is not None
 
 
 def narrow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..functional import content_lambda, position_lambda
 from ..functional.checks import no_autocast
 from ..functional.cpu_workarounds import usual_strides
+from .channels import split_channels
 from .checks import check_flags, check_map, check_positive_int
 
 
@@ -164,11 +165,9 @@ class LambdaLayer(BaseModule):
         """
         check_map('x', x, self.in_channels, self.qkv.weight)
         query, key, value = self.qkv(x).split(self.widths, dim=1)
-        query = self.norm_q(query).unflatten(
-            1, (self.num_heads, self.query_depth))
-        key = key.unflatten(1, (self.intra_depth, self.query_depth))
-        value = self.norm_v(value).unflatten(
-            1, (self.intra_depth, self.value_depth))
+        query = split_channels(self.norm_q(query), self.num_heads)
+        key = split_channels(key, self.intra_depth)
+        value = split_channels(self.norm_v(value), self.intra_depth)
         content = content_lambda(
             key.transpose(1, 2).flatten(3), value.flatten(3))
         if self.content_bias is not None:

@@ -174,3 +174,31 @@ def test_tensors_without_data(name, dtype):
     assert (out.shape, out.dtype) == (want.shape, want.dtype)
     out.sum().backward()
     assert all(x.grad.shape == x.shape for x in empty)
+
+
+@pytest.mark.parametrize('name', [
+    'mixture_attention dot chunked', 'mixture_attention neg_euclid chunked',
+    'local_mixture_attention dot zero chunked', 'content_lambda',
+    'position_lambda attention'])
+def test_flops_are_counted(name):
+    """Chunks compute scores twice, and more in vain where windows overlap."""
+    function, formula = FUNCTIONS[name]
+
+    def flops(f):
+        inputs = leaves_of(name, dtype=torch.float32)
+        counts = []
+        with FlopCounterMode(display=False) as counter:
+            out = f(*inputs)
+            counts.append(counter.get_total_flops())
+            out.sum().backward()
+        return *counts, counter.get_total_flops() - counts[0]
+
+    (forward, backward), (plain, _) = flops(function), flops(formula)
+    if name.startswith('mixture'):
+        assert forward == plain
+        parts, depth, channels = 2, 3, 2
+        each = plain // (parts * depth + channels)
+        # scores again, values, and the gradients of both operands of each
+        assert backward == each * (3 * parts * depth + 2 * channels)
+    else:
+        assert forward >= plain and backward >= plain
