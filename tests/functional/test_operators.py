@@ -3,11 +3,13 @@
 import pytest
 import torch
 from helpers.functions import FUNCTIONS, draw
-from helpers.oracles import relative_error
+from helpers.oracles import all_agree, relative_error, run_with_gradients
 from torch.autograd import forward_ad, grad, gradgradcheck
-from torch.func import hessian, jvp, vmap
 from torch.func import grad as func_grad
+from torch.func import hessian, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
+
+from fpt_plugin.functional import operators
 
 every_function = pytest.mark.parametrize('name', FUNCTIONS)
 
@@ -202,3 +204,28 @@ def test_flops_are_counted(name):
         assert backward == each * (3 * parts * depth + 2 * channels)
     else:
         assert forward >= plain and backward >= plain
+
+
+@every_function
+def test_graphs_of_a_torch_without_custom_operators(name, monkeypatch):
+    """Before torch 2.4: the formulas."""
+    monkeypatch.setattr(operators, '_CAN_DEFINE', False)
+    torch._dynamo.reset()
+    function, formula = FUNCTIONS[name]
+    compiled = torch.compile(lambda *x: function(*x), fullgraph=True,
+                             backend='aot_eager')
+    all_agree(run_with_gradients(compiled, draw(name)),
+              run_with_gradients(formula, draw(name)), 1e-10)
+
+
+@every_function
+def test_transforms_of_a_graph(name):
+    torch._dynamo.reset()
+    function, formula = FUNCTIONS[name]
+
+    def gradient(f):
+        return vmap(func_grad(lambda *x: f(*x).square().sum()))
+
+    inputs = [torch.stack([x, 0.5 * x]) for x in draw(name)]
+    compiled = torch.compile(gradient(function), backend='aot_eager')
+    agree([compiled(*inputs)], [gradient(formula)(*inputs)])

@@ -6,8 +6,8 @@ from functorch.compile import make_boxed_func
 from helpers.oracles import relative_error, run_with_gradients
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
-from torch.func import vmap
 from torch.func import grad as func_grad
+from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 

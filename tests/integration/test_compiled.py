@@ -1,4 +1,4 @@
-"""What torch.compile makes of functions, layers and networks, by its default backend."""
+"""Functions, layers and networks under torch.compile with its default backend."""
 
 import pytest
 import torch
@@ -65,10 +65,10 @@ def outputs(module, maps):
     return [out] if isinstance(out, torch.Tensor) else list(out)
 
 
-def trained(module, maps, call=None):
+def trained(module, maps, call):
     """Outputs and gradients, of a module or of what it was compiled to."""
     module.zero_grad()
-    outs = outputs(call or module, maps)
+    outs = outputs(call, maps)
     sum(out.float().square().mean() for out in outs).backward()
     return outs, [p.grad.clone() for p in module.parameters()
                   if p.grad is not None]
@@ -132,6 +132,7 @@ def test_training_at_three_sizes(name, autocast):
     for size in SIZES:
         maps = draw_maps(*size)
         with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
-            got, want = trained(module, maps, compiled), trained(module, maps)
+            got, want = (trained(module, maps, call)
+                         for call in (compiled, module))
         for g, w in zip(got, want):
             agree(g, w, 0.1 if autocast else 1e-4)
