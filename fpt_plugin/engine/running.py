@@ -18,6 +18,7 @@ from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from ..openmmlab.safe_loading import refuse_pickles
+from .data_checks import check_model_classes
 
 # What looks at each host's data or models while they run.
 CHECKS = dict(mmdet='PyramidLevelCheckHook', mmseg='SegLabelCheckHook')
@@ -116,9 +117,12 @@ def run_training(cfg: Config) -> Runner:
 
     Raises:
         OSError: The disk is full.
+        ValueError: The heads do not count the classes of the data.
     """
     with naming_full_disk(cfg.work_dir):
         runner = build_runner(cfg)
+        check_model_classes(runner.model, cfg, 'train',
+                            *(['val'] if cfg.get('val_cfg') else []))
         runner.train()
     stop_processes()
     return runner
@@ -127,6 +131,7 @@ def run_training(cfg: Config) -> Runner:
 def run_test(cfg: Config, out: str | None) -> dict[str, float]:
     """Build the runner of a config and test; ``out`` is a detector's pickle."""
     runner = build_runner(cfg)
+    check_model_classes(runner.model, cfg, 'test')
     if out is not None and cfg.default_scope == 'mmdet':
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out)))
