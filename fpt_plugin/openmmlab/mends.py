@@ -14,6 +14,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .empty_datasets import name_empty_datasets
 from .named_samples import name_broken_samples
 from .safe_loading import allow_safe_resume, keep_the_stand_ins
 from .versions import version_of
@@ -27,6 +28,7 @@ def apply() -> None:
     keep_host_scope()
     let_cityscapes_evaluate()
     name_broken_samples()
+    name_empty_datasets()
 
 
 def find_config_packages() -> None:

@@ -280,14 +280,16 @@ def test_a_broken_image_is_named(damage, data, tmp_path):
                           options=options)
 
 
-def test_a_broken_image_is_named_by_workers(data):
+@pytest.mark.parametrize('start', [
+    'fork', pytest.param('spawn', marks=pytest.mark.slow)])
+def test_a_broken_image_is_named_by_workers(data, start):
     init_default_scope('mmdet')
     name_broken_samples()
     empty(data / 'images/002.jpg')
     cfg = Config.fromfile('detector.py').train_dataloader.dataset
     dataset = DATASETS.build(dict(cfg, data_root=str(data)))
     loader = torch.utils.data.DataLoader(
-        dataset, num_workers=1, collate_fn=list)
+        dataset, num_workers=1, collate_fn=list, multiprocessing_context=start)
     with naming(str(data / 'images/002.jpg')):
         list(loader)
 

@@ -6,7 +6,6 @@ scaled or broadcast until they fit, and are trained on in silence.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from ...openmmlab.empty_datasets import why_nothing_is_listed
 from .class_names import check_is_sequence
 from .datasets import class_names, dataset_class, datasets_of, is_remote
 from .image_sizes import loaded_size, spread
@@ -43,7 +43,8 @@ def check_label_maps(cfg: Config, split: str,
             continue
         samples = dataset.load_data_list()
         if not samples:
-            yield Problem(key, empty_cause(dataset))
+            yield Problem(key, f'{type(dataset).__name__} has no samples: '
+                          f'{why_nothing_is_listed(dataset)}')
             continue
         load = _loader(settings)
         if load is not None and all(
@@ -73,28 +74,6 @@ def _loader(settings: dict) -> dict | None:
                 .strip("'>") == 'LoadAnnotations':
             return step
     return None
-
-
-def empty_cause(dataset) -> str:
-    """Why a dataset has no samples, as far as its folders and lists tell."""
-    ann_file = getattr(dataset, 'ann_file', '')
-    if ann_file and Path(ann_file).is_file():
-        return f'{ann_file} lists no samples'
-    folders = {name: prefix for name, prefix in dataset.data_prefix.items()
-               if isinstance(prefix, str) and not name.startswith('seg')}
-    suffix = getattr(dataset, 'img_suffix', None)
-    for name, folder in folders.items():
-        if not Path(folder).is_dir():
-            return f'the folder of data_prefix.{name}, {folder}, is not there'
-        found = Counter(p.suffix for p in Path(folder).rglob('*') if p.is_file())
-        if not found:
-            return f'the folder of data_prefix.{name}, {folder}, is empty'
-        if suffix is not None and name.startswith('img'):
-            there = ', '.join(f'{n} of {s or "no suffix"}'
-                              for s, n in found.most_common(3))
-            return (f'no file in {folder} ends with img_suffix={suffix!r}; it has '
-                    f'{there}: set img_suffix of the dataset')
-    return f'{type(dataset).__name__} finds no samples'
 
 
 def _check_maps(key: str, samples: list, dataset, load: dict,

@@ -125,8 +125,8 @@ def test_label_maps_of_another_name(tmp_path):
 @pytest.mark.parametrize('change, words', [
     (dict(img_suffix='.jpg'), "ends with img_suffix='.jpg'; it has 1 of .png"),
     (dict(data_prefix=dict(img_path='none', seg_map_path='labels')),
-     'images|is empty'),
-    (dict(ann_file='list.txt'), 'list.txt lists no samples'),
+     'none, is empty'),
+    (dict(ann_file='list.txt'), 'list.txt lists none'),
 ])
 def test_why_there_are_no_samples(tmp_path, change, words):
     tree(tmp_path, GOOD)
