@@ -13,7 +13,6 @@ from torch import nn
 
 from .data_checks.label_maps import silent_255
 
-
 LOOKED_AT = 50  # label maps, after which a class that never occurs is named
 
 
@@ -205,8 +204,8 @@ def _check_labels(labels: torch.Tensor, classes: int, ignored: int,
     outside = counted[(counted < 0) | (counted >= classes)].unique().tolist()
     raise ValueError(
         f'the label map {path or "of a sample"} must hold labels from 0 to '
-        f'{classes - 1}, the classes of the decode head and the data, or {ignored}, which '
-        f'is ignored, got {outside}. Cityscapes: train on *_labelTrainIds.png, '
+        f'{classes - 1}, the classes of the decode head and the data, or {ignored}, '
+        f'which is ignored, got {outside}. Cityscapes: train on *_labelTrainIds.png, '
         "which mmseg's tools/dataset_converters/cityscapes.py writes. A data set "
         'whose 0 is no class, as ADE20K: reduce_zero_label=True. Your own: '
         "num_classes of the heads, or the dataset's metainfo, must count every "
