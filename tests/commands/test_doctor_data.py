@@ -98,7 +98,8 @@ def test_data_sets_without_samples(tmp_path, settings, words):
 
 def test_segmentation(tmp_path):
     write_voc_tree(tmp_path)
-    cfg = Config.fromfile(CONFIGS / 'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py')
+    cfg = Config.fromfile(
+        CONFIGS / 'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py')
     cfg.model.decode_head.num_classes = 21
     cfg.model.pretrained = None
     dataset = dict(

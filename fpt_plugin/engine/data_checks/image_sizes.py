@@ -63,7 +63,9 @@ def loaded_size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION) in TURNED:
+            # Pillow would load a whole PNG to look for what is not there.
+            if 'exif' in image.info and image.getexif().get(
+                    ORIENTATION) in TURNED:
                 width, height = height, width
     except Exception:  # the host may read what Pillow does not
         return None

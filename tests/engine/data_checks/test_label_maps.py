@@ -9,7 +9,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from fpt_plugin.engine.data_checks import check_data, inspect_data
-from fpt_plugin.engine.data_checks.label_maps import silent_255
+from fpt_plugin.engine.data_checks.label_maps import _pairs, silent_255
 
 HEIGHT, WIDTH = 20, 30
 GOOD = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3
@@ -142,3 +142,22 @@ def test_data_without_labels(tmp_path):
     cfg = config(tmp_path, data_prefix=dict(img_path='images'))
     cfg.train_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile')]
     check_data(cfg, 'train')
+
+
+@pytest.mark.parametrize('ann_file', ['', 'list.txt'])
+def test_samples_are_listed_as_mmseg_lists_them(tmp_path, ann_file):
+    from mmseg.datasets import BaseSegDataset
+    (tmp_path / 'elsewhere').mkdir()
+    for name in ('images/b.png', 'images/a/c.png', 'images/a/d/e.png',
+                 'images/.hidden.png', 'images/f.jpg', 'elsewhere/g.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    (tmp_path / 'images/link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'list.txt').write_text('b\na/c\n')
+    dataset = BaseSegDataset(
+        data_root=str(tmp_path), img_suffix='.png', seg_map_suffix='_l.png',
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        ann_file=ann_file, metainfo=dict(classes=('a', 'b')), lazy_init=True)
+    wanted = [(s['img_path'], s['seg_map_path']) for s in dataset.load_data_list()]
+    assert sorted(_pairs(dataset)) == sorted(wanted)
+    assert len(wanted) == (2 if ann_file else 4)
