@@ -83,6 +83,8 @@ class SegLabelCheckHook(Hook):
             classes = 2  # one channel tells 1 from 0
         if split != 'train' and names:  # what the metrics count
             classes = min(classes, len(names))
+        if not classes:
+            return  # neither head nor data say how many
         ignored = self.ignore_index
         if ignored is None:
             ignored = getattr(head, 'ignore_index', 255)

@@ -12,12 +12,12 @@ from mmengine.config import Config
 from torch import nn
 
 from .class_names import some_names
-from .datasets import class_names, dataset_class, datasets_of
+from .datasets import dataset_class, datasets_of, metainfo_of
 from .problems import Problem
 
 # Heads with classes of their own: RPNs tell objects from the rest, fused semantic
 # heads count stuff, STDC's learns edges.
-OTHERS = ('RPN', 'FusedSemanticHead', 'STDCHead')
+OTHERS = ('RPN', 'FusedSemanticHead', 'SCNetSemanticHead', 'STDCHead')
 # Others, such as those of videos, list more classes than they are trained on.
 DATASETS = dict(mmdet='BaseDetDataset', mmseg='BaseSegDataset')
 
@@ -31,11 +31,12 @@ def check_class_counts(model: nn.Module, cfg: Config,
         for key, dataset in datasets_of(cfg, split):
             if not _is_judged(cfg.default_scope, dataset):
                 continue
-            classes = class_names(cfg.default_scope, dataset)
+            metainfo = metainfo_of(cfg.default_scope, dataset)
+            classes = metainfo.get('classes')
             if not classes or isinstance(classes, str):
                 continue
             for name, head in heads:
-                if head.num_classes == len(classes) or _is_binary(
+                if head.num_classes in _counts(metainfo) or _is_binary(
                         head, len(classes)) or (name, len(classes)) in seen:
                     continue
                 seen.add((name, len(classes)))
@@ -57,6 +58,16 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if isinstance(getattr(module, 'num_classes', None), int):
             yield name, module
+
+
+def _counts(metainfo: dict) -> set[int]:
+    """How many classes a head may count: all, or a panoptic data set's things.
+
+    Its head for stuff takes things for one class more.
+    """
+    things, stuff = (metainfo.get(f'{kind}_classes') for kind in ('thing', 'stuff'))
+    return {len(metainfo['classes'])} | ({len(things)} if things else set()) | (
+        {len(stuff), len(stuff) + 1} if stuff else set())
 
 
 def _is_judged(scope: str, dataset: dict) -> bool:

@@ -69,7 +69,7 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
                        'needs', FATAL, name)
         if evaluated and number == 0:
             faults.add("annotations with the id 0, which COCO's evaluation takes "
-                       'for no match', WARNED, name)
+                       'for no match (ids begin with 1)', WARNED, name)
         strangers += images.check('image', annotation, name, faults)
         categories.check('category', annotation, name, faults)
         if annotation.get('ignore'):

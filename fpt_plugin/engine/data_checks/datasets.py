@@ -67,19 +67,21 @@ def dataset_class(scope: str, dataset: dict) -> type | None:
     return cls if inspect.isclass(cls) else None
 
 
-def class_names(scope: str, dataset: dict) -> Sequence[str] | None:
-    """The names of a dataset's classes; None where they are not known.
+def metainfo_of(scope: str, dataset: dict) -> dict:
+    """What a dataset says of its classes; empty where it is not known.
 
-    As mmengine puts them together from the class, the config and files.
+    As mmengine puts it together from the class, the config and files.
     """
-    cls = dataset_class(scope, dataset)
-    load = getattr(cls, '_load_metainfo', None)
-    if load is None:
-        return None
+    load = getattr(dataset_class(scope, dataset), '_load_metainfo', None)
     try:
-        return load(dataset.get('metainfo')).get('classes')
+        return load(dataset.get('metainfo')) if load else {}
     except (OSError, TypeError, ValueError):
-        return None  # the host says what is wrong
+        return {}  # the host says what is wrong
+
+
+def class_names(scope: str, dataset: dict) -> Sequence[str] | None:
+    """The names of a dataset's classes; None where they are not known."""
+    return metainfo_of(scope, dataset).get('classes')
 
 
 def unscoped_type(settings: dict) -> str:

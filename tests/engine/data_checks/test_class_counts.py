@@ -11,7 +11,9 @@ from fpt_plugin.engine.data_checks import check_model_classes
 DETECTORS = ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
              'retinanet/retinanet_r50_fpn_1x_coco.py',
              'faster_rcnn/faster-rcnn_r50_fpn_fcos-rpn_1x_coco.py',
-             'htc/htc_r50_fpn_1x_coco.py', 'rpn/rpn_r50_fpn_1x_coco.py')
+             'htc/htc_r50_fpn_1x_coco.py', 'scnet/scnet_r50_fpn_1x_coco.py',
+             'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
+             'rpn/rpn_r50_fpn_1x_coco.py')
 SEGMENTORS = ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
               'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
               'stdc/stdc1_4xb12-80k_cityscapes-512x1024.py')
