@@ -72,7 +72,7 @@ LAYERS = {
     'detectors': ({'functional', 'layers', 'necks', 'openmmlab'},
                   {'torch', 'mmengine'}),
     'engine': ({'io', 'openmmlab', 'functional', 'layers', 'necks', 'backbones',
-                'detectors'}, {'torch', 'mmengine'}),
+                'detectors'}, {'torch', 'numpy', 'PIL', *HOSTS}),
     'commands': (None, None),
 }
 

@@ -153,8 +153,8 @@ def prepare_test(args: argparse.Namespace) -> Config:
     Raises:
         OSError: The config, data that it names, or the checkpoint are not
             there.
-        ValueError: A flag does not fit the config, or the checkpoint is
-            damaged.
+        ValueError: A flag does not fit the config, the data are not what it
+            says, or the checkpoint is damaged.
     """
     cfg = test_config(args)
     check_sync_bn(cfg)

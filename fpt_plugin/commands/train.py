@@ -96,8 +96,8 @@ def prepare_training(args: argparse.Namespace) -> Config:
 
     Raises:
         OSError: The config or what it names is not there.
-        ValueError: A flag does not fit the config or the device, or the
-            checkpoint to begin with is damaged.
+        ValueError: A flag does not fit the config or the device, the data are
+            not what the config says, or the checkpoint to begin with is damaged.
     """
     cfg = train_config(args)
     check_amp(cfg, args.amp)

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 
 from ..openmmlab.safe_loading import refuse_pickles
 from .checkpoint_classes import CheckpointClassesHook
+from .data_checks import check_model_classes
 
 # What looks at each host's data or models while they run.
 CHECKS = dict(
@@ -119,9 +120,12 @@ def run_training(cfg: Config) -> Runner:
 
     Raises:
         OSError: The disk is full.
+        ValueError: The heads do not count the classes of the data.
     """
     with naming_full_disk(cfg.work_dir):
         runner = build_runner(cfg)
+        check_model_classes(runner.model, cfg, 'train',
+                            *(['val'] if cfg.get('val_cfg') else []))
         runner.train()
     stop_processes()
     return runner
@@ -131,6 +135,7 @@ def run_test(cfg: Config, out: str | None) -> dict[str, float]:
     """Build the runner of a config and test; ``out`` is a detector's pickle."""
     runner = build_runner(cfg)
     runner.register_hook(CheckpointClassesHook())
+    check_model_classes(runner.model, cfg, 'test')
     if out is not None and cfg.default_scope == 'mmdet':
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out)))

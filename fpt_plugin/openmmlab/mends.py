@@ -17,6 +17,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from .activation_checkpointing import keep_checkpointed_gradients
 from .array_images import load_arrays_as_files
 from .conv_bn_eval import switch_necks_by_module
+from .empty_datasets import name_empty_datasets
 from .list_necks import load_plain_necks_into_lists
 from .named_samples import name_broken_samples
 from .resuming import name_what_cannot_be_resumed
@@ -37,6 +38,7 @@ def apply() -> None:
     load_plain_necks_into_lists()
     keep_checkpointed_gradients()
     load_arrays_as_files()
+    name_empty_datasets()
 
 
 def find_config_packages() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
+from multiprocessing.context import get_spawning_popen
 
 from mmengine.dataset import BaseDataset
 
@@ -16,7 +17,8 @@ def name_broken_samples() -> None:
 
     An empty file, a label map that cannot be decoded or a transform that does
     not fit end in errors of OpenCV or of numpy that name no file. Processes
-    that are forked to load data inherit it.
+    that are forked to load data inherit it; those that are spawned import the
+    package with the data set that they are given.
     """
     if getattr(BaseDataset.prepare_data, 'names_samples', False):
         return
@@ -37,6 +39,27 @@ def name_broken_samples() -> None:
 
     prepare_data.names_samples = True
     BaseDataset.prepare_data = prepare_data
+    _bring_the_package_along()
+
+
+def _bring_the_package_along() -> None:
+    """Let a data set that is sent to a spawned process import this module there."""
+    original = BaseDataset.__reduce_ex__
+
+    @wraps(original)
+    def __reduce_ex__(self, protocol):
+        reduced = original(self, protocol)
+        if get_spawning_popen() is None or not isinstance(reduced, tuple):
+            return reduced  # a copy, or one for a file
+        make, arguments, *rest = reduced
+        return _make, (make, arguments), *rest
+
+    BaseDataset.__reduce_ex__ = __reduce_ex__
+
+
+def _make(make: Callable, arguments: tuple) -> object:
+    """Begin to unpickle a data set; this module's import has mended the host."""
+    return make(*arguments)
 
 
 def _paths(sample: object) -> list[str]:

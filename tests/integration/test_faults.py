@@ -280,14 +280,16 @@ def test_a_broken_image_is_named(damage, data, tmp_path):
                           options=options)
 
 
-def test_a_broken_image_is_named_by_workers(data):
+@pytest.mark.parametrize('start', [
+    'fork', pytest.param('spawn', marks=pytest.mark.slow)])
+def test_a_broken_image_is_named_by_workers(data, start):
     init_default_scope('mmdet')
     name_broken_samples()
     empty(data / 'images/002.jpg')
     cfg = Config.fromfile('detector.py').train_dataloader.dataset
     dataset = DATASETS.build(dict(cfg, data_root=str(data)))
     loader = torch.utils.data.DataLoader(
-        dataset, num_workers=1, collate_fn=list)
+        dataset, num_workers=1, collate_fn=list, multiprocessing_context=start)
     with naming(str(data / 'images/002.jpg')):
         list(loader)
 
@@ -359,3 +361,25 @@ def test_an_image_of_nothing_but_such_boxes_trains(data, tmp_path):
     log, = work.glob('*/vis_data/scalars.json')
     losses = [json.loads(line)['loss'] for line in log.read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+def put_classes(*names):
+    return [f'{split}_dataloader.dataset.metainfo.classes={names}'
+            for split in ('train', 'test')]
+
+
+@pytest.mark.parametrize('options, words', [
+    (put_classes('circle'), "'circle' of the dataset is no category .*'square'"),
+    (put_classes('disc', 'square'), "'disc' of the dataset is no category"),
+    (['model.bbox_head.num_classes=80'], 'bbox_head .*num_classes=80'),
+    (['model.bbox_head.num_classes=2'], 'bbox_head .*num_classes=2'),
+])
+def test_classes_that_do_not_fit_are_refused(options, words, tmp_path):
+    """Before anything is trained or tested, in every way."""
+    with pytest.raises(ValueError, match=words):
+        runs.train('detector.py', tmp_path / 'run', *options)
+    assert not list(tmp_path.glob('run/*/vis_data/*.json'))
+    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=words):
+        runs.run_test('detector.py', tmp_path / 'a.pth', tmp_path / 'test',
+                      options=options)

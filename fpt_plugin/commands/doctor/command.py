@@ -30,6 +30,7 @@ from .checks import (
     Result,
     diagnose,
 )
+from .data import DataDiagnosis, examine_data
 
 ERRORS = (OSError, RuntimeError, ValueError)
 
@@ -168,7 +169,7 @@ def _read_results(out: Path, results: dict[str, Result]) -> list[str]:
 # ----------------------------------------------------------------------- command
 
 
-def show(diagnosis: Diagnosis) -> None:
+def show(diagnosis: Diagnosis | DataDiagnosis) -> None:
     """Print one line a finding, and its cure below it."""
     write = _writer()
     counts = dict.fromkeys(STYLES, 0)
@@ -211,7 +212,10 @@ def parser() -> argparse.ArgumentParser:
         Look for what would fail in this environment, and say what cures it:
         versions, the two distributions of OpenMMLab, mmcv's operators, system
         libraries, names in the registries, configs, and a forward pass. The
-        exit code is 1 where something would fail; warnings do not count.
+        exit code is 1 where something would fail; warnings do not count. With
+        --data CONFIG the data of a config are looked at instead: all annotations,
+        the sizes of all images, all label maps, names and numbers of classes,
+        and a few samples as they are loaded.
         """))
     parser.add_argument(
         '--hosts',
@@ -220,13 +224,32 @@ def parser() -> argparse.ArgumentParser:
         default=['mmdet', 'mmseg'],
         help='the libraries that must work (default: both)')
     parser.add_argument(
+        '--data',
+        metavar='CONFIG',
+        help='look at the data of this config instead')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='settings that override those of --data')
+    parser.add_argument(
         '--json', action='store_true', help='print JSON instead')
     return parser
 
 
-def main(args: argparse.Namespace) -> Diagnosis:
-    """What tools/doctor.py does."""
-    diagnosis = examine(list(dict.fromkeys(args.hosts)))
+def main(args: argparse.Namespace) -> Diagnosis | DataDiagnosis:
+    """What tools/doctor.py does.
+
+    Raises:
+        ValueError: There are settings without a config.
+    """
+    if args.data is not None:
+        diagnosis = examine_data(args.data, args.cfg_options)
+    elif args.cfg_options:
+        raise ValueError('--cfg-options needs --data CONFIG')
+    else:
+        diagnosis = examine(list(dict.fromkeys(args.hosts)))
     if args.json:
         print(json.dumps(diagnosis.to_dict(), indent=2))
     else:

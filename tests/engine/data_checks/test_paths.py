@@ -7,7 +7,8 @@ from fpt_plugin.engine.data_checks import check_data
 
 
 def cityscapes(folder, kind='CityscapesDataset'):
-    (folder / 'images').mkdir()
+    (folder / 'images/city').mkdir(parents=True)
+    (folder / 'images/city/a_leftImg8bit.png').write_bytes(b'')
     dataset = dict(
         type=kind, data_root=str(folder),
         data_prefix=dict(img_path='images', seg_map_path='labels'),

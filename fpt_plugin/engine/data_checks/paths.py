@@ -7,72 +7,57 @@ mmdet's Cityscapes metric after a whole validation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
-from mmengine.registry import DATASETS
+
+from .datasets import (
+    dataset_class,
+    datasets_of,
+    is_remote,
+    join,
+    metrics_of,
+    unscoped_type,
+)
 
 CITYSCAPES = ('CityscapesDataset', 'CityScapesMetric')
 
 
-def check_data(cfg: Config, *splits: str) -> None:
+def check_paths(cfg: Config, split: str) -> None:
     """Look for the folders and files that datasets and metrics of a config name.
 
     Local paths alone; what a ``backend_args`` reaches is left to the host.
 
     Args:
         cfg: A config of either host.
-        splits: ``'train'``, ``'val'``, ``'test'``; one that the config does not
-            have is skipped.
+        split: ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
         FileNotFoundError: Names the key of the config, the path, and the cure.
     """
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        for key, dataset in _datasets(loader, f'{split}_dataloader'):
-            if not _is_remote(dataset):
-                _check_dataset(cfg.default_scope, key, dataset)
-        metrics = cfg.get(f'{split}_evaluator') or []
-        for metric in metrics if isinstance(metrics, list) else [metrics]:
-            if not _is_remote(metric):
-                for name in ('ann_file', 'seg_prefix'):
-                    _look(cfg.default_scope, f'{split}_evaluator.{name}',
-                          metric.get(name), metric)
-
-
-def _datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
-    """Datasets without what is wrapped around them, and their keys."""
-    if not isinstance(dataset, dict):
-        return  # not of the hosts: several loaders
-    if isinstance(dataset.get('dataset'), dict):
-        yield from _datasets(dataset['dataset'], f'{key}.dataset')
-    elif isinstance(dataset.get('datasets'), (list, tuple)):
-        for i, part in enumerate(dataset['datasets']):
-            yield from _datasets(part, f'{key}.datasets.{i}')
-    else:
-        yield key, dataset
-
-
-def _is_remote(settings: dict) -> bool:
-    args = settings.get('backend_args') or {}
-    return args.get('backend', 'local') not in ('local', 'disk')
+    for key, dataset in datasets_of(cfg, split):
+        if not is_remote(dataset):
+            _check_dataset(cfg.default_scope, key, dataset)
+    for key, metric in metrics_of(cfg, split):
+        if not is_remote(metric):
+            for name in ('ann_file', 'seg_prefix'):
+                _look(cfg.default_scope, f'{key}.{name}', metric.get(name),
+                      metric)
 
 
 def _check_dataset(scope: str, key: str, dataset: dict) -> None:
     root = dataset.get('data_root') or ''
     annotations = dataset.get('ann_file')
     if isinstance(annotations, str) and annotations:
-        _look(scope, f'{key}.ann_file', _join(root, annotations), dataset)
+        _look(scope, f'{key}.ann_file', join(root, annotations), dataset)
     for name, prefix in (dataset.get('data_prefix') or {}).items():
         labels = name.startswith('seg')
         # Without them one can still predict.
         if not isinstance(prefix, str) or labels and not _loads_labels(dataset):
             continue
-        folder = _join(root, prefix)
+        folder = join(root, prefix)
         _look(scope, f'{key}.data_prefix.{name}', folder, dataset)
         suffix = _label_suffix(scope, dataset) if labels else None
         # As the datasets list them: through links, too.
@@ -85,11 +70,6 @@ def _check_dataset(scope: str, key: str, dataset: dict) -> None:
 
 def _loads_labels(dataset: dict) -> bool:
     return 'Annotation' in str(dataset.get('pipeline'))
-
-
-def _join(root: str, path: str) -> str:
-    """As the datasets of the hosts do: an absolute path stays."""
-    return str(Path(root, path)) if '://' not in root + path else root + path
 
 
 def _look(scope: str, key: str, path, settings: dict) -> None:
@@ -105,20 +85,11 @@ def _label_suffix(scope: str, dataset: dict) -> str | None:
     """The end of the label maps' names, by the config or by the class."""
     if 'seg_map_suffix' in dataset:
         return dataset['seg_map_suffix']
-    cls = dataset.get('type')
-    if isinstance(cls, str):
-        with DATASETS.switch_scope_and_registry(scope) as registry:
-            cls = registry.get(cls)
-    if not inspect.isclass(cls):
+    cls = dataset_class(scope, dataset)
+    if cls is None:
         return None  # the host says what is wrong with it
     parameter = inspect.signature(cls).parameters.get('seg_map_suffix')
     return parameter.default if parameter else None
-
-
-def unscoped_type(settings: dict) -> str:
-    """The type of a config without its scope; also of one that is a class."""
-    kind = settings.get('type')
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _cure(scope: str, settings: dict, missing: str) -> str:

@@ -1,0 +1,205 @@
+"""A segmentor's images and label maps, looked at before anything is built.
+
+Maps of three channels, of another size than their image or turned are cropped,
+scaled or broadcast until they fit, and are trained on in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from ...openmmlab.empty_datasets import why_nothing_is_listed
+from .class_names import check_is_sequence
+from .datasets import class_names, dataset_class, datasets_of, is_remote
+from .image_sizes import loaded_size, spread
+from .problems import Problem
+
+SIZES, DECODED = 64, 8  # label maps looked at at the start of a run
+IGNORED = 255
+
+
+def check_label_maps(cfg: Config, split: str,
+                     every: bool = False) -> Iterator[Problem]:
+    """Look at a split's list of samples, and at label maps spread over it.
+
+    Args:
+        cfg: A config of mmseg.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        every: Whether all label maps are looked at.
+    """
+    if cfg.default_scope != 'mmseg':
+        return
+    for key, settings in datasets_of(cfg, split):
+        yield from check_is_sequence(
+            key, class_names(cfg.default_scope, settings))
+        dataset, samples = (None, None) if is_remote(settings) else _list(settings)
+        if dataset is None:
+            continue
+        if not samples:
+            yield Problem(key, f'{type(dataset).__name__} has no samples: '
+                          f'{why_nothing_is_listed(dataset)}')
+            continue
+        load = _loader(settings)
+        if load is not None and all(labels for _, labels in samples):
+            yield from _check_maps(key, samples, dataset, load, every)
+
+
+def _list(settings: dict) -> tuple:
+    """A dataset and the paths of its images and label maps; None where it fails.
+
+    It then says itself what is wrong.
+    """
+    cls = dataset_class('mmseg', settings)
+    if not hasattr(cls, 'load_data_list') or not hasattr(cls, 'get_label_map'):
+        return None, None
+    base = dataset_class('mmseg', dict(type='mmseg.BaseSegDataset'))
+    try:
+        with DATASETS.switch_scope_and_registry('mmseg') as registry:
+            dataset = registry.build(dict(settings, lazy_init=True, pipeline=[]))
+        if base is not None and cls.load_data_list is base.load_data_list:
+            return dataset, list(_pairs(dataset))
+        return dataset, [(sample['img_path'], sample.get('seg_map_path'))
+                         for sample in dataset.load_data_list()]
+    except Exception:
+        return None, None
+
+
+def _pairs(dataset) -> Iterator[tuple[str, str | None]]:
+    """What BaseSegDataset lists, ten times as fast."""
+    images = dataset.data_prefix.get('img_path')
+    labels = dataset.data_prefix.get('seg_map_path')
+    suffix = dataset.img_suffix
+    if dataset.ann_file and not os.path.isdir(dataset.ann_file):
+        with open(dataset.ann_file, encoding='utf-8') as file:
+            names = [line.strip() for line in file]
+    else:
+        names = sorted(
+            os.path.relpath(folder, images) + f'/{name[:-len(suffix)]}'
+            if folder != images else name[:-len(suffix)]
+            for folder, _, files in os.walk(images, followlinks=True)
+            for name in files
+            if name.endswith(suffix) and not name.startswith('.'))
+    for name in names:
+        yield os.path.join(images, name + suffix), None if labels is None else \
+            os.path.join(labels, name + dataset.seg_map_suffix)
+
+
+def _loader(settings: dict) -> dict | None:
+    """The step of a pipeline that loads label maps as mmseg does."""
+    for step in settings.get('pipeline') or ():
+        if isinstance(step, dict) and str(step.get('type')).rpartition('.')[2] \
+                .strip("'>") == 'LoadAnnotations':
+            return step
+    return None
+
+
+def _check_maps(key: str, samples: list, dataset, load: dict,
+                every: bool) -> Iterator[Problem]:
+    chosen = samples if every else spread(samples, SIZES)
+    missing, sizes = [], []
+    for image, labels in (map(Path, sample) for sample in chosen):
+        if not labels.is_file():
+            missing.append(labels)
+            continue
+        given, wanted = loaded_size(labels), loaded_size(image)
+        if None not in (given, wanted) and given != wanted:
+            sizes.append((labels, given, wanted))
+    of = f'of {len(chosen)} label maps' + ('' if len(chosen) == len(samples)
+                                           else ' that were looked at')
+    if missing:
+        yield Problem(
+            key, f'{len(missing)} {of} are not there, such as {missing[0]}: do '
+            'img_suffix and seg_map_suffix leave the same names?')
+    if sizes:
+        path, given, wanted = sizes[0]
+        turned = ' (transposed)' if given == wanted[::-1] else ''
+        yield Problem(
+            key, f'{len(sizes)} {of} have another size than their images, such as '
+            f'{path}: height and width are {given}, of the image {wanted}{turned}')
+    yield from _check_labels(
+        key, chosen if every else spread(chosen, DECODED), dataset, load)
+
+
+def _check_labels(key: str, samples: list, dataset, load: dict) -> Iterator[Problem]:
+    seen: set[int] = set()
+    backend = load.get('imdecode_backend', 'pillow')
+    for _, path in (map(Path, sample) for sample in samples):
+        try:
+            labels = mmcv.imfrombytes(
+                path.read_bytes(), flag='unchanged', backend=backend).squeeze()
+        except Exception:
+            continue  # the sample is named when it is loaded
+        fault = _fault(labels)
+        if fault:
+            yield Problem(key, f'the label map {path} {fault}')
+            return
+        counts = np.bincount(labels.astype(np.uint8).ravel())
+        seen |= set(np.flatnonzero(counts).tolist())
+    yield from _never(key, seen, dataset, len(samples))
+
+
+def _fault(labels: np.ndarray) -> str | None:
+    """What makes an array no label map for mmseg, which reads 8 bits of it."""
+    if labels.ndim != 2:
+        return (f'must have one channel, got an array of shape {labels.shape}: '
+                'write the numbers of classes, not their colours (a palette is '
+                'fine)')
+    if labels.dtype != bool and (labels.min() < 0 or labels.max() > 255):
+        return (f'must hold numbers from 0 to 255, got {labels.min()} to '
+                f'{labels.max()}, of which mmseg keeps the last 8 bits')
+    if labels.dtype.kind == 'f' and (labels != labels.round()).any():
+        return 'must hold whole numbers, got fractions'
+    return None
+
+
+def _never(key: str, raw: set[int], dataset, count: int) -> Iterator[Problem]:
+    """A class that never occurs where 255 does: the mask's 255 may be meant."""
+    classes = dataset.metainfo.get('classes') or ()
+    seen, ignored = set(), False
+    for label in raw:
+        label = numbered(label, dataset.reduce_zero_label, dataset.label_map)
+        ignored |= label == IGNORED
+        seen |= {label} - {IGNORED}
+    text = silent_255(seen, ignored, len(classes), dataset.reduce_zero_label)
+    if text:
+        yield Problem(key, f'in {count} label maps {text}', fatal=False)
+
+
+def numbered(label: int, reduce_zero_label: bool, label_map: dict | None) -> int:
+    """The label that mmseg's LoadAnnotations makes of a number of a file."""
+    if reduce_zero_label:
+        label = {0: 255, 255: 255}.get(label, label - 1)
+    return (label_map or {}).get(label, label)
+
+
+def silent_255(seen: set[int], ignored: bool, classes: int,
+               reduce_zero_label: bool = False) -> str | None:
+    """What to say where 255, which is ignored, may stand for a class.
+
+    Masks of 0 and 255 are the usual case. Many data sets ignore some pixels, and
+    rare classes are not in a few label maps; so something is said only where no
+    more than one class occurs, or all but one of a few.
+
+    Args:
+        seen: Labels that occurred.
+        ignored: Whether ignored pixels occurred.
+        classes: How many there are.
+        reduce_zero_label: Whether 0 of the files is ignored, too.
+    """
+    missing = [c for c in range(classes) if c not in seen]
+    few = len(seen & set(range(classes))) <= 1 or (
+        len(missing) == 1 and classes <= 4)
+    if not (ignored and missing and few and classes > 1):
+        return None
+    cure = 'set reduce_zero_label=False, if 0 is a class' if reduce_zero_label \
+        else 'write masks of 0 and 255 as 0 and 1, numbers of classes'
+    return (f'the labels {missing if len(missing) < 9 else "of most classes"} never '
+            'occur, while pixels of 255, which are ignored, do: nothing would be '
+            f'learnt of these classes, and the metrics leave them out. {cure}')

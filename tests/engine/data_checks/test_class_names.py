@@ -1,0 +1,148 @@
+"""Labels are numbered by the annotation file; names must be in its order."""
+
+import json
+
+import pytest
+from helpers.coco_files import coco_config, write_coco
+
+from fpt_plugin.engine.data_checks import check_data
+from fpt_plugin.engine.data_checks.class_names import check_class_names
+
+ANIMALS = ('cat', 'dog', 'hen')
+
+
+def found(classes, names=ANIMALS, evaluated=False):
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
+    return [(problem.fatal, problem.text) for problem in check_class_names(
+        'key', classes, 'a.json', categories, evaluated)]
+
+
+@pytest.mark.parametrize('classes', [
+    ANIMALS, list(ANIMALS), ('cat', 'dog'), ('cat', 'hen'), ('hen', )])
+@pytest.mark.parametrize('evaluated', [True, False])
+def test_the_files_order_is_fine(classes, evaluated):
+    assert not found(classes, evaluated=evaluated)
+
+
+@pytest.mark.parametrize('classes', [
+    ('dog', 'cat'), ('hen', 'cat', 'dog'), ('cat', 'hen', 'dog')])
+def test_another_order_is_refused_with_both_orders(classes):
+    (fatal, text), = found(classes)
+    assert fatal and str(classes) in text
+    assert str(tuple(name for name in ANIMALS if name in classes)) in text
+
+
+def test_of_many_classes_the_labels_that_differ_are_named():
+    names = [f'n{i}' for i in range(80)]
+    swapped = [*names[:5], names[6], names[5], *names[7:]]
+    (fatal, text), = found(swapped, names)
+    assert fatal and "label 5 is 'n6' in classes and 'n5' in the file" in text
+    assert not found(names, names)
+
+
+@pytest.mark.parametrize('classes, words', [
+    (('cat', 'dgo', 'hen'), "'dgo' for 'dog'"),
+    (('cat', 'dog', 'hne'), "'hne' for 'hen'"),
+    (('Cat', 'dog', 'hen'), "'Cat' for 'cat'"),
+    (('person', 'car'), "'cat', 'dog', 'hen'"),
+])
+def test_a_name_that_is_no_category(classes, words):
+    (fatal, text), = found(classes)
+    assert fatal and words in text
+
+
+def test_a_file_that_lacks_the_last_classes():
+    (fatal, _), = found((*ANIMALS, 'rat'))
+    assert not fatal  # the numbers of the others are right
+    (fatal, _), = found((*ANIMALS, 'rat'), evaluated=True)
+    assert fatal
+    (fatal, _), = found(('rat', *ANIMALS))
+    assert fatal
+
+
+@pytest.mark.parametrize('names', [('cat', 'cat', 'dog'), ()])
+def test_categories_that_cannot_be_told_apart(names):
+    (fatal, text), = found(('cat', 'dog'), names)
+    assert fatal and 'categories' in text
+
+
+def test_ids_do_not_matter_and_must_differ():
+    categories = [dict(id=7, name='cat'), dict(id=3, name='dog')]
+    assert not list(check_class_names('', ('cat', 'dog'), '', categories, True))
+    categories[1]['id'] = 7
+    assert list(check_class_names('', ('cat', 'dog'), '', categories, True))
+
+
+def wrapped(kind, dataset):
+    return {
+        'ConcatDataset': dict(type=kind, datasets=[dataset]),
+        'RepeatDataset': dict(type=kind, times=2, dataset=dataset),
+        'ClassBalancedDataset': dict(type=kind, oversample_thr=.1, dataset=dataset),
+        'MultiImageMixDataset': dict(type=kind, dataset=dataset, pipeline=[]),
+    }.get(kind, dataset)
+
+
+@pytest.mark.parametrize('kind', [
+    None, 'ConcatDataset', 'RepeatDataset', 'ClassBalancedDataset',
+    'MultiImageMixDataset'])
+def test_datasets_in_configs(tmp_path, kind):
+    cfg = coco_config(write_coco(tmp_path), classes=('square', 'disc'))
+    cfg.train_dataloader.dataset = wrapped(kind, cfg.train_dataloader.dataset)
+    with pytest.raises(ValueError, match='swapped'):
+        check_data(cfg, 'train')
+    cfg = coco_config(tmp_path, classes=('disc', 'square'))
+    cfg.train_dataloader.dataset = wrapped(kind, cfg.train_dataloader.dataset)
+    check_data(cfg, 'train', 'val', 'test')
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_every_split_is_looked_at(tmp_path, split):
+    cfg = coco_config(write_coco(tmp_path), classes=('disc', 'square'))
+    settings = cfg[f'{split}_dataloader'].dataset
+    settings.metainfo = dict(classes=('square', 'disc'))
+    with pytest.raises(ValueError, match=f'{split}_dataloader.dataset.ann_file'):
+        check_data(cfg, 'train', 'val', 'test')
+
+
+def test_a_metric_with_a_file_of_its_own(tmp_path):
+    cfg = coco_config(write_coco(tmp_path), classes=('disc', 'square'))
+    content = json.loads((tmp_path / 'a.json').read_text())
+    content['categories'].reverse()
+    (tmp_path / 'b.json').write_text(json.dumps(content))
+    cfg.val_evaluator.ann_file = str(tmp_path / 'b.json')
+    with pytest.raises(ValueError, match='val_evaluator.ann_file.*swapped'):
+        check_data(cfg, 'val')
+    cfg.val_evaluator.format_only = True
+    check_data(cfg, 'val')
+
+
+def test_mmdet_numbers_labels_as_the_check_says(tmp_path):
+    """The fault of the host: labels follow the file, names do not."""
+    from mmdet.datasets import CocoDataset
+    write_coco(tmp_path)
+    dataset = CocoDataset(
+        ann_file=str(tmp_path / 'a.json'), data_prefix=dict(img=''),
+        metainfo=dict(classes=('square', 'disc')))
+    label = dataset.get_data_info(0)['instances'][0]['bbox_label']
+    assert (label, dataset.metainfo['classes'][label]) == (0, 'square')  # a disc
+
+
+@pytest.mark.parametrize('kind', ['LVISV1Dataset', 'XMLDataset', 'CrowdHumanDataset',
+                                  'Objects365V1Dataset', 'Sorted'])
+def test_datasets_that_number_labels_themselves(tmp_path, kind):
+    from mmdet.datasets import CocoDataset
+
+    class Sorted(CocoDataset):
+
+        def load_data_list(self):
+            raise NotImplementedError
+
+    cfg = coco_config(write_coco(tmp_path), classes=('square', 'disc'))
+    cfg.train_dataloader.dataset.type = Sorted if kind == 'Sorted' else kind
+    check_data(cfg, 'train')
+
+
+def test_one_class_without_a_comma(tmp_path):
+    cfg = coco_config(write_coco(tmp_path), classes='disc')
+    with pytest.raises(ValueError, match="got the text 'disc'"):
+        check_data(cfg, 'train')

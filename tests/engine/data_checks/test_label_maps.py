@@ -1,0 +1,163 @@
+"""Label maps are looked at before anything is built."""
+
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from fpt_plugin.engine.data_checks import check_data, inspect_data
+from fpt_plugin.engine.data_checks.label_maps import _pairs, silent_255
+
+HEIGHT, WIDTH = 20, 30
+GOOD = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3
+
+
+def tree(folder, *maps, suffix='.png'):
+    for name in ('images', 'labels'):
+        (folder / name).mkdir()
+    for i, labels in enumerate(maps):
+        cv2.imwrite(str(folder / f'images/{i}.png'),
+                    np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+        Image.fromarray(labels).save(folder / f'labels/{i}{suffix}')
+    return folder
+
+
+def config(folder, classes=('a', 'b', 'c'), loading=(), **changes):
+    dataset = dict(
+        type='BaseSegDataset', data_root=str(folder), img_suffix='.png',
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        metainfo=dict(classes=classes),
+        pipeline=[dict(type='LoadImageFromFile'),
+                  dict(type='LoadAnnotations', **dict(loading))])
+    dataset.update(changes)
+    return Config(dict(default_scope='mmseg',
+                       train_dataloader=dict(dataset=dataset)))
+
+
+def check(folder, **changes):
+    check_data(config(folder, **changes), 'train')
+
+
+def palette(labels):
+    image = Image.fromarray(labels, 'P')
+    image.putpalette(list(range(256)) * 3)
+    return image
+
+
+@pytest.mark.parametrize('labels', [GOOD, GOOD == 1, np.where(GOOD == 2, 255, GOOD)
+                                    .astype(np.uint8), GOOD.astype(np.uint16)])
+def test_good_ones(tmp_path, labels):
+    tree(tmp_path, GOOD, labels.astype(labels.dtype), GOOD)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check(tmp_path)
+
+
+@pytest.mark.parametrize('labels, words', [
+    (np.stack([GOOD] * 3, -1), r'1.png must have one channel.*\(20, 30, 3\)'),
+    (np.stack([GOOD] * 4, -1), r'1.png must have one channel.*\(20, 30, 4\)'),
+    (np.ascontiguousarray(GOOD[::2, ::2]), r'1.png.* \(10, 15\), of the image \(20'),
+    (np.ascontiguousarray(GOOD.T), r'1.png.*\(transposed\)'),
+    (GOOD.astype(np.uint16) + 255, '1.png must hold numbers from 0 to 255'),
+])
+@pytest.mark.parametrize('wrapper', [None, 'ConcatDataset', 'RepeatDataset'])
+def test_bad_ones_are_named(tmp_path, labels, words, wrapper):
+    cfg = config(tree(tmp_path, GOOD, labels, GOOD))
+    dataset = cfg.train_dataloader.dataset
+    if wrapper == 'ConcatDataset':
+        cfg.train_dataloader.dataset = dict(type=wrapper, datasets=[dataset])
+    elif wrapper:
+        cfg.train_dataloader.dataset = dict(type=wrapper, times=3, dataset=dataset)
+    with pytest.raises(ValueError, match=words):
+        check_data(cfg, 'train')
+    assert any(problem.fatal for problem in inspect_data(cfg, 'train'))
+
+
+def test_a_palette_by_the_backend_that_loads_it(tmp_path):
+    tree(tmp_path, GOOD)
+    palette(GOOD).save(tmp_path / 'labels/0.png')
+    check(tmp_path)
+    with pytest.raises(ValueError, match='one channel'):
+        check(tmp_path, loading=dict(imdecode_backend='cv2'))
+
+
+@pytest.mark.parametrize('raw, classes, reduce_zero_label, warned', [
+    ((0, 255), ('a', 'b'), False, True),
+    ((0, 255), ('a', 'b'), True, True),
+    ((0, 1), ('a', 'b'), True, True),
+    ((0, 1, 255), ('a', 'b', 'c'), False, True),
+    ((0, 1, 255), ('a', 'b'), False, False),
+    ((0, 1), ('a', 'b'), False, False),
+    ((0, ), ('a', 'b'), False, False),  # only nothing is in these few
+    ((0, 1, 2), ('a', 'b'), True, False),
+    ((0, 1, 7, 255), tuple('abcdefgh'), False, False),
+    ((0, 1, 2, 3, 4, 5, 6, 255), tuple('abcdefgh'), False, False),
+])
+def test_masks_of_0_and_255(tmp_path, raw, classes, reduce_zero_label, warned):
+    labels = np.array(raw, np.uint8)[np.arange(HEIGHT * WIDTH) % len(raw)]
+    tree(tmp_path, labels.reshape(HEIGHT, WIDTH))
+    settings = dict(classes=classes, reduce_zero_label=reduce_zero_label)
+    if warned:
+        with pytest.warns(UserWarning, match='never occur, while pixels of 255'):
+            check(tmp_path, **settings)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            check(tmp_path, **settings)
+
+
+def test_255_beside_one_class_of_many():
+    assert silent_255(set(), True, 19) and silent_255({3}, True, 19)
+    assert silent_255({3, 4}, True, 19) is None
+    assert silent_255({3}, False, 19) is None
+
+
+def test_label_maps_of_another_name(tmp_path):
+    tree(tmp_path, GOOD, GOOD)
+    (tmp_path / 'labels/1.png').rename(tmp_path / 'labels/other.png')
+    with pytest.raises(ValueError, match=r'1 of 2 label maps are not there.*1\.png'):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(img_suffix='.jpg'), "ends with img_suffix='.jpg'; it has 1 of .png"),
+    (dict(data_prefix=dict(img_path='none', seg_map_path='labels')),
+     'none, is empty'),
+    (dict(ann_file='list.txt'), 'list.txt lists none'),
+])
+def test_why_there_are_no_samples(tmp_path, change, words):
+    tree(tmp_path, GOOD)
+    (tmp_path / 'none').mkdir()
+    (tmp_path / 'list.txt').write_text('')
+    with pytest.raises(ValueError, match=words):
+        check(tmp_path, **change)
+
+
+def test_data_without_labels(tmp_path):
+    """They can be predicted."""
+    tree(tmp_path, GOOD)
+    cfg = config(tmp_path, data_prefix=dict(img_path='images'))
+    cfg.train_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile')]
+    check_data(cfg, 'train')
+
+
+@pytest.mark.parametrize('ann_file', ['', 'list.txt'])
+def test_samples_are_listed_as_mmseg_lists_them(tmp_path, ann_file):
+    from mmseg.datasets import BaseSegDataset
+    (tmp_path / 'elsewhere').mkdir()
+    for name in ('images/b.png', 'images/a/c.png', 'images/a/d/e.png',
+                 'images/.hidden.png', 'images/f.jpg', 'elsewhere/g.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    (tmp_path / 'images/link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'list.txt').write_text('b\na/c\n')
+    dataset = BaseSegDataset(
+        data_root=str(tmp_path), img_suffix='.png', seg_map_suffix='_l.png',
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        ann_file=ann_file, metainfo=dict(classes=('a', 'b')), lazy_init=True)
+    wanted = [(s['img_path'], s['seg_map_path']) for s in dataset.load_data_list()]
+    assert sorted(_pairs(dataset)) == sorted(wanted)
+    assert len(wanted) == (2 if ann_file else 4)
