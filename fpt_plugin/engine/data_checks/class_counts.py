@@ -16,8 +16,9 @@ from .datasets import dataset_class, datasets_of, metainfo_of
 from .problems import Problem
 
 # Heads with classes of their own: RPNs tell objects from the rest, fused semantic
-# heads count stuff, STDC's learns edges.
-OTHERS = ('RPN', 'FusedSemanticHead', 'SCNetSemanticHead', 'STDCHead')
+# heads count stuff, STDC's learns edges, SAN's compares with texts.
+OTHERS = ('RPN', 'FusedSemanticHead', 'SCNetSemanticHead', 'STDCHead',
+          'SideAdapterCLIPHead')
 # Others, such as those of videos, list more classes than they are trained on.
 DATASETS = dict(mmdet='BaseDetDataset', mmseg='BaseSegDataset')
 
