@@ -131,11 +131,14 @@ class LookUp(BaseDataset):
 
 @register(MODELS)
 class LookUpBackbone(BaseModule):
-    """Six 3x3 convolutions; maps at strides 4, 8, 16 and 32.
+    """Five 3x3 convolutions; maps at strides 4, 8, 16 and 32.
+
+    A pixel of the coarsest map sees 63 pixels of the image, behind an FPN 127:
+    no disc of an image of 192 pixels sees the patch of its colour.
 
     Args:
-        deeper: Further convolutions at stride 32. Six of them let every pixel
-            of the coarsest map see the whole of an image of 192 pixels.
+        deeper: Further convolutions at stride 32. With six of them every pixel
+            of the coarsest map sees the whole image.
         lambda_layers: Whether a lambda layer follows at strides 16 and 32.
         init_cfg: Initialisation.
     """
@@ -149,7 +152,7 @@ class LookUpBackbone(BaseModule):
         self.stages = nn.ModuleList(
             _convolution(a, b, 2) for a, b in zip(widths, widths[1:]))
         self.last = nn.Sequential(
-            *(_convolution(64, 64, 1) for _ in range(1 + deeper)))
+            *(_convolution(64, 64, 1) for _ in range(deeper)))
         self.lambdas = nn.ModuleList(
             LambdaLayer(64, residual=True) for _ in range(2)
         ) if lambda_layers else None

@@ -92,6 +92,25 @@ def test_backbone(args):
     assert all(p.grad is not None for p in backbone.parameters())
 
 
+def test_an_fpn_cannot_see_the_patch_from_a_disc():
+    """What lies two cells away has no gradient, so FPN can only guess."""
+    torch.manual_seed(0)
+    backbone = LookUpBackbone().eval()
+    neck = MODELS.build(
+        dict(type='mmdet.FPN', in_channels=[32, 48, 64, 64], out_channels=8,
+             num_outs=4))
+    image = torch.rand(1, 3, 192, 192, requires_grad=True)
+    maps = neck(backbone(image))
+    for x in maps:
+        stride = 192 // x.shape[2]
+        # The pixels of a disc as far to the right as one may lie in the first
+        # column of cells; its patch begins behind the second column.
+        column = int(0.88 * 64 + 6) // stride
+        grad, = torch.autograd.grad(
+            x[..., column].sum(), image, retain_graph=True)
+        assert grad[..., :64].any() and not grad[..., 128 + 4:].any(), stride
+
+
 class TwoLevels(nn.Module):
     """A network that sees some 40 of 96 pixels, except through its neck."""
 
