@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ...io.files import check_writable, write_bytes
+from .picture import draw_answers
 from .running import Study, fingerprint, run
 from .table import markdown, plot, read_rows
 
@@ -39,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
                         help='write the table to a file too')
     parser.add_argument('--plot', metavar='FILE',
                         help='draw figure against cost')
+    parser.add_argument('--picture', metavar='FILE',
+                        help='draw the answers of --rows to one test image, '
+                        'segmentors only')
     return parser
 
 
@@ -46,7 +50,7 @@ def main(args: argparse.Namespace) -> str:
     """Run what is not finished; return the table."""
     study = Study.load(args.study)
     results = Path(args.results) / study.name
-    for out in (args.markdown, args.plot):
+    for out in (args.markdown, args.plot, args.picture):
         if out is not None:
             check_writable(out)
     if not args.table:
@@ -59,6 +63,10 @@ def main(args: argparse.Namespace) -> str:
         write_bytes(args.markdown, f'{table}\n'.encode())
     if args.plot is not None:
         plot(study, rows, Path(args.plot))
+    if args.picture is not None:
+        draw_answers(study, args.rows or list(study.rows),
+                     Path(args.work_dir) / study.name, Path(args.picture),
+                     args.seeds[0])
     print(table)
     return table
 

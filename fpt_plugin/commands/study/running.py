@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,7 @@ class Study:
         """
         if row not in self.rows:
             raise ValueError(f'rows must be of {list(self.rows)}, got {row!r}')
-        config = self.config.copy()
-        # A copy each: merging pops _delete_.
+        config = copy.deepcopy(self.config)  # runners change theirs
         config.merge_from_dict(ConfigDict(self.rows[row]).to_dict())
         config.randomness = dict(seed=seed)
         return config

@@ -15,6 +15,7 @@ _base_ = {base!r}
 study = dict(
     title='Small', metric='aAcc', baseline='fpn', shape=(96, 96),
     rows=dict(
+        _delete_=True,
         fpn=dict(),
         light=dict(model=dict(neck=dict(type='FPT', preset='light')))))
 pipeline = [dict(type='DrawLookUp', size=96), dict(type='PackSegInputs')]
@@ -70,6 +71,8 @@ def test_rows_are_trained_and_skipped_when_finished(study, capsys):
     assert fpn['steps'] == light['steps'] == 2
     assert light['macs'] > fpn['macs'] and len(light['curve']) == 3
     assert 0 <= fpn['report'] <= 100 and fpn['seconds_per_step'] > 0
+    run(study, '--table', '--picture', study.parent / 'answers.png')
+    assert (study.parent / 'answers.png').stat().st_size > 10_000
     before = [f.stat().st_mtime_ns for f in files]
     capsys.readouterr()
     assert run(study, '--seeds', 0) == shown
@@ -91,6 +94,9 @@ def test_shipped_studies_have_different_rows(name):
         study.config_of(study.baseline, 0))
     assert fingerprint(again) != fingerprint(
         study.config_of(study.baseline, 1))
+    again.default_hooks.checkpoint.type = 'changed by a runner'
+    assert 'changed by' not in study.config_of(study.baseline, 0).pretty_text
+    again = configs[list(study.rows).index(study.baseline)]
     # The baseline's settings are in every row, except those of the row.
     for config in configs:
         assert config.optim_wrapper == again.optim_wrapper
@@ -141,6 +147,12 @@ def test_wrong_configs(tmp_path, text, message):
     path.write_text("default_scope = 'mmseg'\nmodel = dict(type='X')\n" + text)
     with pytest.raises(ValueError, match=message):
         Study.load(str(path))
+
+
+def test_a_picture_needs_trained_rows(study):
+    write(study.parent / 'results' / 'small', result('fpn', 0, 50))
+    with pytest.raises(FileNotFoundError, match="train the row 'fpn' first"):
+        run(study, '--table', '--picture', study.parent / 'answers.png')
 
 
 def test_an_unknown_study_is_named():
