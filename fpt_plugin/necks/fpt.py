@@ -177,6 +177,7 @@ class FPT(BaseModule):
         check_positive_int('out_channels', out_channels)
         if num_outs is not None:
             check_levels('num_outs', num_outs)
+        self.preset = preset or 'default'
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_outs = num_outs
