@@ -374,7 +374,7 @@ class FPT(BaseModule):
 
     def pooling_strides(
             self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
-        """The default preset's; None where the layers know theirs."""
+        """Strides to the coarsest grid; None where the layers know theirs."""
         if self.key_strides is not None:
             return None
         if self._watches_keys and warn_of_many_keys(maps[self.num_levels - 1]):
