@@ -89,7 +89,8 @@ def load_weights(model: nn.Module,
     try:
         result, wrong = load_what_fits(model, given)
     except RuntimeError as error:  # shapes, under the names of a plain neck
-        lines = str(error).strip().splitlines()[1:3]
+        lines = str(error).strip().splitlines()
+        lines = lines[1:3] or lines  # torch's first line names the class
         raise ValueError(f'{another}: '
                          f'{" ".join(line.strip() for line in lines)}') from error
     missing = [key for key in result.missing_keys

@@ -38,8 +38,8 @@ def PyramidMemoryDETR(detector: str | type = FAMILY,
         model = dict(
             type='PyramidMemoryDETR',
             encoder=None,
-            neck=dict(type='FPT', pyramid=dict(type='ChannelMapper'),
-                      num_levels=4))
+            neck=dict(type='FPT', preset='full', num_levels=4,
+                      pyramid=dict(type='ChannelMapper')))
 
     and over one of DINO ``detector='DINO'`` besides. mmdet builds the class of
     its encoder by name, so no config alone can do it.

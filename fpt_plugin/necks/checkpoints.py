@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..io.checkpoints import some
 from ..openmmlab.list_necks import adopt_plain_neck
 from .branches import level_pairs
-from .presets import PRESETS
+from .presets import BRANCHES, PRESETS
 
 # Children by which the libraries' necks can be told apart in a state dict, the
 # most particular ones first. A neck is named when it has all of them.
@@ -105,6 +105,14 @@ def _likely_neck(keys: set[str]) -> str | None:
     return None
 
 
+class OtherBranches(RuntimeError, ValueError):
+    """A checkpoint has other FPT branches than the neck.
+
+    RuntimeError is what torch raises where a state dict does not fit, and
+    ValueError what commands report in one line.
+    """
+
+
 def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
                    neck: nn.Module) -> None:
     """Refuse branches of another preset, which would be lost in silence.
@@ -118,7 +126,7 @@ def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
         neck: An FPT.
 
     Raises:
-        RuntimeError: The checkpoint has layers that the neck has not, or of
+        OtherBranches: The checkpoint has layers that the neck has not, or of
             another width.
     """
     own = tuple(f'{child}.' for child in neck.OWN_CHILDREN[1:])
@@ -147,29 +155,40 @@ def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
         parts.append(f'{len(other)} have other shapes ({key} is {given[key]} '
                      f'in the checkpoint and {expected[key]} here);')
     fitting = _fitting_preset(given, neck)
+    if fitting == neck.preset:
+        fitting = None  # other arguments differ
     parts.append(
         f"write preset='{fitting}' into the neck's config." if fitting else
         'the neck needs the arguments that it was trained with.')
     if fitting == 'full':
         parts.append("Version 0.1.0 called the preset 'full' the default.")
-    raise RuntimeError(' '.join(parts))
+    raise OtherBranches(' '.join(parts))
 
 
 def _fitting_preset(given: dict[str, tuple[int, ...]],
                     neck: nn.Module) -> str | None:
-    """The preset of a checkpoint, told by its branches and their width."""
+    """The preset of a checkpoint, told by its branches and their width.
+
+    First the preset whose branches these are, then one of whose levels and
+    width they are: a config may leave branches out, or have others.
+    """
     layers = {tuple(key.split('.')[:2]) for key in given
               if not key.startswith(('fusions.', 'drop_blocks.'))}
     widths = {shape[0] for key, shape in given.items()
               if key.endswith('.value.weight')}
+    kinds = {kind for kind, _ in layers}
+    part = None
     for name, preset in PRESETS.items():
         firsts = preset.first_levels(
             neck.num_levels, getattr(neck.pyramid, 'one_size', False))
-        wanted = {(f'{branch}s', f'{level}_{source}')
-                  for branch in preset.branches for level, source in
-                  level_pairs(branch, firsts[branch], neck.num_levels)}
+        pairs = {(f'{branch}s', f'{level}_{source}')
+                 for branch in BRANCHES for level, source in
+                 level_pairs(branch, firsts[branch], neck.num_levels)}
         # 4 is the most parts that a layer of ours has unless told otherwise.
-        if layers == wanted and widths == {
-                preset.embed_channels(neck.out_channels, 4)}:
-            return name
-    return None
+        if widths != {preset.embed_channels(neck.out_channels, 4)}:
+            continue
+        if layers == {pair for pair in pairs if pair[0] in kinds}:
+            if kinds == {f'{branch}s' for branch in preset.branches}:
+                return name
+            part = part or name
+    return part

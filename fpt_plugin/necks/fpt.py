@@ -177,6 +177,7 @@ class FPT(BaseModule):
         check_positive_int('out_channels', out_channels)
         if num_outs is not None:
             check_levels('num_outs', num_outs)
+        self.preset = preset or 'default'
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_outs = num_outs
@@ -373,7 +374,7 @@ class FPT(BaseModule):
 
     def pooling_strides(
             self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
-        """The default preset's; None where the layers know theirs."""
+        """Strides to the coarsest grid; None where the layers know theirs."""
         if self.key_strides is not None:
             return None
         if self._watches_keys and warn_of_many_keys(maps[self.num_levels - 1]):

@@ -65,7 +65,12 @@ class Preset:
             return dict(type=self.pyramid)
         if name not in self.branches:
             return None
-        return dict(type=''.join(word.title() for word in name.split('_')))
+        return default_branch(name)
+
+
+def default_branch(name: str) -> dict[str, str]:
+    """Config of a branch that a preset has."""
+    return dict(type=''.join(word.title() for word in name.split('_')))
 
 
 PRESETS = {

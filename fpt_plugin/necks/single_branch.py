@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 
 from ..openmmlab.registry import register
 from .fpt import FPT
+from .presets import BRANCHES, PRESET, default_branch
 
 
 @register(MODELS)
@@ -48,10 +49,14 @@ class RenderingTransformerNeck(FPT):
 
 
 def _only(kwargs: dict, branch: str) -> dict:
-    """Switch the other branches off; refuse a config for one of them."""
+    """Switch the other branches off; refuse a config for one of them.
+
+    The branch is there in each preset, also where the preset leaves it out.
+    """
     kwargs = dict(kwargs)
-    for name in ('self_transformer', 'grounding_transformer',
-                 'rendering_transformer'):
+    if kwargs.get(branch, PRESET) == PRESET:
+        kwargs[branch] = default_branch(branch)
+    for name in BRANCHES:
         if name != branch:
             if kwargs.get(name) is not None:
                 raise TypeError(f'a neck with {branch} alone takes no {name}, '

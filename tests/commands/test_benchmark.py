@@ -86,11 +86,12 @@ def test_local_attention(tmp_path):
 
 
 def test_neck(tmp_path):
-    out = bench('neck', '--preset', 'default', 'paper', '--shape', 32, 64,
+    presets = ['light', 'default', 'full', 'paper']
+    out = bench('neck', '--preset', *presets, '--shape', 32, 64,
                 '--repeats', 1, '--no-memory', '--out', tmp_path / 'a.json')
-    default, paper = json.loads(out.read_text())['records']
-    assert default['preset'] == 'default' and paper['preset'] == 'paper'
-    assert set(default['candidates']) == {'fpt', 'resnet50', 'fpn'}
+    records = json.loads(out.read_text())['records']
+    assert [record['preset'] for record in records] == presets
+    assert set(records[1]['candidates']) == {'fpt', 'resnet50', 'fpn'}
 
 
 def test_neck_of_segmentors(tmp_path):

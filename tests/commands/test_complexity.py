@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -192,8 +193,11 @@ def fpt(**kwargs):
     return FPT(**{**args, **kwargs})
 
 
-def fpt_formula(sizes, channels, embed, strides, concat):
-    """Multiply-adds of each branch and level, one image."""
+def fpt_formula(sizes, channels, embed, strides, concat, first=0):
+    """Multiply-adds of each branch and level, one image.
+
+    Finer levels than ``first`` have no GT, and RT does not read them.
+    """
     pixels = [h * w for h, w in sizes]
     keys = [-(-h // s) * -(-w // s) for (h, w), s in zip(sizes, strides)]
     project, conv3x3 = channels * embed, 9 * embed * embed
@@ -215,9 +219,11 @@ def fpt_formula(sizes, channels, embed, strides, concat):
     levels = range(len(sizes))
     for level in levels:
         costs['ST', level] = attend(level, level, 2)
-        costs['GT', level] = sum(attend(level, j, 4) for j in levels if j > level)
-        costs['RT', level] = sum(render(level, j) for j in levels if j < level)
-        width = embed * len(levels)
+        gt = [j for j in levels if j > level >= first]
+        rt = [j for j in levels if first <= j < level]
+        costs['GT', level] = sum(attend(level, j, 4) for j in gt)
+        costs['RT', level] = sum(render(level, j) for j in rt)
+        width = embed * (1 + len(gt) + len(rt))
         costs['fusion', level] = pixels[level] * (
             9 * channels * (channels + width) if concat else width * embed +
             9 * embed * channels)
@@ -225,16 +231,16 @@ def fpt_formula(sizes, channels, embed, strides, concat):
 
 
 @pytest.mark.parametrize('height, width', [(25, 42), (33, 17), (9, 1), (64, 64)])
-@pytest.mark.parametrize('paper', [False, True])
+@pytest.mark.parametrize('preset, first', [
+    ('light', 4), ('default', 1), ('full', 0), ('paper', 0)])
 @pytest.mark.parametrize('batch', [1, 2])
-def test_fpt_is_its_formula(height, width, paper, batch):
-    args = dict(
-        embed_channels=16, key_strides=1, fusion='concat') if paper else {}
-    neck = fpt(**args)
-    sizes = sizes_of(height, width, 3)
-    strides = (1, 1, 1) if paper else neck.pooling_strides(
+def test_fpt_is_its_formula(height, width, preset, first, batch):
+    neck = fpt(preset=preset, num_levels=4)
+    sizes = sizes_of(height, width, 4)
+    strides = neck.key_strides or neck.pooling_strides(
         [torch.empty(1, 16, *s) for s in sizes])
-    want = fpt_formula(sizes, 16, neck.embed_channels, strides, paper)
+    want = fpt_formula(sizes, 16, neck.embed_channels, strides,
+                       preset == 'paper', first)
     result = neck_complexity(neck, [(16, *s) for s in sizes], batch)
     got = {(b.name, b.level): b.macs for b in result.branches}
     assert got == {key: batch * macs for key, macs in want.items() if macs}
@@ -468,7 +474,7 @@ def test_fpt_in_a_detector(plain):
         assert (same.macs, same.parameters) == (part.macs, part.parameters)
     gmacs = {b.name: b.macs / 1e9 for b in result.by_branch()}
     assert gmacs == pytest.approx(
-        dict(ST=27, GT=73, RT=21, fusion=32), abs=0.5)
+        dict(ST=13.6, GT=5.8, RT=1.4, fusion=13.7), abs=0.05)
     own = result.part('fpt')
     for name in ('macs', 'parameters', 'trainable', 'saved_bytes'):
         assert getattr(own, name) == sum(
@@ -500,15 +506,30 @@ def fpt_alone(neck):
 
 def test_the_paper_preset_needs_no_data():
     """3,640 GMACs at full resolution, counted without computing them."""
-    neck = FPT([256, 512, 1024, 2048], 256, num_outs=5,
-               pyramid=dict(type='BottomUpPyramid'), embed_channels=256,
-               key_strides=1, fusion='concat')
+    neck = FPT([256, 512, 1024, 2048], 256, num_outs=5, preset='paper')
     result = neck_complexity(
         neck, [(c, *s) for c, s in zip((256, 512, 1024, 2048), LEVELS)])
     assert result.part('fpt').macs == sum(
         fpt_formula(LEVELS[:4], 256, 256, (1, 1, 1, 1), True).values())
     assert result.part('fpt').macs / 1e9 == pytest.approx(3640, abs=1)
     assert not result.notes
+
+
+@pytest.mark.parametrize('preset', ['light', 'default', 'full', 'paper'])
+def test_the_readmes_table_of_presets(preset):
+    row = re.search(rf'^\| `{preset}` \|.*\| (\d+) \|((?: [\d.]+ \|)+) '
+                    r'\*\*([\d.]+)\*\* \|$',
+                    (ROOT / 'README.md').read_text(), re.M)
+    neck = FPT([256, 512, 1024, 2048], 256, num_outs=5, preset=preset)
+    result = neck_complexity(
+        neck, [(c, *s) for c, s in zip((256, 512, 1024, 2048), LEVELS)])
+    part = result.part('fpt')
+    levels = [sum(b.macs for b in result.branches if b.level == level) / 1e9
+              for level in range(4)]
+    assert row[1] == str(neck.embed_channels)
+    assert row[2].replace('|', '').split() == [
+        f'{x:.1f}' for x in (part.parameters / 1e6, *levels)]
+    assert row[3] == f'{part.macs / 1e9:.1f}'
 
 
 def test_roi_heads_see_what_the_config_says():

@@ -83,6 +83,16 @@ def test_one_file_serves_every_size(suffix, tmp_path):
         assert {node.domain for node in graph.graph.node} <= {''}
 
 
+@pytest.mark.parametrize('neck', [
+    dict(preset='light'), dict(preset='full'), dict(preset='paper'),
+    dict(first_level=1), dict(first_level=dict(grounding_transformer=1)),
+])
+def test_presets_and_levels_without_branches(neck, tmp_path):
+    result = export(
+        tiny(**neck), tmp_path / 'a.pt2', (64, 96), divisor=16, checks=[(96, 64)])
+    assert max(result.differences.values()) <= 1e-5
+
+
 def test_the_model_stays_as_it_was(tmp_path):
     model = tiny().train()
     image = torch.randn(1, 3, 32, 32)

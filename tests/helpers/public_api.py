@@ -33,13 +33,13 @@ STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 RECORD = Path(__file__).with_suffix('.txt')
 
 R50 = [256, 512, 1024, 2048]
-FPN = dict(type='FPT', in_channels=R50, out_channels=256, num_outs=5)
+FPN = dict(type='FPT', preset='full', in_channels=R50, out_channels=256,
+           num_outs=5)
 # By what a line calls them: the configs whose state dicts are recorded.
 MODULES = {
     'FPT': FPN,
-    'FPT, concat': dict(
-        FPN, pyramid=dict(type='BottomUpPyramid'), fusion='concat',
-        embed_channels=256, key_strides=1),
+    'FPT, concat': dict(FPN, preset='paper'),
+    'FPT, default': dict(FPN, preset=None),
     'UFP': dict(type='UFP', in_channels=R50, out_channels=256),
     'LambdaLayer, residual': dict(
         type='LambdaLayer', in_channels=64, residual=True),

@@ -68,6 +68,8 @@ def test_parses_and_builds(name):
     cfg = load(name)
     assert 'fpt_plugin' in cfg.custom_imports.imports
     model = build(cfg)
+    if folder(name) == 'studies':
+        return  # a set of rows, most of them with other necks
     ours = any(
         isinstance(module, MODULES[folder(name)]) for module in model.modules())
     assert ours == (name != PLAIN)

@@ -114,6 +114,22 @@ def test_branches_of_another_preset_are_refused(trained, channels):
     assert not result.missing_keys
 
 
+@pytest.mark.parametrize('branch', ['Self', 'Grounding', 'Rendering'])
+@pytest.mark.parametrize('trained', ['light', 'full', 'paper'])
+def test_single_branches_of_another_preset_are_refused(branch, trained):
+    args = dict(ARGS, out_channels=256, pyramid=dict(type='FPN'),
+                type=f'{branch}TransformerNeck')
+    state_dict = MODELS.build(dict(args, preset=trained)).state_dict()
+    with pytest.raises(RuntimeError, match=f"write preset='{trained}'"):
+        MODELS.build(args).load_state_dict(state_dict, strict=False)
+
+
+def test_other_arguments_of_the_same_preset():
+    state_dict = FPT(**ARGS).state_dict()
+    with pytest.raises(ValueError, match='that it was trained with'):
+        FPT(**ARGS, self_transformer=None).load_state_dict(state_dict)
+
+
 def test_a_left_out_branch_is_refused():
     with pytest.raises(RuntimeError, match='have no place in it'):
         FPT(**ARGS, self_transformer=None).load_state_dict(

@@ -422,6 +422,20 @@ def test_the_light_preset_is_the_self_transformer():
     assert not neck.grounding_transformers and not neck.rendering_transformers
 
 
+@pytest.mark.parametrize('preset', [None, 'light', 'full', 'paper'])
+@pytest.mark.parametrize('branch', [
+    'self_transformer', 'grounding_transformer', 'rendering_transformer'])
+def test_presets_of_single_branches(preset, branch):
+    """What the neck is named after is there in every preset."""
+    kind = ''.join(word.title() for word in branch.split('_'))
+    for given in ({}, {branch: 'preset'}):
+        neck = MODELS.build(dict(
+            type=f'{kind}Neck', in_channels=CHANNELS, out_channels=16,
+            num_outs=4, preset=preset, **given))
+        assert [name for name in neck.OWN_CHILDREN[1:4]
+                if len(getattr(neck, name))] == [f'{branch}s']
+
+
 def test_the_papers_preset_is_the_paper():
     neck = make(preset='paper')
     assert type(neck.pyramid).__name__ == 'BottomUpPyramid'

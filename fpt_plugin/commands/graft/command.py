@@ -11,7 +11,7 @@ from ..common import add_cfg_options, add_config, add_shape, positive_int
 from ..console import print_lines, wide_console
 from .backbone import DEPTHS
 from .costs import costs
-from .neck import NECKS
+from .neck import NECKS, PRESETS
 from .planning import Options, Plan, plan
 from .proving import prove_plan
 from .writing import Files
@@ -40,6 +40,11 @@ def _add_graft(parser: argparse.ArgumentParser) -> None:
         '--neck',
         choices=NECKS,
         help='default: FPT; SelfTransformerNeck where the neck returns one map')
+    neck.add_argument(
+        '--preset',
+        choices=PRESETS,
+        help="FPT's branches and their width, from cheap to dear (default: FPT's "
+        'own, which is not written into the config)')
     neck.add_argument(
         '--levels',
         type=positive_int,
@@ -117,6 +122,7 @@ def options_of(args: argparse.Namespace, load_from: str | None) -> Options:
         neck=args.neck,
         levels=args.levels,
         key_strides=strides[0] if strides and len(strides) == 1 else strides,
+        preset=args.preset,
         neck_options=args.neck_options,
         backbone=args.backbone,
         lambda_plugins=args.lambda_plugins,

@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import MODELS
 
 from ...layers.checks import check_positive_int
-from ...necks import FPT
+from ...necks import FPT, presets
 from ...openmmlab.registry import lookup
 from .sites import Maps, Refusal, Site, copied, type_name
 
@@ -22,6 +22,10 @@ _OWN = {
     if parameter.kind is not parameter.VAR_KEYWORD
 } - {'in_channels', 'out_channels', 'num_outs'}
 
+# Those that leave a detector as it is until it is trained.
+PRESETS = tuple(name for name, preset in presets.PRESETS.items()
+                if preset.fusion == 'residual')
+
 _DECIDED = ('in_channels', 'out_channels', 'num_outs', 'pyramid', 'num_levels')
 
 
@@ -30,6 +34,7 @@ def neck_config(site: Site,
                 neck: str | None = None,
                 levels: int | None = None,
                 key_strides: list[int] | int | None = None,
+                preset: str | None = None,
                 options: Mapping | None = None) -> dict | list:
     """Wrap the neck of a site, or continue its list of necks.
 
@@ -41,6 +46,7 @@ def neck_config(site: Site,
         levels: How many of the maps are transformed, from the finest; None:
             those that backbone maps stand behind.
         key_strides: As FPT's.
+        preset: One of :data:`PRESETS`; None: FPT's own default.
         options: Other arguments of FPT.
 
     Raises:
@@ -65,6 +71,12 @@ def neck_config(site: Site,
     if decided:
         raise ValueError(f'neck_options must be other arguments of FPT than '
                          f'{decided}, which the graft decides')
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ValueError(f'preset must be one of {PRESETS}, got {preset!r}')
+        if own.setdefault('preset', preset) != preset:
+            raise ValueError(f'preset={preset!r} and neck_options '
+                             f'preset={own["preset"]!r} exclude each other')
     if key_strides is not None:
         own['key_strides'] = key_strides
     new = _combined(site, maps, neck or 'FPT', count, own)
@@ -140,7 +152,7 @@ def _combined(site: Site, maps: Maps, neck: str, count: int,
             and isinstance(written, int):
         # FPT passes on what is not its own.
         new = {**old, 'type': neck, **told, **own}
-        if old['type'] != 'FPN':
+        if old['type'] != 'FPN' or own.get('preset') == 'paper':
             new['pyramid'] = dict(type=old['type'])
         return new
     return dict(

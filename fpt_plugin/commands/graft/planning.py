@@ -33,6 +33,7 @@ class Options:
             asked for, None leaves the neck as it is.
         levels: Maps that FPT transforms; None: those of backbone maps.
         key_strides: FPT's.
+        preset: FPT's, one of :data:`.neck.PRESETS`.
         neck_options: Other arguments of FPT.
         backbone: ``'lambda-resnet50'`` and the like, in place of a ResNet of
             that depth.
@@ -45,6 +46,7 @@ class Options:
     neck: str | None = None
     levels: int | None = None
     key_strides: int | list[int] | None = None
+    preset: str | None = None
     neck_options: Mapping = field(default_factory=dict)
     backbone: str | None = None
     lambda_plugins: bool = False
@@ -151,7 +153,7 @@ def _graft_necks(new: Config, found: list[Site],
                               'neck, and its class no place for one')
             neck = neck_config(site, probe(site), options.neck,
                                options.levels, options.key_strides,
-                               options.neck_options)
+                               options.preset, options.neck_options)
         except (Refusal, Unbuildable) as error:
             errors.append(error)
             notes.append(f'left alone: {error}')

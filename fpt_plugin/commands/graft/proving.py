@@ -42,7 +42,7 @@ def prove_plan(plain: Config, made: Plan, options: Options,
             return None
         console.print('FPT is compared with the same backbone without it.')
         plain = plan(plain, replace(options, neck=None, levels=None,
-                                    key_strides=None, neck_options={},
+                                    key_strides=None, preset=None, neck_options={},
                                     lr_mult=None, load_from=None)).cfg
         weights = None
     try:

@@ -151,7 +151,8 @@ def attention_branches(model: nn.Module,
         mine = [i for i, other in enumerate(owners) if other == owner]
         calls = branch_inputs(model, view.inputs)
         names = _names(calls, view)
-        chosen = chosen_level(level, names) if calls else None
+        asked = chosen_level(level, list(names.values())) if calls else None
+        chosen = None if asked is None else list(names)[asked]
         for index, source, layer, args, kwargs in calls:
             if chosen not in (None, index):
                 continue
@@ -177,13 +178,15 @@ def attention_branches(model: nn.Module,
     return shown
 
 
-def _names(calls: list, view: NetworkView) -> list[str]:
+def _names(calls: list, view: NetworkView) -> dict[int, str]:
+    """Names of the levels with branches: a neck may spare the finest ones."""
     sizes = {}
     for level, source, _, args, _ in calls:
         sizes[level] = tuple(args[0].shape[2:])
         sizes[source] = tuple(args[-1].shape[2:])
-    return level_names([sizes[i] for i in sorted(sizes)],
-                       tuple(view.inputs.shape[2:]))
+    levels = sorted(sizes)
+    return dict(zip(levels, level_names([sizes[i] for i in levels],
+                                        tuple(view.inputs.shape[2:]))))
 
 
 def _kind(layer: nn.Module, level: int, source: int) -> str:

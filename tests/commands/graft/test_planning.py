@@ -10,7 +10,9 @@ from helpers.graft_detectors import BACKBONE, FPN, NECKS, config, retinanet, wra
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from fpt_plugin import FPT
 from fpt_plugin.commands.graft import Options, graft, plan
+from fpt_plugin.commands.graft.neck import PRESETS
 from fpt_plugin.commands.graft.proof import prove
 from fpt_plugin.commands.graft.sites import Maps, Refusal, Unbuildable, find_sites
 from fpt_plugin.openmmlab.models import build_model
@@ -89,6 +91,36 @@ def test_options_of_the_neck(neck):
     assert prove(cfg, new).identical
     module = build_model(new).neck
     assert type(module).__name__ == neck and module.num_levels == 3
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('name', ['FPN', 'PAFPN', 'FPN and BFP'])
+def test_presets(name, preset):
+    cfg = retinanet(NECKS[name])
+    new = graft(cfg, preset=preset)
+    neck = neck_of(new)[-1] if isinstance(neck_of(new), list) else neck_of(new)
+    assert neck['preset'] == preset
+    assert 'preset' not in str(neck_of(graft(cfg)))
+    proof = prove(cfg, new)
+    assert proof.identical and proof.effective and proof.heads_compared
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('neck, branch', [
+    ('SelfTransformerNeck', 'self_transformers'),
+    ('GroundingTransformerNeck', 'grounding_transformers'),
+    ('RenderingTransformerNeck', 'rendering_transformers')
+])
+def test_presets_of_single_branches(neck, branch, preset):
+    """The branch is there, though 'light' has the Self-Transformer only."""
+    cfg = retinanet(FPN)
+    new = graft(cfg, neck, preset=preset)
+    assert neck_of(new) == dict(FPN, type=neck, preset=preset)
+    module = build_model(new).neck
+    assert [len(getattr(module, name)) > 0 for name in FPT.OWN_CHILDREN[1:4]] == [
+        name == branch for name in FPT.OWN_CHILDREN[1:4]]
+    proof = prove(cfg, new)
+    assert proof.identical and proof.effective
 
 
 def test_custom_imports_are_appended():
@@ -243,6 +275,10 @@ def test_a_backbone_that_runs_at_one_size():
     (dict(levels=0), ValueError, ['levels', '0']),
     (dict(levels='2'), TypeError, ['levels', "'2'"]),
     (dict(key_strides=[2, 1]), ValueError, ['key_strides', '(2, 1)']),
+    (dict(preset='paper'), ValueError, ["'light'", "'full'", "'paper'"]),
+    (dict(preset='full', neck_options=dict(preset='paper')), ValueError,
+     ["'full'", "'paper'", 'exclude']),
+    (dict(neck_options=dict(preset='large')), ValueError, ['preset', "'large'"]),
     (dict(neck_options=dict(embed=3)), TypeError, ['embed']),
     (dict(neck_options=dict(pyramid=None)), ValueError, ['pyramid']),
     (dict(backbone='lambda-resnet51'), ValueError, ['lambda-resnet50',

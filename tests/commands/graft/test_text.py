@@ -59,6 +59,16 @@ def test_over_an_fpn_it_is_three_lines(tmp_path):
     ]
 
 
+@pytest.mark.parametrize('preset', ['light', 'default', 'full'])
+def test_a_preset_is_written(preset, tmp_path):
+    base = write(retinanet(FPN), tmp_path / 'plain.py')
+    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--preset', preset)
+    assert lines(tmp_path / 'new.py')[-1] == \
+        f"model = dict(neck=dict(type='FPT', preset={preset!r}))"
+    with pytest.raises(SystemExit):
+        run(base, '--preset', 'paper')
+
+
 def test_other_necks_keep_their_arguments_in_the_base(tmp_path):
     for name, cfg, want in (
         ('pafpn', retinanet(NECKS['PAFPN']),
@@ -223,6 +233,7 @@ def test_without_out_it_is_printed(tmp_path, capsys):
 
 @pytest.mark.parametrize('flags, words', [
     (['--neck-options', 'fusion=concat'], ['changes neck', '--no-proof']),
+    (['--neck-options', 'preset=paper'], ['changes neck', '--no-proof']),
     (['--out', '{base}', '--force'], ['is read here']),
     (['--out', 'new.yaml'], ['.py']),
     (['--write-checkpoint'], ['--backbone']),

@@ -107,8 +107,6 @@ def sliding():
 MODELS = dict(
     fpt=config,
     pafpn=lambda: config(pyramid=dict(type='PAFPN')),
-    paper=lambda: config(pyramid=dict(type='BottomUpPyramid'), key_strides=1,
-                         fusion='concat', embed_channels=128),
     st=lambda: config(type='SelfTransformerNeck'),
     gt=lambda: config(type='GroundingTransformerNeck'),
     lgt=lambda: config(grounding_transformer=dict(
@@ -122,6 +120,9 @@ MODELS = dict(
     sliding=sliding,
     ufp=lambda: config(UFP),
 )
+MODELS.update((preset, lambda preset=preset: config(preset=preset))
+              for preset in ('light', 'full', 'paper'))
+MODELS['coarse'] = lambda: config(first_level=1)
 MODELS['odd_strides'] = lambda: config(key_strides=[3, 2, 1], num_levels=3)
 
 
@@ -206,7 +207,7 @@ def test_maps_give_the_outputs_of_the_model(name, image):
     kinds = {branch.name for branch in branches}
     assert kinds == {
         'st': {'ST'}, 'gt': {'GT'}, 'rt': {'RT'}, 'lgt': {'ST', 'LGT', 'RT'},
-        'ufp': {'ST', 'LGT', 'RT'}
+        'ufp': {'ST', 'LGT', 'RT'}, 'light': {'ST'}
     }.get(name, {'ST', 'GT', 'RT'})
     assert compared or name == 'rt'
     if name == 'sliding':
@@ -223,23 +224,44 @@ def test_nothing_of_the_transformer_is_run(image, monkeypatch):
                   *fpt.grounding_transformers.values()]:
         monkeypatch.setattr(type(layer), 'forward', None)
     branches = attention_branches(model, views, POINTS[:1])
-    assert len(branches) == 4 + 6 + 6
+    assert len(branches) == 4 + 3 + 3  # P2 has no GT, and is not read by RT
     assert not fpt._forward_pre_hooks
 
 
 def test_one_level(image):
     model, views = prepared(config(), image)
     every = {b.title: b for b in attention_branches(model, views, POINTS)}
-    assert list(every)[:4] == ['ST P2', 'GT P2 <- P3', 'GT P2 <- P4',
-                               'GT P2 <- P5']
-    some = attention_branches(model, views, POINTS, '3')
-    assert [b.title for b in some] == ['ST P3', 'GT P3 <- P4', 'GT P3 <- P5',
-                                       'RT P3 <- P2']
+    assert list(every)[:4] == ['ST P2', 'ST P3', 'GT P3 <- P4', 'GT P3 <- P5']
+    some = attention_branches(model, views, POINTS, '4')
+    assert [b.title for b in some] == ['ST P4', 'GT P4 <- P5', 'RT P4 <- P3']
     for branch in some:
         for a, b in zip(branch.gazes, every[branch.title].gazes):
             assert np.array_equal(a.shares, b.shares)
     with pytest.raises(ValueError, match='transforms, P2, P3, P4, P5, got P6'):
         attention_branches(model, views, POINTS, 'P6')
+
+
+@pytest.mark.parametrize('neck, level, message', [
+    (dict(first_level=1), 'P2', 'transforms, P3, P4, P5, got P2'),
+    (dict(type='GroundingTransformerNeck'), 'P2',
+     'transforms, P3, P4, P5, got P2'),
+    (dict(type='GroundingTransformerNeck'), 'P5', 'got none at P5'),
+    (dict(type='RenderingTransformerNeck'), 'P3', 'got none at P3'),
+])
+def test_a_level_without_branches(neck, level, message, image):
+    model, views = prepared(config(**neck), image)
+    assert attention_branches(model, views, POINTS, 'P4')
+    with pytest.raises(ValueError, match=message):
+        attention_branches(model, views, POINTS, level)
+
+
+@pytest.mark.parametrize('neck', [
+    dict(preset='light'), dict(), dict(preset='full'), dict(first_level=1)])
+def test_pictures_of_every_preset(neck, image, tmp_path):
+    model, views = prepared(config(**neck), image)
+    branches = attention_branches(model, views, POINTS[:1])
+    pixels = cv2.imread(str(image))
+    assert cv2.imread(str(draw(pixels, branches, tmp_path / 'x.png', ''))).size
 
 
 def test_windows(image):
@@ -256,7 +278,7 @@ def test_windows(image):
     assert middle.shares[inside].min() > 0 and not middle.shares[~inside].any()
     assert corner.keys == middle.keys == 25
     model, views = prepared(MODELS['lgt'](), image)
-    corner = attention_branches(model, views, POINTS, 'P2')[1].gazes[0]
+    corner = attention_branches(model, views, POINTS, 'P3')[1].gazes[0]
     assert corner.keys == 4 and corner.outside == pytest.approx(0, abs=1e-6)
 
 
@@ -402,8 +424,9 @@ def another(folder, change):
     if change == 'plain':
         model = load_model(config(type='FPN', num_outs=5))[0]
         torch.save(model.state_dict(), path)
-    elif change == 'width':
-        model = load_model(config(embed_channels=32))[0]
+    elif change in ('width', 'old'):
+        model = load_model(config(embed_channels=64) if change == 'width' else
+                           config(preset='full'))[0]
         torch.save(model.state_dict(), path)
     elif change == 'segmentor':
         torch.save(load_model(config(SEGMENTOR))[0].state_dict(), path)
@@ -419,11 +442,10 @@ def another(folder, change):
 
 @pytest.mark.parametrize('change, words', [
     ('plain', r'keys of the model are missing \(neck.self_transformers\.'),
-    ('width', r'another shape \(neck.self_transformers.*\[2, 32\] instead '
-     r'of \[2, 64\]'),
+    ('width', r'other FPT branches .* is \(128, 64, 3, 3\) in the checkpoint'),
+    ('old', r"other FPT branches .*preset='full'.*Version 0.1.0"),
     ('segmentor', r'keys of the model are missing \(backbone\.'),
-    ('more', r'keys of the model are missing '
-     r'\(neck.grounding_transformers\.\*\)$'),
+    ('more', r'other FPT branches .*fusions.1.reduce.weight .*trained with\.$'),
     ('classifier', r'are missing \(backbone\.\*, neck\.\*\)$'),
     ('bytes', 'is not a checkpoint'),
 ])
@@ -439,7 +461,7 @@ def test_a_checkpoint_with_more_than_the_model(files):
     cfg = config(rendering_transformer=None)
     cfg.dump(files / 'less.py')
     with pytest.raises(ValueError, match=r'keys have no place in it '
-                       r'\(neck.rendering_transformers\.\*\)$'):
+                       r'\(rendering_transformers\.2_1.*trained with\.$'):
         run(files, '--point', '1,1', '--out', str(files / 'o.png'),
             config='less.py')
 
@@ -500,13 +522,6 @@ def test_models_with_nothing_to_show(image, neck, words):
     cfg = config(**neck)
     with pytest.raises(ValueError, match=words):
         visualize_attention(cfg, None, image, image.parent / 'o.png', (1, 1))
-
-
-def test_a_level_without_branches(image):
-    model, views = prepared(config(type='GroundingTransformerNeck'), image)
-    assert attention_branches(model, views, POINTS, 'P4')
-    with pytest.raises(ValueError, match='got none at P5'):
-        attention_branches(model, views, POINTS, 'P5')
 
 
 def test_an_fpt_that_is_not_used(image):
