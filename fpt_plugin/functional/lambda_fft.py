@@ -30,7 +30,9 @@ def _fast(length: int) -> int:
 class FourierOrder:
     """Lambdas of a few value channels at a time, then their queries.
 
-    No more than one group's transforms are ever kept.
+    No more than one group's transforms are ever kept. Numbers are conjugated in
+    memory: products inside a compiled graph's operator ignore ``conj()``, which
+    only marks its result.
     """
 
     def __init__(self, query: Tensor, embedding: Tensor) -> None:
@@ -58,8 +60,8 @@ class FourierOrder:
 
     def lambdas(self, values: Tensor) -> Tensor:
         """(B, k, v, H, W): a correlation, so that one factor is conjugated."""
-        product = torch.einsum('kuyx,buvyx->bkvyx', self.embedding.conj(),
-                               values)
+        product = torch.einsum('kuyx,buvyx->bkvyx',
+                               torch.conj_physical(self.embedding), values)
         return self.inverse(product, self.map)
 
     @classmethod
@@ -84,9 +86,9 @@ class FourierOrder:
             grad_q += torch.einsum('bhvyx,bkvyx->bhkyx', g, x.lambdas(values))
             d_lambdas = torch.fft.rfft2(
                 torch.einsum('bhkyx,bhvyx->bkvyx', query, g), s=x.size)
-            grad_e += torch.einsum('bkvyx,buvyx->kuyx', d_lambdas.conj(),
-                                   values)
             grads_v.append(x.inverse(
                 torch.einsum('kuyx,bkvyx->buvyx', x.embedding, d_lambdas),
                 x.map, [side // 2 for side in x.window]))
+            grad_e += torch.einsum('bkvyx,buvyx->kuyx',
+                                   d_lambdas.conj_physical_(), values)
         return grad_q, torch.cat(grads_v, dim=2), x.inverse(grad_e, x.window)

@@ -3,8 +3,9 @@
 They save memory that plain operators take, but torch cannot look inside. What
 it cannot do with them is done by a formula of plain operators instead:
 
-- second and higher derivatives: a backward pass that autograd records
-  (``create_graph=True``) differentiates the formula;
+- second and higher derivatives, and several gradients at once: a backward pass
+  that autograd records (``create_graph=True``) or batches
+  (``is_grads_batched=True``) differentiates the formula;
 - ``torch.func`` and forward-mode differentiation: the functions take their eager
   path, see :func:`.paths.requested`.
 
@@ -119,7 +120,8 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        if torch.is_grad_enabled():  # create_graph=True
+        # create_graph=True, or several gradients at once
+        if torch.is_grad_enabled() or _is_batched(grad):
             grads = recorded_gradients(ctx.operator.formula, grad,
                                        ctx.saved_tensors, ctx.options,
                                        ctx.needs_input_grad[1:])
@@ -127,6 +129,13 @@ class _Function(torch.autograd.Function):
             grads = ctx.operator.backward(grad, *ctx.saved_tensors,
                                           *ctx.options)
         return (None, *grads, *[None] * len(ctx.options))
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """Whether ``is_grads_batched`` or ``vectorize`` of torch.autograd is at work."""
+    # Not documented, so nothing depends on it.
+    batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', None)
+    return batched is not None and batched(grad)
 
 
 class _Again(torch.autograd.Function):
@@ -168,7 +177,7 @@ def differentiable_again(out: Tensor, formula: Callable[..., Tensor],
 def recorded_gradients(formula: Callable[..., Tensor], grad: Tensor,
                        tensors: Sequence[Tensor], options: Sequence[Any],
                        needed: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients of plain operators, which autograd can differentiate again.
+    """Gradients of plain operators; in grad mode autograd records them.
 
     Args:
         formula: Of tensors and options.
@@ -177,11 +186,12 @@ def recorded_gradients(formula: Callable[..., Tensor], grad: Tensor,
         options: The other arguments.
         needed: Whether each tensor needs its gradient; further ones are ignored.
     """
-    # One tensor may be made of another, or be the same.
-    tensors = [x.view_as(x) for x in tensors]
-    wanted = [x for x, need in zip(tensors, needed) if need]
-    with no_autocast(grad.device):
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), no_autocast(grad.device):
+        # One tensor may be made of another, or be the same.
+        tensors = [x.view_as(x) for x in tensors]
+        wanted = [x for x, need in zip(tensors, needed) if need]
         found = iter(
             torch.autograd.grad(
-                formula(*tensors, *options), wanted, grad, create_graph=True))
+                formula(*tensors, *options), wanted, grad, create_graph=again))
     return [next(found) if need else None for _, need in zip(tensors, needed)]

@@ -321,10 +321,18 @@ def test_content_lambda_shapes(key, value, words):
     assert str(key) in str(error.value)
 
 
-def test_compiled():
-    def function(*x):
-        return 2 * position_lambda(*x) + 1
+@pytest.mark.parametrize('path', [None, *ORDERS])
+@pytest.mark.parametrize('intra_depth', [1, 2])
+@pytest.mark.parametrize('batch', [1, 2])
+def test_compiled(path, intra_depth, batch):
+    """Products of depth 1 are no matrix products: they see marked conjugates."""
+    torch._dynamo.reset()
 
-    inputs = operands()
+    def function(*x):
+        return 2 * position_lambda(*x, path=path) + 1
+
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True)
+              for shape in ((batch, 2, 3, 5, 4), (batch, intra_depth, 2, 5, 4),
+                            (3, intra_depth, 3, 5))]
     compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
     all_agree(run(compiled, inputs), run(function, inputs), 1e-12)

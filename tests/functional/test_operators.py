@@ -96,6 +96,23 @@ def test_third_derivatives(name):
 
 
 @every_function
+def test_gradients_of_several_outputs_at_once(name):
+    function, formula = FUNCTIONS[name]
+
+    def batched(f):
+        inputs = leaves_of(name)
+        out = f(*inputs)
+        each = torch.stack([torch.ones_like(out), out.detach().cos()])
+        found = grad(out, inputs, each, is_grads_batched=True)
+        assert not any(x.requires_grad for x in found)
+        first, *others = draw(name)
+        return [*found, torch.autograd.functional.hessian(
+            lambda x: f(x, *others).square().sum(), first, vectorize=True)]
+
+    agree(batched(function), batched(formula))
+
+
+@every_function
 def test_penalty_of_a_forward_under_autocast(name):
     function, formula = FUNCTIONS[name]
     inputs = leaves_of(name, dtype=torch.float32)
