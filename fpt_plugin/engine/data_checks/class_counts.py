@@ -51,7 +51,11 @@ def check_class_counts(model: nn.Module, cfg: Config,
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Parts that predict the data's classes, and their names."""
+    texts = tuple(f'{name}.' if name else '' for name, module in
+                  model.named_modules() if hasattr(module, 'language_model'))
     for name, module in model.named_modules():
+        if name.startswith(texts):
+            continue  # GLIP and the like compare with texts
         parts = name.split('.')
         if not any(part.endswith('head') for part in parts) \
                 or any('rpn' in part for part in parts) \

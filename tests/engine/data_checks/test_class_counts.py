@@ -89,3 +89,15 @@ def test_data_that_list_more_than_is_learnt():
     model.bbox_head = nn.Module()
     model.bbox_head.num_classes = 1
     check_model_classes(model, cfg, 'val')
+
+
+def test_heads_that_compare_with_texts():
+    cfg = Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dict(
+        type='CocoDataset', metainfo=dict(classes=ABC)))))
+    model = nn.Module()
+    model.bbox_head = nn.Module()
+    model.bbox_head.num_classes = 80
+    with pytest.raises(ValueError, match='num_classes=80'):
+        check_model_classes(model, cfg, 'test')
+    model.language_model = nn.Identity()
+    check_model_classes(model, cfg, 'test')
