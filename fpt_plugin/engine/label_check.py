@@ -99,7 +99,8 @@ class SegLabelCheckHook(Hook):
                 sizes = [image.shape[-2:]] if image is not None else []
                 if split != 'train':  # where labels are loaded in full size
                     sizes += [getattr(sample, 'ori_shape', None)]
-                _check_shape(labels.data, sizes, path)
+                _check_shape(labels.data, sizes, path,
+                             getattr(head, 'out_channels', None))
                 _check_labels(labels.data, classes, ignored, path)
                 seen.add(labels.data, ignored)
         if seen.count >= LOOKED_AT:
@@ -186,10 +187,11 @@ def _flat(samples: Sequence, images: Sequence | None) -> tuple[list, list]:
         None] * len(samples)
 
 
-def _check_shape(labels: torch.Tensor, sizes: Sequence, path: str | None) -> None:
-    """One channel, as large as the image."""
+def _check_shape(labels: torch.Tensor, sizes: Sequence, path: str | None,
+                 channels: int | None) -> None:
+    """One channel, as large as the image, or a map for each class."""
     sizes = [tuple(size[:2]) for size in sizes if size is not None]
-    if labels.ndim == 3 and len(labels) == 1 and (
+    if labels.ndim == 3 and len(labels) in (1, channels) and (
             not sizes or tuple(labels.shape[1:]) in sizes):
         return
     size = ' or '.join(map(str, dict.fromkeys(sizes)))

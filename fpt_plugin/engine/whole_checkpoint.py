@@ -7,6 +7,7 @@ import warnings
 from pickle import UnpicklingError
 
 from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -179,9 +180,12 @@ def warn_if_unreadable(path: str) -> None:
 
 
 def _metrics(runner) -> list:
-    """Those of the validation; none without one."""
+    """Those of the validation; none where there are none or others are named.
+
+    mmdet's MultiDatasetsEvaluator puts the names of datasets before theirs.
+    """
     evaluator = getattr(getattr(runner, '_val_loop', None), 'evaluator', None)
-    return getattr(evaluator, 'metrics', [])
+    return evaluator.metrics if type(evaluator) is Evaluator else []
 
 
 class _DeletesLater:

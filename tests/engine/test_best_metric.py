@@ -1,10 +1,14 @@
 """save_best must name a metric that there is."""
 
+from types import SimpleNamespace
+
 import pytest
 from helpers.toy_runs import train
+from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 
 from fpt_plugin.engine.best_metric import check_save_best, names_of
+from fpt_plugin.engine.whole_checkpoint import _metrics
 
 WHOLE = 'fpt_plugin.WholeCheckpointHook'
 
@@ -86,3 +90,16 @@ def test_a_metric_that_was_not_computed_once(tmp_path, monkeypatch):
           scores=[1., 2., 3.])
     assert (tmp_path / 'epoch_3.pth').exists()
     assert not list(tmp_path.glob('best*'))
+
+
+def test_an_evaluator_that_renames_metrics():
+    """mmdet's MultiDatasetsEvaluator puts the names of datasets before them."""
+    pytest.importorskip('mmdet')
+    from mmdet.evaluation import MultiDatasetsEvaluator
+    judges = [metric(**COCO), metric(**COCO)]
+    for evaluator, known in (
+            (Evaluator(judges), judges),
+            (MultiDatasetsEvaluator(judges, dataset_prefixes=['a', 'b']), [])):
+        runner = SimpleNamespace(_val_loop=SimpleNamespace(evaluator=evaluator))
+        assert _metrics(runner) == known
+    check_save_best(['a/coco/bbox_mAP'], [])

@@ -216,3 +216,19 @@ def test_found_by_mmengine():
     from mmengine.registry import HOOKS
     hook = HOOKS.build(dict(type='fpt_plugin.SegLabelCheckHook'))
     assert isinstance(hook, SegLabelCheckHook)
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_map_for_each_class(split):
+    """As heads of the user's learn classes that overlap."""
+    head = Head(4)
+    head.out_channels = 4
+    image, maps = torch.zeros(3, 6, 8), torch.zeros(4, 6, 8, dtype=torch.long)
+    given = SimpleNamespace(gt_sem_seg=SimpleNamespace(data=maps), ori_shape=(6, 8))
+    start = getattr(SegLabelCheckHook(), f'before_{split}_iter')
+    batch = dict(inputs=[image], data_samples=[given])
+    start(runner_of(segmentor(head)), 0, batch)
+    for shape in ((3, 6, 8), (6, 8, 4), (4, 3, 4)):
+        given.gt_sem_seg.data = torch.zeros(shape, dtype=torch.long)
+        with pytest.raises(ValueError, match='must have one channel'):
+            start(runner_of(segmentor(head)), 0, batch)

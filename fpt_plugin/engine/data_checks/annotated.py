@@ -6,6 +6,7 @@ the user's that overrides load_data_list) are left alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from mmengine.config import Config
@@ -39,20 +40,21 @@ def check_annotated(cfg: Config, split: str, whole: bool = False,
     """
     seen = set() if seen is None else seen
     names = None
-    # A metric that only writes results needs no annotations.
-    metrics = [(key, m) for key, m in metrics_of(cfg, split)
+    # A metric that only writes results needs no annotations, and one that names no
+    # file takes those that the dataset has read.
+    metrics = [(key, local_file(m)) for key, m in metrics_of(cfg, split)
                if unscoped_type(m) == 'CocoMetric' and not m.get('format_only')]
+    judged = {os.path.realpath(path) for _, path in metrics if path}
     for key, dataset in datasets_of(cfg, split):
         if not _reads_coco(cfg.default_scope, dataset):
             continue
         names = class_names(cfg.default_scope, dataset)
         path = local_file(dataset)
-        evaluated = bool(metrics)
         if path:
-            yield from _check_file(f'{key}.ann_file', path, names, evaluated,
-                                   split == 'train', dataset, whole, seen)
-    for key, metric in metrics:
-        path = local_file(metric)
+            yield from _check_file(
+                f'{key}.ann_file', path, names, os.path.realpath(path) in judged,
+                split == 'train', dataset, whole, seen)
+    for key, path in metrics:
         if path and names and split != 'train':
             yield from _check_file(f'{key}.ann_file', path, names, True, False,
                                    None, whole, seen)
@@ -60,8 +62,8 @@ def check_annotated(cfg: Config, split: str, whole: bool = False,
 
 def _check_file(key: str, path: str, names, evaluated: bool, trained: bool,
                 dataset: dict | None, whole: bool, seen: set) -> Iterator[Problem]:
-    masks = trained and _loads_masks(dataset)
-    check = (path, str(names), evaluated, masks)
+    masks = names if trained and names and _loads_masks(dataset) else ()
+    check = (path, str(names), evaluated, bool(masks))
     if check in seen:
         return
     seen.add(check)
@@ -70,7 +72,9 @@ def _check_file(key: str, path: str, names, evaluated: bool, trained: bool,
     except (OSError, ValueError) as error:
         yield Problem(key, str(error))
         return
-    if names and not isinstance(names, str):
+    unlabelled = file.whole and not file.annotations and not evaluated
+    if names and not isinstance(names, str) and (
+            file.categories or not unlabelled):
         yield from check_class_names(key, list(names), path, file.categories,
                                      evaluated)
     if _is_panoptic(file.annotations):
@@ -78,7 +82,10 @@ def _check_file(key: str, path: str, names, evaluated: bool, trained: bool,
     if file.whole and not file.images:
         yield Problem(key, f'{path} has no images')
     if (trained or evaluated) and file.whole and not file.annotations:
-        yield Problem(key, f'{path} has no annotations')
+        # Images without objects may be trained on: as background, or unlabelled.
+        filters = (dataset or {}).get('filter_cfg') or {}
+        yield Problem(key, f'{path} has no annotations',
+                      fatal=evaluated or bool(filters.get('filter_empty_gt')))
     yield from check_annotations(key, file, evaluated, masks)
     folder = ((dataset or {}).get('data_prefix') or {}).get('img')
     if isinstance(folder, str) and not is_remote(dataset) \

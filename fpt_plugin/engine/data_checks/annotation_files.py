@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
@@ -18,6 +19,7 @@ WHOLE = 8 * 2**20  # bytes; up to here a file is read whole: 0.2 s
 BLOCKS, BLOCK = 16, 2**18
 HEAD = 2**20
 _DECODER = json.JSONDecoder()
+_NEXT = re.compile(r'\s*(,\s*\{|\])')  # after an object in a list
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,12 @@ def _read_in_part(path: str) -> AnnotationFile | None:
             for found in _objects(block.decode('utf-8', 'replace')):
                 if 'segments_info' in found:
                     return AnnotationFile(path, categories, [], None, False)
-                if found.keys() & {'bbox', 'category_id', 'segmentation'}:
+                # Videos have sizes and names, their tracks have categories.
+                if 'file_name' in found:
+                    images.append(found)
+                elif found.keys() & {'bbox', 'image_id', 'segmentation'}:
                     annotations.append(found)
-                elif found.keys() & {'file_name', 'height', 'width'}:
+                elif found.keys() & {'height', 'width'} and 'name' not in found:
                     images.append(found)
     return AnnotationFile(path, categories, images, annotations, False)
 
@@ -115,11 +120,14 @@ def _categories(content: mmap) -> list | None:
     except ValueError:
         return None
     whole = all(isinstance(c, dict) and {'id', 'name'} <= c.keys() for c in found)
-    return found if whole else None
+    return found if found and whole else None
 
 
 def _objects(text: str) -> Iterator[dict]:
-    """Whole objects of a piece of JSON; what is cut at its ends is left out."""
+    """Whole objects in lists of a piece of JSON.
+
+    What is cut at its ends is left out, and with it what was inside of that.
+    """
     position = text.find('{')
     while position >= 0:
         try:
@@ -127,5 +135,6 @@ def _objects(text: str) -> Iterator[dict]:
         except (ValueError, RecursionError):
             end = position + 1
         else:
-            yield found
+            if _NEXT.match(text, end):
+                yield found
         position = text.find('{', end)

@@ -19,6 +19,12 @@ from .problems import Problem
 # heads count stuff, STDC's learns edges, SAN's compares with texts.
 OTHERS = ('RPN', 'FusedSemanticHead', 'SCNetSemanticHead', 'STDCHead',
           'SideAdapterCLIPHead')
+# Where the hosts keep what predicts the classes. Heads of another name, and
+# classes of the user's among the auxiliary ones, may have another task.
+MAIN = ('bbox_head', 'mask_head', 'roi_head', 'decode_head')
+MORE = ('auxiliary_head', 'semantic_head', 'segm_head', 'panoptic_head',
+        'panoptic_fusion_head', 'mask_iou_head', 'point_head', 'grid_head',
+        'glbctx_head', 'kernel_generate_head', 'kernel_update_head')
 # Others, such as those of videos, list more classes than they are trained on.
 DATASETS = dict(mmdet='BaseDetDataset', mmseg='BaseSegDataset')
 
@@ -51,14 +57,23 @@ def check_class_counts(model: nn.Module, cfg: Config,
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Parts that predict the data's classes, and their names."""
+    texts = tuple(f'{name}.' if name else '' for name, module in
+                  model.named_modules() if hasattr(module, 'language_model'))
     for name, module in model.named_modules():
-        parts = name.split('.')
-        if not any(part.endswith('head') for part in parts) \
-                or any('rpn' in part for part in parts) \
+        if name.startswith(texts):
+            continue  # GLIP and the like compare with texts
+        if not _predicts_classes(name, type(module)) or 'rpn' in name \
                 or any(other in type(module).__name__ for other in OTHERS):
             continue
         if isinstance(getattr(module, 'num_classes', None), int):
             yield name, module
+
+
+def _predicts_classes(name: str, cls: type) -> bool:
+    """Whether the innermost head of a dotted name has the task of the data."""
+    heads = [part for part in name.split('.') if part.endswith(('head', 'heads'))]
+    of_hosts = cls.__module__.partition('.')[0] in DATASETS
+    return bool(heads) and heads[-1] in (MAIN + MORE if of_hosts else MAIN)
 
 
 def _counts(metainfo: dict) -> set[int]:

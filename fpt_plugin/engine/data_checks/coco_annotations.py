@@ -7,7 +7,7 @@ boxes out and say nothing, or train on NaN.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import isfinite
 from numbers import Real
 
@@ -38,14 +38,14 @@ class _Faults:
 
 
 def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
-                      masks: bool = False) -> Iterator[Problem]:
+                      masks: Collection[str] = ()) -> Iterator[Problem]:
     """Look for what the hosts cannot read, read wrongly or leave out.
 
     Args:
         key: The key of the config that names the file.
         file: What was read of it.
         evaluated: Whether predictions are compared with it.
-        masks: Whether the masks are used.
+        masks: Names of the classes whose masks are used.
     """
     faults = _Faults()
     _check_images(file, faults)
@@ -54,6 +54,8 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
     images = _Ids(sizes, file.whole)
     categories = _Ids((category.get('id') for category in file.categories or ()
                        if _is_id(category.get('id'))), True)
+    masked = {category.get('id') for category in file.categories or ()
+              if category.get('name') in masks and _is_id(category.get('id'))}
     strangers = 0
     for annotation in file.annotations or ():
         name = _name(annotation, 'annotation')
@@ -81,7 +83,9 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
         image = annotation.get('image_id')
         size = sizes.get(image) if _is_id(image) else None
         kept = _check_box(annotation, size or {}, name, faults)
-        if masks and kept and not annotation.get('segmentation'):
+        kind = annotation.get('category_id')
+        if kept and _is_id(kind) and kind in masked \
+                and not annotation.get('segmentation'):
             faults.add("annotations without 'segmentation', while the pipeline "
                        'loads masks', FATAL, name)
     if file.whole:
@@ -187,8 +191,9 @@ def _name(entry: dict, kind: str) -> str:
 
 
 def _is_id(value: object) -> bool:
-    """A whole number, or a text, which works as long as all are texts."""
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    """A whole number, also as 7.0, or a text, which works if all are texts."""
+    return isinstance(value, (int, str)) and not isinstance(value, bool) \
+        or isinstance(value, float) and value.is_integer()
 
 
 def _is_number(value: object) -> bool:

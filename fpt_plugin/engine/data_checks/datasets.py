@@ -70,13 +70,29 @@ def dataset_class(scope: str, dataset: dict) -> type | None:
 def metainfo_of(scope: str, dataset: dict) -> dict:
     """What a dataset says of its classes; empty where it is not known.
 
-    As mmengine puts it together from the class, the config and files.
+    As mmengine puts it together from the class, the config and files; a class of
+    the user's may choose it when it is made.
     """
-    load = getattr(dataset_class(scope, dataset), '_load_metainfo', None)
+    cls = dataset_class(scope, dataset)
+    load = getattr(cls, '_load_metainfo', None)
     try:
+        if load is not None and _makes_itself(cls):
+            return _build_lazily(scope, dataset).metainfo
         return load(dataset.get('metainfo')) if load else {}
-    except (OSError, TypeError, ValueError):
+    except Exception:
         return {}  # the host says what is wrong
+
+
+def _makes_itself(cls: type) -> bool:
+    """Whether the constructor of a dataset is not one of the libraries."""
+    owner = next(base for base in cls.__mro__ if '__init__' in vars(base))
+    return owner.__module__.partition('.')[0] not in ('mmdet', 'mmseg', 'mmengine')
+
+
+def _build_lazily(scope: str, dataset: dict):
+    """A dataset that has read nothing yet."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        return registry.build(dict(dataset, lazy_init=True))
 
 
 def class_names(scope: str, dataset: dict) -> Sequence[str] | None:

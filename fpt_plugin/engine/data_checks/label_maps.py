@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mmcv
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 
 from ...openmmlab.empty_datasets import why_nothing_is_listed
+from ...openmmlab.registry import lookup
 from .class_names import check_is_sequence
 from .datasets import class_names, dataset_class, datasets_of, is_remote
 from .image_sizes import loaded_size, spread
@@ -48,7 +50,10 @@ def check_label_maps(cfg: Config, split: str,
             continue
         load = _loader(settings)
         if load is not None and all(labels for _, labels in samples):
-            yield from _check_maps(key, samples, dataset, load, every)
+            # Transforms of the user's may make labels of whatever is loaded.
+            fatal = not _has_other_transforms(settings)
+            for problem in _check_maps(key, samples, dataset, load, every):
+                yield replace(problem, fatal=problem.fatal and fatal)
 
 
 def _list(settings: dict) -> tuple:
@@ -98,6 +103,14 @@ def _loader(settings: dict) -> dict | None:
                 .strip("'>") == 'LoadAnnotations':
             return step
     return None
+
+
+def _has_other_transforms(settings: dict) -> bool:
+    with TRANSFORMS.switch_scope_and_registry('mmseg') as registry:
+        classes = [lookup(registry, step.get('type')) for step in
+                   settings.get('pipeline') or () if isinstance(step, dict)]
+    return any(getattr(cls, '__module__', '').partition('.')[0] not in (
+        'mmseg', 'mmcv') for cls in classes)
 
 
 def _check_maps(key: str, samples: list, dataset, load: dict,
@@ -151,7 +164,10 @@ def _fault(labels: np.ndarray) -> str | None:
         return (f'must have one channel, got an array of shape {labels.shape}: '
                 'write the numbers of classes, not their colours (a palette is '
                 'fine)')
-    if labels.dtype != bool and (labels.min() < 0 or labels.max() > 255):
+    # mmseg makes the ignored 255 of -1 and of 65535.
+    if labels.dtype != bool and (labels.min() < 0 or labels.max() > 255) and (
+            labels.dtype.kind == 'f' or
+            set(labels[(labels < 0) | (labels > 255)] % 256) != {IGNORED}):
         return (f'must hold numbers from 0 to 255, got {labels.min()} to '
                 f'{labels.max()}, of which mmseg keeps the last 8 bits')
     if labels.dtype.kind == 'f' and (labels != labels.round()).any():

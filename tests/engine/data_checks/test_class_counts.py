@@ -89,3 +89,41 @@ def test_data_that_list_more_than_is_learnt():
     model.bbox_head = nn.Module()
     model.bbox_head.num_classes = 1
     check_model_classes(model, cfg, 'val')
+
+
+def test_heads_that_compare_with_texts():
+    cfg = Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dict(
+        type='CocoDataset', metainfo=dict(classes=ABC)))))
+    model = nn.Module()
+    model.bbox_head = nn.Module()
+    model.bbox_head.num_classes = 80
+    with pytest.raises(ValueError, match='num_classes=80'):
+        check_model_classes(model, cfg, 'test')
+    model.language_model = nn.Identity()
+    check_model_classes(model, cfg, 'test')
+
+
+@pytest.mark.parametrize('name, judged', [
+    ('bbox_head', True), ('decode_head', True), ('roi_head.mask_head', True),
+    ('colour_head', False), ('roi_head.colour_head', False),
+    ('auxiliary_head', False)])
+def test_a_head_of_the_users_may_have_another_task(name, judged):
+    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
+        type='CocoDataset', metainfo=dict(classes=ABC)))))
+    model = part = nn.Module()
+    for child in name.split('.'):
+        setattr(part, child, nn.Module())
+        part = getattr(part, child)
+    part.num_classes = 5
+    if judged:
+        with pytest.raises(ValueError, match='num_classes=5'):
+            check_model_classes(model, cfg, 'train')
+    else:
+        check_model_classes(model, cfg, 'train')
+
+
+def test_an_auxiliary_head_of_mmseg_has_the_task_of_the_data():
+    model, cfg = load(f'mmseg::{SEGMENTORS[0]}')
+    model.auxiliary_head.num_classes = 5
+    with pytest.raises(ValueError, match='auxiliary_head .FCNHead. has num_cl'):
+        check_model_classes(model, cfg, 'train')

@@ -146,3 +146,23 @@ def test_one_class_without_a_comma(tmp_path):
     cfg = coco_config(write_coco(tmp_path), classes='disc')
     with pytest.raises(ValueError, match="got the text 'disc'"):
         check_data(cfg, 'train')
+
+
+def test_names_that_a_class_of_the_users_chooses(tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    class Chosen(CocoDataset):
+
+        def __init__(self, names=('disc', 'square'), **settings):
+            super().__init__(metainfo=dict(classes=names), **settings)
+
+    cfg = coco_config(write_coco(tmp_path))
+    dataset = cfg.train_dataloader.dataset
+    dataset.pop('metainfo')
+    dataset.type = Chosen
+    check_data(cfg, 'train')
+    dataset.names = ('square', 'disc')
+    with pytest.raises(ValueError, match='swapped'):
+        check_data(cfg, 'train')
+    dataset.names = None  # it cannot be made: the host says why
+    check_data(cfg, 'train')

@@ -54,7 +54,6 @@ def faulty(folder, *changes):
     (put('images', 2, id=1), '1 ids that several images share'),
     (put('annotations', 3, id=1), '1 ids that several annotations share'),
     (put('images', height=0), '2 images whose height'),
-    (lambda content: content.update(annotations=[]), 'has no annotations'),
     (lambda content: content.update(images=[], annotations=[]), 'has no images'),
     (lambda content: content.pop('categories'), 'has no categories'),
 ])
@@ -89,6 +88,8 @@ def test_counted_where_a_run_goes_on(tmp_path, change, words):
     put('annotations', 1, ignore=True, bbox=None),
     put('annotations', 9, keypoints=[1, 2, 3], score=None),
     without('annotations', 'segmentation'),
+    put('annotations', 9, image_id=1.0, category_id=2.0),
+    put('images', 1, id=1.0),
     lambda content: [a.update(image_id=str(a['image_id']))
                      for a in content['annotations']] and [
                          i.update(id=str(i['id'])) for i in content['images']],
@@ -110,6 +111,35 @@ def test_what_an_evaluation_needs(tmp_path, change, words):
         check_data(cfg, 'val')
 
 
+def test_a_metric_without_a_file_takes_what_the_dataset_reads(tmp_path):
+    def change(content):
+        del content['categories'][1]
+        content['annotations'] = content['annotations'][::2]
+        for annotation in content['annotations']:
+            del annotation['iscrowd']
+
+    cfg = coco_config(faulty(tmp_path, change))
+    with pytest.raises(ValueError, match='which the evaluation needs'):
+        check_data(cfg, 'val')
+    del cfg.val_evaluator['ann_file']
+    with pytest.warns(UserWarning, match="without 'iscrowd'"):
+        check_data(cfg, 'val')
+
+
+@pytest.mark.parametrize('names', [
+    ['annotations'], ['annotations', 'categories'], ['images', 'annotations']])
+def test_images_without_objects(tmp_path, names):
+    """They can be trained on, where they are not left out."""
+    cfg = coco_config(faulty(tmp_path, lambda content: content.update(
+        dict.fromkeys(names, []))))
+    if 'images' not in names:
+        with pytest.warns(UserWarning, match='has no annotations'):
+            check_data(cfg, 'train')
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    with pytest.raises(ValueError, match='has no annotations'):
+        check_data(cfg, 'train')
+
+
 def test_an_id_of_zero_in_an_evaluation(tmp_path):
     cfg = coco_config(faulty(tmp_path, put('annotations', 1, id=0)))
     with pytest.warns(UserWarning, match='the id 0'):
@@ -122,6 +152,14 @@ def test_masks_only_where_they_are_loaded(tmp_path):
         dict(type='LoadAnnotations', with_mask=True))
     with pytest.raises(ValueError, match="2 annotations without 'segmentation'"):
         check_data(cfg, 'train')
+
+
+def test_masks_of_classes_that_are_not_used(tmp_path):
+    cfg = coco_config(faulty(tmp_path, without('annotations', 'segmentation', 1)),
+                      classes=('square', ))
+    cfg.train_dataloader.dataset.pipeline.append(
+        dict(type='LoadAnnotations', with_mask=True))
+    check_data(cfg, 'train')
 
 
 def test_images_that_are_not_there(tmp_path):
@@ -194,6 +232,23 @@ def test_large_files_are_read_in_part(tmp_path, in_part, dump, first):
                          (file.images, content['images'])):
         assert all(entry in given for entry in found)
     assert annotation_files.read_annotations(str(path), whole=True).whole
+
+
+def test_what_is_no_image_or_annotation_of_a_large_file(tmp_path, in_part):
+    content = coco_content(400)
+    for annotation in content['annotations']:
+        annotation['attributes'] = dict(height=1.5, more=dict(bbox=[1], width=2))
+    content.update(
+        videos=[dict(id=i, name=f'v{i}', width=60, height=40) for i in range(400)],
+        tracks=[dict(id=i, category_id=1, video_id=i) for i in range(400)])
+    for name in ('videos', 'tracks', 'annotations'):
+        content[name] = content.pop(name)
+        path = tmp_path / 'a.json'
+        path.write_text(json.dumps(content))
+        file = annotation_files.read_annotations(str(path))
+        assert file.annotations and not file.whole
+        assert all(a in content['annotations'] for a in file.annotations)
+        assert all(i in content['images'] for i in file.images)
 
 
 def test_the_doctor_reads_what_a_start_leaves_out(tmp_path, in_part):

@@ -48,7 +48,9 @@ def palette(labels):
 
 
 @pytest.mark.parametrize('labels', [GOOD, GOOD == 1, np.where(GOOD == 2, 255, GOOD)
-                                    .astype(np.uint8), GOOD.astype(np.uint16)])
+                                    .astype(np.uint8), GOOD.astype(np.uint16),
+                                    np.where(GOOD == 2, 65535, GOOD)
+                                    .astype(np.uint16)])
 def test_good_ones(tmp_path, labels):
     tree(tmp_path, GOOD, labels.astype(labels.dtype), GOOD)
     with warnings.catch_warnings():
@@ -113,6 +115,19 @@ def test_255_beside_one_class_of_many():
     assert silent_255(set(), True, 19) and silent_255({3}, True, 19)
     assert silent_255({3, 4}, True, 19) is None
     assert silent_255({3}, False, 19) is None
+
+
+@pytest.mark.parametrize('labels', [np.stack([GOOD] * 3, -1), GOOD[::2, ::2]])
+def test_transforms_of_the_users_may_make_labels_of_it(tmp_path, labels):
+    tree(tmp_path, labels)
+    cfg = config(tmp_path)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline.append(dict(type='Resize', scale=(30, 20)))
+    with pytest.raises(ValueError, match=r'0\.png'):
+        check_data(cfg, 'train')
+    pipeline.append(dict(type=type('ColoursToClasses', (), {})))
+    with pytest.warns(UserWarning, match=r'0\.png'):
+        check_data(cfg, 'train')
 
 
 def test_label_maps_of_another_name(tmp_path):
