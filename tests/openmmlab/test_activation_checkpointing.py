@@ -24,7 +24,7 @@ NAMED = {
     'twice': ['neck', 'neck'],
     'a branch': ['neck.self_transformers.0_0'],
     'branches of all kinds': [
-        'neck.grounding_transformers.0_2', 'neck.rendering_transformers.2_1',
+        'neck.grounding_transformers.1_2', 'neck.rendering_transformers.2_1',
         'neck.pyramid', 'neck'],
     'a pyramid': 'neck.pyramid',
     'lists of modules': ['neck.self_transformers', 'neck.fusions'],
