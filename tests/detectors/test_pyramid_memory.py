@@ -18,7 +18,8 @@ PLAIN = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 FPT_ENCODER = 'fpt/deformable-detr_r50_fpt-encoder_16xb2-50e_coco.py'
 DINO = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 DDQ = 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py'
-NECK = dict(type='FPT', pyramid=dict(type='ChannelMapper'), num_levels=4)
+NECK = dict(type='FPT', preset='full', pyramid=dict(type='ChannelMapper'),
+            num_levels=4)
 
 
 def encoder_free(base: str, detector: str, **changes) -> torch.nn.Module:

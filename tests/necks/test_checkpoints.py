@@ -124,6 +124,14 @@ def test_single_branches_of_another_preset_are_refused(branch, trained):
         MODELS.build(args).load_state_dict(state_dict, strict=False)
 
 
+def test_commands_report_it_in_one_line():
+    """mmengine loads for them; they catch what bad input raises."""
+    state_dict = Detector(FPT(**ARGS, preset='full')).state_dict()
+    with pytest.raises(ValueError, match=r"preset='full'.*0\.1\.0"):
+        _load_checkpoint_to_model(Detector(FPT(**ARGS)),
+                                  dict(state_dict=state_dict))
+
+
 def test_other_arguments_of_the_same_preset():
     state_dict = FPT(**ARGS).state_dict()
     with pytest.raises(ValueError, match='that it was trained with'):
