@@ -161,6 +161,7 @@ def _softmaxes(head: nn.Module) -> list[str]:
     return [type(loss).__name__ for loss in losses
             if getattr(loss, 'use_sigmoid', None) is False
             and not getattr(loss, 'use_mask', False)
+            and getattr(loss, 'activate', True)
             or type(loss).__name__ == 'TverskyLoss'
             or getattr(getattr(loss, 'cls_criterion', None), '__name__', '')
             == 'lovasz_softmax']

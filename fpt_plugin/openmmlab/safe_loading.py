@@ -164,10 +164,15 @@ def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
     """
     if _users(multiarray._reconstruct):
         return multiarray._reconstruct(subtype, shape, code)
-    if subtype not in (LoadedArray, np.ndarray):
+    if subtype is not np.ndarray and _origin(subtype) != _origin(LoadedArray):
         raise UnpicklingError(
             f'a checkpoint may hold numpy arrays, got {subtype}')
     return multiarray._reconstruct(subtype, (0, ), b'b')
+
+
+def _origin(kind: type) -> tuple[str, str]:
+    """Where a class is from, the same for the one from before a reload."""
+    return kind.__module__, kind.__qualname__
 
 
 def _number(dtype: np.dtype, content: bytes) -> np.generic:

@@ -141,6 +141,7 @@ def test_a_softmax_over_one_channel_never_learns(settings, auxiliary):
 
 @pytest.mark.parametrize('settings', [
     dict(loss_decode=SIGMOID), dict(loss_decode=dict(type='DiceLoss')),
+    dict(loss_decode=dict(type='DiceLoss', use_sigmoid=False, activate=False)),
     dict(loss_decode=[dict(type='FocalLoss'), SIGMOID]),
     dict(loss_decode=dict(type='LovaszLoss', loss_type='binary', reduction='none')),
 ])

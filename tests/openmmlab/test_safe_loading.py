@@ -1,6 +1,7 @@
 """Numpy's arrays under torch's safe loading, whatever else the user allows."""
 
 import copy
+import importlib
 import pickle
 from itertools import product
 
@@ -101,3 +102,13 @@ def test_what_the_user_allowed_is_read(tmp_path, in_order, last):
     assert loaded['names'].tolist() == ['tree', 'car']
     assert loaded['objects'].tolist() == [1, None]
     assert isinstance(loaded['matrix'], np.matrix) and loaded['seed'] == 'a'
+
+
+def test_arrays_load_after_a_reload_of_this_module_alone(tmp_path):
+    torch.save(np.arange(3), tmp_path / 'array.pth')
+    try:
+        importlib.reload(safe_loading)
+        loaded = torch.load(tmp_path / 'array.pth', weights_only=True)
+    finally:
+        safe_loading.allow_safe_resume()
+    assert loaded.tolist() == [0, 1, 2]
