@@ -91,6 +91,9 @@ def what_differs(checkpoint: Mapping, model: nn.Module,
         yield f'was trained with {gone}, which the model has not'
     yield from unlike if not (new or gone) else [
         reason for reason in unlike if 'another optimizer' in reason]
+    if not (new or unlike):  # an optimizer without a state compares no shapes
+        yield from _parameters_of_another_shape(
+            checkpoint.get('state_dict', {}), model)
 
 
 def _optimizers(saved: Mapping,
@@ -145,6 +148,20 @@ def _parameters_that_differ(state_dict: Mapping,
     return tuple(f'{len(keys)} tensors ({some(summarised(keys, among), 3)})'
                  if keys else '' for keys, among in (
                      (new, own), ([k for k in state_dict if k in gone], given)))
+
+
+def _parameters_of_another_shape(state_dict: Mapping,
+                                 model: nn.Module) -> Iterator[str]:
+    """What mmengine would leave out with a warning, so that it begins anew."""
+    own = model.state_dict()
+    given = {key.removeprefix('module.'): value
+             for key, value in state_dict.items()}
+    wrong = [name for name, _ in model.named_parameters() if name in own
+             and name in given and given[name].shape != own[name].shape]
+    if wrong:
+        name = wrong[0]
+        yield (f'has {len(wrong)} parameters of another shape, such as {name} of '
+               f'{[*given[name].shape]} for {[*own[name].shape]}')
 
 
 def _without_pyramid(key: str) -> str:

@@ -104,6 +104,15 @@ def test_another_optimizer(before, now, words, neck, tmp_path):
     assert ('was trained without' in reasons) == (neck is GRAFTED)
 
 
+@pytest.mark.parametrize('momentum', [0., 0.9])
+def test_a_head_of_another_width(momentum, tmp_path):
+    same = dict(optimizer=dict(SGD, momentum=momentum))
+    checkpoint = train(tmp_path, **same)
+    reasons = refused(tmp_path, checkpoint, width=5, **same)
+    assert '[8, 8, 1, 1]' in reasons and '[5, 8, 1, 1]' in reasons
+    resume(tmp_path / 'same', checkpoint, **same)
+
+
 def test_other_groups_of_the_optimizer(tmp_path):
     checkpoint = train(tmp_path, paramwise=BY_GROUPS)
     assert re.match(r'was trained with (\d+) tensors in \1 groups of the '

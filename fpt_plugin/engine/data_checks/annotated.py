@@ -42,28 +42,32 @@ def check_annotated(cfg: Config, split: str, whole: bool = False,
     names = None
     # A metric that only writes results needs no annotations, and one that names no
     # file takes those that the dataset has read.
-    metrics = [(key, local_file(m)) for key, m in metrics_of(cfg, split)
+    metrics = [(key, local_file(m), 'segm' in (m.get('metric') or ()))
+               for key, m in metrics_of(cfg, split)
                if unscoped_type(m) == 'CocoMetric' and not m.get('format_only')]
-    judged = {os.path.realpath(path) for _, path in metrics if path}
+    judged = {os.path.realpath(path) for _, path, _ in metrics if path}
+    segm = {os.path.realpath(path) for _, path, masks in metrics if path and masks}
     for key, dataset in datasets_of(cfg, split):
         if not _reads_coco(cfg.default_scope, dataset):
             continue
         names = class_names(cfg.default_scope, dataset)
         path = local_file(dataset)
         if path:
-            yield from _check_file(
-                f'{key}.ann_file', path, names, os.path.realpath(path) in judged,
-                split == 'train', dataset, whole, seen)
-    for key, path in metrics:
+            real = os.path.realpath(path)
+            masked = real in segm or split == 'train' and _loads_masks(dataset)
+            yield from _check_file(f'{key}.ann_file', path, names, real in judged,
+                                   split == 'train', masked, dataset, whole, seen)
+    for key, path, masked in metrics:
         if path and names and split != 'train':
             yield from _check_file(f'{key}.ann_file', path, names, True, False,
-                                   None, whole, seen)
+                                   masked, None, whole, seen)
 
 
 def _check_file(key: str, path: str, names, evaluated: bool, trained: bool,
-                dataset: dict | None, whole: bool, seen: set) -> Iterator[Problem]:
-    masks = names if trained and names and _loads_masks(dataset) else ()
-    check = (path, str(names), evaluated, bool(masks))
+                masked: bool, dataset: dict | None, whole: bool,
+                seen: set) -> Iterator[Problem]:
+    masks = names if names and masked else ()
+    check = (path, str(names), evaluated, masked)
     if check in seen:
         return
     seen.add(check)
@@ -114,6 +118,6 @@ def _is_panoptic(annotations: list | None) -> bool:
     return bool(annotations) and 'segments_info' in annotations[0]
 
 
-def _loads_masks(dataset: dict | None) -> bool:
+def _loads_masks(dataset: dict) -> bool:
     return any(isinstance(step, dict) and step.get('with_mask')
-               for step in (dataset or {}).get('pipeline') or ())
+               for step in dataset.get('pipeline') or ())

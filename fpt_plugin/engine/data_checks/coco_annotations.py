@@ -86,8 +86,8 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
         kind = annotation.get('category_id')
         if kept and _is_id(kind) and kind in masked \
                 and not annotation.get('segmentation'):
-            faults.add("annotations without 'segmentation', while the pipeline "
-                       'loads masks', FATAL, name)
+            faults.add("annotations without 'segmentation', while masks are loaded "
+                       'or evaluated', FATAL, name)
     if file.whole:
         _check_twice(file, faults)
     yield from faults.problems(key, file)

@@ -154,6 +154,17 @@ def test_masks_only_where_they_are_loaded(tmp_path):
         check_data(cfg, 'train')
 
 
+@pytest.mark.parametrize('metric', ['segm', ['bbox', 'segm'], 'bbox'])
+def test_masks_that_are_evaluated(tmp_path, metric):
+    cfg = coco_config(faulty(tmp_path, without('annotations', 'segmentation')))
+    cfg.val_evaluator.metric = metric
+    if metric == 'bbox':
+        check_data(cfg, 'val')
+    else:
+        with pytest.raises(ValueError, match="2 annotations without 'segmentation'"):
+            check_data(cfg, 'val')
+
+
 def test_masks_of_classes_that_are_not_used(tmp_path):
     cfg = coco_config(faulty(tmp_path, without('annotations', 'segmentation', 1)),
                       classes=('square', ))
