@@ -17,7 +17,6 @@ from math import ceil
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import reference
@@ -27,8 +26,11 @@ from .checks import (
     check_floating,
     check_ranks,
     check_similarity,
+    no_autocast,
+    shapes_of,
 )
 from .cpu_workarounds import product
+from .operators import Operator, differentiable_again
 from .paths import choose_mixture_path
 
 # Keys of a block of the fused kernels, blocks that keep a GPU busy (two for each
@@ -84,7 +86,7 @@ def mixture_attention(query: Tensor,
     _check(query, key, value, weights, similarity)
     scale = int(query.shape[-1])**-0.5 if scale is None else float(scale)
     compute = {
-        'chunked': _MixtureAttention.apply,
+        'chunked': _chunked,
         'fused': _fused,
         'eager': _eager
     }[choose_mixture_path(path, query, value, similarity)]
@@ -96,26 +98,26 @@ def _check(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
     tensors = dict(query=query, key=key, value=value, weights=weights)
     check_floating(tensors)
     check_similarity(similarity)
-    shapes = check_ranks(tensors, (4, 4, 3, 2))
+    check_ranks(tensors, (4, 4, 3, 2))
     batch, parts, _, depth = query.shape
     if (key.shape[0], key.shape[1], key.shape[3]) != (batch, parts, depth):
         raise ValueError('query (B, N, Lq, d) and key (B, N, Lk, d) must agree '
-                         f'in B, N and d, got {shapes}')
+                         f'in B, N and d, got {shapes_of(tensors)}')
     if value.shape[:2] != (batch, key.shape[2]):
         raise ValueError('value must be (B, Lk, C) with the B and Lk of key, '
-                         f'got {shapes}')
+                         f'got {shapes_of(tensors)}')
     if weights.shape != (batch, parts):
         raise ValueError('weights must be (B, N) with the B and N of query, '
-                         f'got {shapes}')
+                         f'got {shapes_of(tensors)}')
     if min(parts, depth, key.shape[2]) == 0:
-        raise ValueError(f'N, d and Lk must not be 0, got {shapes}')
+        raise ValueError(f'N, d and Lk must not be 0, got {shapes_of(tensors)}')
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str, scale: float) -> Tensor:
     """The same numbers by plain operators, all scores at once."""
     dtype = accumulation_dtype(query, key, value, weights)
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value.device):
         out = reference.mixture_attention(
             query.to(dtype),
             centred(key.to(dtype)) if similarity == 'dot' else key.to(dtype),
@@ -138,7 +140,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
         # One pixel has strides that the backward pass of the kernels refuses.
         return _eager(query, key, value, weights, similarity, scale)
     pieces = _pieces(query, key)
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value.device):
         query, key = _fused_operands(query, key, similarity, value.dtype)
         depth, width = _fused_widths(query, value)
         query = F.pad(query, (0, depth - query.shape[3], 0, -queries % pieces))
@@ -155,10 +157,20 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
         with nullcontext() if bounded else _without_scores():
             heads = F.scaled_dot_product_attention(
                 query, key, values, scale=scale)
+        heads = differentiable_again(heads, _plain_heads, (query, key, values),
+                                     scale)
         heads = heads.unflatten(1, (parts, pieces)).flatten(2, 3)
         heads = heads[:, :, :queries, :value.shape[2]]  # (B, N, Lq, C)
         # Not a product: its gradient would be a few very long dot products.
         return (heads * weights.to(value.dtype)[:, :, None, None]).sum(dim=1)
+
+
+def _plain_heads(query: Tensor, key: Tensor, value: Tensor,
+                 scale: float) -> Tensor:
+    """``scaled_dot_product_attention`` in plain operators."""
+    dtype = accumulation_dtype(query, key, value)
+    scores = scale * (query.to(dtype) @ key.to(dtype).transpose(-2, -1))
+    return (scores.softmax(dim=-1) @ value.to(dtype)).to(value.dtype)
 
 
 def _fused_operands(query: Tensor, key: Tensor, similarity: str,
@@ -349,56 +361,58 @@ def _inner(maps: Tensor, grad: Tensor) -> Tensor:
     return torch.linalg.vecdot(maps, grad).sum(dim=1)[:, None, None]
 
 
-class _MixtureAttention(torch.autograd.Function):
-    """Chunked forward; backward that recomputes each chunk's maps."""
+def _forward(query, key, value, weights, similarity, scale):
+    """Chunk by chunk."""
+    with no_autocast(value.device):
+        x = _Operands(query, key, value, weights, similarity, scale)
+        out = x.value.new_empty(query.shape[0], query.shape[2],
+                                value.shape[2])
+        value_t = x.value.transpose(1, 2).contiguous()
+        for rows, mixed in _Chunks(x.query, x.key):
+            for part in range(x.num_parts):
+                x.mix_(mixed, x.maps(part, rows), part)
+            out[:, rows] = product(mixed, value_t)
+    return out.to(value.dtype)
 
-    @staticmethod
-    def forward(ctx, query, key, value, weights, similarity, scale):
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.similarity, ctx.scale = similarity, scale
-        with torch.autocast(value.device.type, enabled=False):
-            x = _Operands(query, key, value, weights, similarity, scale)
-            out = x.value.new_empty(query.shape[0], query.shape[2],
-                                    value.shape[2])
-            value_t = x.value.transpose(1, 2).contiguous()
-            for rows, mixed in _Chunks(x.query, x.key):
-                for part in range(x.num_parts):
-                    x.mix_(mixed, x.maps(part, rows), part)
-                out[:, rows] = product(mixed, value_t)
-        return out.to(value.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        query, key, value, weights = ctx.saved_tensors
-        with torch.autocast(value.device.type, enabled=False):
-            x = _Operands(query, key, value, weights, ctx.similarity,
-                          ctx.scale)
-            grad = grad.to(x.value.dtype)
-            grad_q, grad_k, grad_v, grad_pi = map(
-                torch.zeros_like, (x.query, x.key, x.value, x.shares))
-            grad_bias = None if x.bias is None else torch.zeros_like(x.bias)
-            key_t = x.key.transpose(2, 3).contiguous()
-            for rows, mixed in _Chunks(x.query, x.key):
-                g = grad[:, rows]
-                d_maps = product(g, x.value)
-                for part in range(x.num_parts):
-                    maps = x.maps(part, rows)
-                    x.mix_(mixed, maps, part)
-                    grad_pi[:, part] += _inner(maps, d_maps)
-                    # The part's share is applied to the results below.
-                    d_scores = softmax_backward_(d_maps, maps)
-                    grad_q[:, part, rows] = product(d_scores, key_t[:, part])
-                    grad_k[:, part] += _sum_over_rows(
-                        x.query[:, part, rows], d_scores)
-                    if grad_bias is not None:
-                        grad_bias[:, part] += d_scores.sum(dim=1)
-                grad_v += _sum_over_rows(g, mixed)
-            grad_q *= x.shares
-            grad_k *= x.shares
-            if grad_bias is not None:
-                grad_bias *= x.shares[..., 0]
-            grad_k = score_gradient(x.key, grad_k, grad_bias, ctx.scale)
-        return (grad_q.to(query.dtype), grad_k.to(key.dtype),
-                grad_v.to(value.dtype),
-                grad_pi[:, :, 0, 0].to(weights.dtype), None, None)
+def _backward(grad, query, key, value, weights, similarity, scale):
+    """Recompute each chunk's maps."""
+    with no_autocast(value.device):
+        x = _Operands(query, key, value, weights, similarity, scale)
+        grad = grad.to(x.value.dtype)
+        grad_q, grad_k, grad_v, grad_pi = map(
+            torch.zeros_like, (x.query, x.key, x.value, x.shares))
+        grad_bias = None if x.bias is None else torch.zeros_like(x.bias)
+        key_t = x.key.transpose(2, 3).contiguous()
+        for rows, mixed in _Chunks(x.query, x.key):
+            g = grad[:, rows]
+            d_maps = product(g, x.value)
+            for part in range(x.num_parts):
+                maps = x.maps(part, rows)
+                x.mix_(mixed, maps, part)
+                grad_pi[:, part] += _inner(maps, d_maps)
+                # The part's share is applied to the results below.
+                d_scores = softmax_backward_(d_maps, maps)
+                grad_q[:, part, rows] = product(d_scores, key_t[:, part])
+                grad_k[:, part] += _sum_over_rows(
+                    x.query[:, part, rows], d_scores)
+                if grad_bias is not None:
+                    grad_bias[:, part] += d_scores.sum(dim=1)
+            grad_v += _sum_over_rows(g, mixed)
+        grad_q *= x.shares
+        grad_k *= x.shares
+        if grad_bias is not None:
+            grad_bias *= x.shares[..., 0]
+        grad_k = score_gradient(x.key, grad_k, grad_bias, scale)
+    return (grad_q.to(query.dtype), grad_k.to(key.dtype),
+            grad_v.to(value.dtype),
+            grad_pi[:, :, 0, 0].to(weights.dtype))
+
+
+def _empty(query, key, value, weights, similarity, scale):
+    return value.new_empty(query.shape[0], query.shape[2], value.shape[2])
+
+
+_chunked = Operator('mixture_attention', ('query', 'key', 'value', 'weights'),
+                    'str similarity, float scale', _forward, _backward, _eager,
+                    _empty)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SIMILARITIES = ('dot', 'neg_euclid')
 
@@ -34,26 +37,42 @@ def check_similarity(similarity: str) -> None:
             f'similarity must be one of {SIMILARITIES}, got {similarity!r}')
 
 
-def check_ranks(tensors: dict[str, Tensor], ranks: tuple[int, ...]) -> str:
+def check_ranks(tensors: dict[str, Tensor], ranks: tuple[int, ...]) -> None:
     """Require a number of dimensions of each tensor.
-
-    Returns:
-        The names and shapes, for further messages.
 
     Raises:
         ValueError: A tensor has another number of dimensions.
     """
-    shapes = ', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())
     for (name, tensor), rank in zip(tensors.items(), ranks):
         if tensor.dim() != rank:
-            raise ValueError(f'{name} must have {rank} dimensions, got {shapes}')
-    return shapes
+            raise ValueError(f'{name} must have {rank} dimensions, got '
+                             f'{shapes_of(tensors)}')
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> str:
+    """Names and shapes, for messages; no constant of a compiled graph."""
+    return ', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """Float64 stays float64; everything else is computed in float32."""
     double = any(t.dtype == torch.float64 for t in tensors)
     return torch.float64 if double else torch.float32
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """Compute in the dtypes that are written; some devices have no autocast."""
+    if device.type == 'meta':
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    # Not documented, so nothing depends on it.
+    active = getattr(torch._C, '_are_functorch_transforms_active', None)
+    return (active is not None and active()) or getattr(
+        forward_ad, '_current_level', -1) >= 0
 
 
 def is_captured() -> bool:

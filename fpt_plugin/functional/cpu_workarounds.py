@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils import _python_dispatch
 
-from .checks import is_captured
+from .checks import is_captured, is_transformed
 
 # torch.compile's linear layer on a CPU. It is not documented, so nothing
 # depends on it.
@@ -70,8 +71,15 @@ def _dense(matrix: Tensor) -> Tensor:
 
 def _onednn_takes(a: Tensor, b: Tensor) -> bool:
     return (_ONEDNN is not None and torch.backends.mkldnn.enabled
+            and not _watched()
             and a.device.type == 'cpu' and a.dtype == torch.float32
             and a.numel() > 0 and b.numel() > 0)
+
+
+def _watched() -> bool:
+    """Whether a mode sees each operator: counters of FLOPs know bmm."""
+    mode = getattr(_python_dispatch, '_get_current_dispatch_mode', None)
+    return mode is not None and mode() is not None
 
 
 def narrow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
@@ -131,9 +139,9 @@ def channels_last(x: Tensor) -> Tensor:
     """Lay the channels of a pixel side by side, on a CPU.
 
     Convolutions and the products of attention are faster so, too. Captured
-    graphs stay as they are.
+    graphs stay as they are, and vmap has no memory formats.
     """
-    if x.device.type != 'cpu' or is_captured():
+    if x.device.type != 'cpu' or is_captured() or is_transformed():
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -145,6 +153,8 @@ def usual_strides(out: Tensor, x: Tensor) -> Tensor:
         out: (B, C, H, W) of any strides.
         x: (B, D, H, W).
     """
+    if is_transformed():  # vmap has no memory formats
+        return out.contiguous()
     # A clone, because contiguous() takes one image of any batch stride as it
     # is.
     return out.contiguous() if x.is_contiguous() else out.clone(

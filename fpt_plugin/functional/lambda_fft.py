@@ -30,54 +30,63 @@ def _fast(length: int) -> int:
 class FourierOrder:
     """Lambdas of a few value channels at a time, then their queries.
 
-    The backward pass differentiates each group of channels anew, so no more
-    than one group's transforms are ever kept.
+    No more than one group's transforms are ever kept.
     """
+
+    def __init__(self, query: Tensor, embedding: Tensor) -> None:
+        batch, _, depth, *self.map = query.shape
+        self.window = embedding.shape[2:]
+        self.size = fft_size(*self.map, *self.window)
+        self.embedding = torch.fft.rfft2(embedding, s=self.size)  # (k, u, ...)
+        # Value channels whose transforms fit the budget.
+        held = 2 * batch * depth * self.size[0] * self.size[1]
+        self.group = max(1, cached_scores(query.device) // held)
+
+    def values(self, value: Tensor) -> Tensor:
+        """Transforms of some channels (B, u, v, H, W) and their margins."""
+        down, right = (side // 2 for side in self.window)
+        value = F.pad(value, (right, right, down, down))
+        return torch.fft.rfft2(value, s=self.size)
+
+    def inverse(self, x: Tensor, sides: tuple[int, int],
+                start: tuple[int, int] = (0, 0)) -> Tensor:
+        """What transforms (..., frequencies) are of, a part of some sides."""
+        x = torch.fft.irfft2(x, s=self.size)
+        for dim, (first, side) in enumerate(zip(start, sides), x.dim() - 2):
+            x = x.narrow(dim, first, side)
+        return x
+
+    def lambdas(self, values: Tensor) -> Tensor:
+        """(B, k, v, H, W): a correlation, so that one factor is conjugated."""
+        product = torch.einsum('kuyx,buvyx->bkvyx', self.embedding.conj(),
+                               values)
+        return self.inverse(product, self.map)
 
     @classmethod
     def forward(cls, query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
         """(B, h, v, H, W)."""
-        groups = value.split(cls._group(query, embedding), dim=2)
-        return torch.cat([cls._compute(query, v, embedding) for v in groups],
-                         dim=2)
+        x = cls(query, embedding)
+        return torch.cat([
+            torch.einsum('bhkyx,bkvyx->bhvyx', query, x.lambdas(x.values(v)))
+            for v in value.split(x.group, dim=2)
+        ], dim=2)
 
     @classmethod
     def backward(cls, query: Tensor, value: Tensor, embedding: Tensor,
                  grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the three operands."""
-        group = cls._group(query, embedding)
-        grad_q, grad_e = map(torch.zeros_like, (query, embedding))
+        x = cls(query, embedding)
+        grad_q, grad_e = map(torch.zeros_like, (query, x.embedding))
         grads_v = []
-        for v, g in zip(value.split(group, dim=2), grad.split(group, dim=2)):
-            leaves = [x.detach().requires_grad_() for x in (query, v, embedding)]
-            with torch.enable_grad():
-                out = cls._compute(*leaves)
-            of_query, of_value, of_embedding = torch.autograd.grad(
-                out, leaves, g)
-            grad_q += of_query
-            grad_e += of_embedding
-            grads_v.append(of_value)
-        return grad_q, torch.cat(grads_v, dim=2), grad_e
-
-    @staticmethod
-    def _group(query: Tensor, embedding: Tensor) -> int:
-        """Value channels whose transforms fit the budget."""
-        batch, _, depth, height, width = query.shape
-        rows, columns = fft_size(height, width, *embedding.shape[2:])
-        held = 2 * batch * depth * rows * columns
-        return max(1, cached_scores(query.device) // held)
-
-    @staticmethod
-    def _compute(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
-        """(B, h, k, H, W) and some channels (B, u, v, H, W): (B, h, v, H, W)."""
-        height, width = query.shape[3:]
-        window = embedding.shape[2:]
-        size = fft_size(height, width, *window)
-        down, right = (side // 2 for side in window)
-        value = F.pad(value, (right, right, down, down))
-        # A correlation: one factor is conjugated.
-        product = torch.einsum('kuyx,buvyx->bkvyx',
-                               torch.fft.rfft2(embedding, s=size).conj(),
-                               torch.fft.rfft2(value, s=size))
-        lambdas = torch.fft.irfft2(product, s=size)[..., :height, :width]
-        return torch.einsum('bhkyx,bkvyx->bhvyx', query, lambdas)
+        for v, g in zip(value.split(x.group, dim=2),
+                        grad.split(x.group, dim=2)):
+            values = x.values(v)
+            grad_q += torch.einsum('bhvyx,bkvyx->bhkyx', g, x.lambdas(values))
+            d_lambdas = torch.fft.rfft2(
+                torch.einsum('bhkyx,bhvyx->bkvyx', query, g), s=x.size)
+            grad_e += torch.einsum('bkvyx,buvyx->kuyx', d_lambdas.conj(),
+                                   values)
+            grads_v.append(x.inverse(
+                torch.einsum('kuyx,bkvyx->buvyx', x.embedding, d_lambdas),
+                x.map, [side // 2 for side in x.window]))
+        return grad_q, torch.cat(grads_v, dim=2), x.inverse(grad_e, x.window)

@@ -203,7 +203,7 @@ class AttentionOrder(_Strips):
             blocks = self.blocks(tile, intra).transpose(1, 2)
             weights = self.weights(queries, intra)
             total = torch.bmm(weights, blocks) if total is None else \
-                total.baddbmm_(weights, blocks)
+                torch.baddbmm(total, weights, blocks, out=total)
         return total
 
     @classmethod
@@ -233,8 +233,10 @@ class AttentionOrder(_Strips):
                     g, x.blocks(tile, intra), out=of_matrix[:count])
                 band = x.band(d_matrix)
                 d_entries.view_as(band).copy_(band)
-                grad_e[intra].addmm_(d_entries.t(), rows)
-                d_query.addmm_(d_entries, x.embedding[intra])
+                # Not in place: counters of FLOPs know these forms alone.
+                torch.addmm(grad_e[intra], d_entries.t(), rows,
+                            out=grad_e[intra])
+                torch.addmm(d_query, d_entries, x.embedding[intra], out=d_query)
             x.to_cells(grad_q, tile, d_query)
         grad_e = grad_e.permute(2, 0, 1).reshape(embedding.shape)
         return x.pixels_last(grad_q), x.unpadded(grad_v), grad_e
@@ -262,7 +264,7 @@ class LambdaOrder(_Strips):
             blocks = self.blocks(tile, intra).transpose(1, 2)
             matrix = self.matrix[intra].expand(len(blocks), -1, -1)
             total = torch.bmm(matrix, blocks) if total is None else \
-                total.baddbmm_(matrix, blocks)
+                torch.baddbmm(total, matrix, blocks, out=total)
         return total.view(-1, self.depth, self.channels)
 
     def of_tile(self, tile: Tile) -> Tensor:

@@ -11,12 +11,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import reference
-from .checks import accumulation_dtype, check_floating, check_ranks, is_captured
+from .checks import (
+    accumulation_dtype,
+    check_floating,
+    check_ranks,
+    is_captured,
+    is_compiled,
+    no_autocast,
+    shapes_of,
+)
 from .cpu_workarounds import transforms
 from .lambda_orders import ORDERS, cropped, estimate
+from .operators import Operator
 from .paths import requested
 
 PATHS = (*ORDERS, 'eager')
@@ -44,15 +52,15 @@ def content_lambda(key: Tensor, value: Tensor) -> Tensor:
     """
     tensors = dict(key=key, value=value)
     check_floating(tensors)
-    shapes = check_ranks(tensors, (4, 4))
+    check_ranks(tensors, (4, 4))
     if (value.shape[0], value.shape[1], value.shape[3]) != (
             key.shape[0], key.shape[2], key.shape[3]):
         raise ValueError('key (B, k, u, n) and value (B, u, v, n) must agree in '
-                         f'B, u and n, got {shapes}')
+                         f'B, u and n, got {shapes_of(tensors)}')
     if 0 in (*key.shape[1:], value.shape[2]):
-        raise ValueError(f'k, u, v and n must not be 0, got {shapes}')
+        raise ValueError(f'k, u, v and n must not be 0, got {shapes_of(tensors)}')
     dtype = accumulation_dtype(key, value)
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value.device):
         weights = torch.softmax(key.to(dtype), dim=-1)
         # u and n are summed in one product.
         return torch.matmul(
@@ -100,32 +108,33 @@ def position_lambda(query: Tensor,
     path = choose_order(path, query, value, embedding)
     if path == 'eager':
         return _eager(query, value, embedding)
-    if path == 'fft' and not transforms(value):
-        path = 'attention'
-    return _PositionLambda.apply(query, value, embedding, path)
+    return _ordered(query, value, embedding, path)
 
 
 def _check(query: Tensor, value: Tensor, embedding: Tensor) -> None:
     tensors = dict(query=query, value=value, embedding=embedding)
     check_floating(tensors)
-    shapes = check_ranks(tensors, (5, 5, 4))
+    check_ranks(tensors, (5, 5, 4))
     if (query.shape[0], *query.shape[3:]) != (value.shape[0],
                                               *value.shape[3:]):
         raise ValueError('query (B, h, k, H, W) and value (B, u, v, H, W) must '
-                         f'agree in B, H and W, got {shapes}')
+                         f'agree in B, H and W, got {shapes_of(tensors)}')
     if embedding.shape[:2] != (query.shape[2], value.shape[1]):
         raise ValueError('embedding must be (k, u, rows, columns) with the k of '
-                         f'query and the u of value, got {shapes}')
+                         f'query and the u of value, got {shapes_of(tensors)}')
     if 0 in (*query.shape[1:], *value.shape[1:]):
-        raise ValueError(f'h, k, u, v, H and W must not be 0, got {shapes}')
+        raise ValueError(f'h, k, u, v, H and W must not be 0, got {shapes_of(tensors)}')
     if any(side % 2 == 0 for side in embedding.shape[2:]):
         raise ValueError('embedding must have odd sides, because its window '
-                         f'lies around a pixel, got {shapes}')
+                         f'lies around a pixel, got {shapes_of(tensors)}')
 
 
 def choose_order(path: str | None, query: Tensor, value: Tensor,
-                 embedding: Tensor) -> str:
+                 embedding: Tensor) -> str | None:
     """The one place that decides how a call is computed.
+
+    Returns:
+        The path, or None: the cheapest order once the sizes are known.
 
     Raises:
         ValueError: What is asked for is unknown.
@@ -136,46 +145,69 @@ def choose_order(path: str | None, query: Tensor, value: Tensor,
     # A loop over tiles would be frozen at the size that was captured.
     if is_captured():
         return 'eager'
+    # A compiled graph serves many sizes.
+    return None if is_compiled() else _cheapest(query, value, embedding)
+
+
+def _cheapest(query: Tensor, value: Tensor, embedding: Tensor) -> str:
     embedding = cropped(embedding, query.shape[3:])
     costs = estimate(query.shape, value.shape, embedding.shape,
                      query.device.type)
     return min(costs, key=costs.get)
 
 
-def _eager(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
+def _eager(query: Tensor,
+           value: Tensor,
+           embedding: Tensor,
+           order: str | None = None) -> Tensor:
     """The same numbers by plain operators, all lambdas at once."""
     dtype = accumulation_dtype(query, value, embedding)
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value.device):
         out = reference.position_lambda(
             query.to(dtype), value.to(dtype), embedding.to(dtype))
     return out.to(value.dtype)
 
 
-class _PositionLambda(torch.autograd.Function):
-    """One of the orders; saves its operands and nothing else."""
+def _order(query: Tensor, value: Tensor, embedding: Tensor, order: str | None):
+    order = order or _cheapest(query, value, embedding)
+    if order == 'fft' and not transforms(value):
+        order = 'attention'
+    return ORDERS[order]
 
-    @staticmethod
-    def forward(ctx, query, value, embedding, order):
-        ctx.save_for_backward(query, value, embedding)
-        ctx.order = order
-        dtype = accumulation_dtype(query, value, embedding)
-        with torch.autocast(value.device.type, enabled=False):
-            out = ORDERS[order].forward(
-                query.to(dtype), value.to(dtype),
-                cropped(embedding.to(dtype), query.shape[3:]))
-        return out.to(value.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        query, value, embedding = ctx.saved_tensors
-        dtype = accumulation_dtype(query, value, embedding)
-        with torch.autocast(value.device.type, enabled=False):
-            whole = embedding.new_zeros(embedding.shape, dtype=dtype)
-            grad_q, grad_v, part = ORDERS[ctx.order].backward(
+def _forward(query, value, embedding, order):
+    """One of the orders."""
+    dtype = accumulation_dtype(query, value, embedding)
+    with no_autocast(value.device):
+        out = _order(query, value, embedding, order).forward(
+            query.to(dtype), value.to(dtype),
+            cropped(embedding.to(dtype), query.shape[3:]))
+    # The orders' own is a view, which autograd would not let change in place.
+    return _empty(query, value, embedding, order).copy_(out)
+
+
+def _empty(query, value, embedding, order):
+    """(B, h, v, H, W), the numbers of a pixel side by side."""
+    batch, heads, _, height, width = query.shape
+    return torch.empty_permuted(
+        (batch, heads, value.shape[2], height, width), (0, 3, 4, 1, 2),
+        dtype=value.dtype,
+        device=value.device)
+
+
+def _backward(grad, query, value, embedding, order):
+    dtype = accumulation_dtype(query, value, embedding)
+    with no_autocast(value.device):
+        whole = embedding.new_zeros(embedding.shape, dtype=dtype)
+        grad_q, grad_v, part = _order(
+            query, value, embedding, order).backward(
                 query.to(dtype), value.to(dtype),
                 cropped(embedding.to(dtype), query.shape[3:]), grad.to(dtype))
-            # What no window reaches has no gradient.
-            cropped(whole, query.shape[3:]).copy_(part)
-        return (grad_q.to(query.dtype), grad_v.to(value.dtype),
-                whole.to(embedding.dtype), None)
+        # What no window reaches has no gradient.
+        cropped(whole, query.shape[3:]).copy_(part)
+    return (grad_q.to(query.dtype), grad_v.to(value.dtype),
+            whole.to(embedding.dtype))
+
+
+_ordered = Operator('position_lambda', ('query', 'value', 'embedding'),
+                    'str? order', _forward, _backward, _eager, _empty)

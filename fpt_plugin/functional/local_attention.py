@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import reference
@@ -26,7 +25,10 @@ from .checks import (
     check_floating,
     check_ranks,
     check_similarity,
+    no_autocast,
+    shapes_of,
 )
+from .operators import Operator
 from .paths import choose_local_path
 from .tiles import Tile
 from .windows import (
@@ -84,7 +86,7 @@ def local_mixture_attention(query: Tensor,
     _check(query, key, value, weights, window, similarity, pad)
     scale = int(query.shape[2])**-0.5 if scale is None else float(scale)
     compute = {
-        'chunked': _LocalMixtureAttention.apply,
+        'chunked': _chunked,
         'eager': _eager
     }[choose_local_path(path)]
     return compute(query, key, value, weights, window, similarity, pad, scale)
@@ -122,24 +124,24 @@ def _check(query, key, value, weights, window, similarity, pad) -> None:
     check_window(window)
     check_similarity(similarity)
     check_pad(pad)
-    shapes = check_ranks(tensors, (5, 5, 4, 2))
+    check_ranks(tensors, (5, 5, 4, 2))
     if key.shape[:3] != query.shape[:3]:
         raise ValueError('query (B, N, d, H, W) and key (B, N, d, h, w) must '
-                         f'agree in B, N and d, got {shapes}')
+                         f'agree in B, N and d, got {shapes_of(tensors)}')
     if (value.shape[0], *value.shape[2:]) != (key.shape[0], *key.shape[3:]):
         raise ValueError('value must be (B, C, h, w) with the B, h and w of '
-                         f'key, got {shapes}')
+                         f'key, got {shapes_of(tensors)}')
     if weights.shape != query.shape[:2]:
         raise ValueError('weights must be (B, N) with the B and N of query, '
-                         f'got {shapes}')
+                         f'got {shapes_of(tensors)}')
     if 0 in (*query.shape[1:], *key.shape[1:]):
-        raise ValueError(f'N, d, H, W, h and w must not be 0, got {shapes}')
+        raise ValueError(f'N, d, H, W, h and w must not be 0, got {shapes_of(tensors)}')
 
 
 def _eager(query, key, value, weights, window, similarity, pad, scale):
     """The same numbers by plain operators, windows unfolded."""
     dtype = accumulation_dtype(query, key, value, weights)
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value.device):
         out = reference.local_mixture_attention(
             query.to(dtype),
             key.to(dtype),
@@ -254,69 +256,73 @@ class _Call:
             self.strips.seen)
 
 
-class _LocalMixtureAttention(torch.autograd.Function):
-    """Tile by tile; the backward recomputes each tile's maps."""
+def _forward(query, key, value, weights, *options):
+    """Tile by tile."""
+    with no_autocast(value.device):
+        x = _Call(query, key, value, weights, *options)
+        cut = x.strips
+        out = x.value.new_empty(query.shape[0], *x.query.shape[2:4],
+                                value.shape[1])
+        for tile in x.tiles():
+            mixed = 0
+            for part, shares in enumerate(x.shares.unbind(1)):
+                *_, maps = x.operands(part, tile)
+                mixed = mixed + cut.of_images(shares, tile) * maps
+            blocks = window_blocks(cut.keys(x.value, tile), x.window)
+            cut.to_queries(out, tile, x.matrix(mixed) @ blocks)
+        return x.scatter(out).to(value.dtype)
 
-    @staticmethod
-    def forward(ctx, query, key, value, weights, *options):
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.options = options
-        with torch.autocast(value.device.type, enabled=False):
-            x = _Call(query, key, value, weights, *options)
-            cut = x.strips
-            out = x.value.new_empty(query.shape[0], *x.query.shape[2:4],
-                                    value.shape[1])
-            for tile in x.tiles():
-                mixed = 0
-                for part, shares in enumerate(x.shares.unbind(1)):
-                    *_, maps = x.operands(part, tile)
-                    mixed = mixed + cut.of_images(shares, tile) * maps
-                blocks = window_blocks(cut.keys(x.value, tile), x.window)
-                cut.to_queries(out, tile, x.matrix(mixed) @ blocks)
-            return x.scatter(out).to(value.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        query, key, value, weights = ctx.saved_tensors
-        scale = ctx.options[-1]
-        with torch.autocast(value.device.type, enabled=False):
-            x = _Call(query, key, value, weights, *ctx.options)
-            cut = x.strips
-            grad = x.gather(grad.to(x.value.dtype))
-            grad_q, grad_k, grad_v, grad_pi = map(
-                torch.zeros_like, (x.query, x.key, x.value, x.shares))
-            grad_bias = None if x.bias is None else x.bias.new_zeros(
-                x.bias.shape)
-            for tile in x.tiles():
-                g = cut.of_queries(grad, tile)
-                d_maps = x.entries(g, cut.keys(x.value, tile)).flatten(-2)
-                mixed = 0
-                for part, shares in enumerate(x.shares.unbind(1)):
-                    q, k, maps = x.operands(part, tile)
-                    mixed = mixed + cut.of_images(shares, tile) * maps
-                    inner = torch.linalg.vecdot(
-                        maps.flatten(1), d_maps.flatten(1))
-                    grad_pi[tile.images, part] += cut.to_images(inner, tile)
-                    # The part's share is applied to the results below.
-                    d_scores = x.matrix(softmax_backward_(d_maps, maps))
-                    cut.to_queries(grad_q[:, part], tile,
-                                   d_scores @ window_blocks(k, x.window))
-                    d_scores = d_scores.transpose(1, 2)
-                    cut.add_to_keys(grad_k[:, part], tile, d_scores @ q)
-                    if grad_bias is not None:
-                        cut.add_to_keys(grad_bias[:, part, ..., None], tile,
-                                        d_scores.sum(-1, keepdim=True))
-                cut.add_to_keys(grad_v, tile,
-                                x.matrix(mixed).transpose(1, 2) @ g)
-            shares = x.shares[:, :, None, None]
-            grad_q *= shares[..., None]
-            grad_k *= shares[..., None]
-            if grad_bias is not None:
-                grad_bias *= shares
-            if ctx.options[1] == 'dot':
-                grad_bias = None  # the border's mask, no function of the keys
-            grad_k = score_gradient(x.key, grad_k, grad_bias, scale)
-        return (x.scatter(grad_q).to(query.dtype), x.crop(grad_k).to(key.dtype),
-                x.crop(grad_v).to(value.dtype), grad_pi.to(weights.dtype),
-                None, None, None, None)
+def _backward(grad, query, key, value, weights, *options):
+    """Recompute each tile's maps."""
+    _, similarity, _, scale = options
+    with no_autocast(value.device):
+        x = _Call(query, key, value, weights, *options)
+        cut = x.strips
+        grad = x.gather(grad.to(x.value.dtype))
+        grad_q, grad_k, grad_v, grad_pi = map(
+            torch.zeros_like, (x.query, x.key, x.value, x.shares))
+        grad_bias = None if x.bias is None else x.bias.new_zeros(
+            x.bias.shape)
+        for tile in x.tiles():
+            g = cut.of_queries(grad, tile)
+            d_maps = x.entries(g, cut.keys(x.value, tile)).flatten(-2)
+            mixed = 0
+            for part, shares in enumerate(x.shares.unbind(1)):
+                q, k, maps = x.operands(part, tile)
+                mixed = mixed + cut.of_images(shares, tile) * maps
+                inner = torch.linalg.vecdot(
+                    maps.flatten(1), d_maps.flatten(1))
+                grad_pi[tile.images, part] += cut.to_images(inner, tile)
+                # The part's share is applied to the results below.
+                d_scores = x.matrix(softmax_backward_(d_maps, maps))
+                cut.to_queries(grad_q[:, part], tile,
+                               d_scores @ window_blocks(k, x.window))
+                d_scores = d_scores.transpose(1, 2)
+                cut.add_to_keys(grad_k[:, part], tile, d_scores @ q)
+                if grad_bias is not None:
+                    cut.add_to_keys(grad_bias[:, part, ..., None], tile,
+                                    d_scores.sum(-1, keepdim=True))
+            cut.add_to_keys(grad_v, tile,
+                            x.matrix(mixed).transpose(1, 2) @ g)
+        shares = x.shares[:, :, None, None]
+        grad_q *= shares[..., None]
+        grad_k *= shares[..., None]
+        if grad_bias is not None:
+            grad_bias *= shares
+        if similarity == 'dot':
+            grad_bias = None  # the border's mask, no function of the keys
+        grad_k = score_gradient(x.key, grad_k, grad_bias, scale)
+    return (x.scatter(grad_q).to(query.dtype), x.crop(grad_k).to(key.dtype),
+            x.crop(grad_v).to(value.dtype), grad_pi.to(weights.dtype))
+
+
+def _empty(query, key, value, weights, *options):
+    """(B, C, H, W)."""
+    return value.new_empty(*value.shape[:2], *query.shape[3:])
+
+
+_chunked = Operator('local_mixture_attention',
+                    ('query', 'key', 'value', 'weights'),
+                    'int window, str similarity, str pad, float scale',
+                    _forward, _backward, _eager, _empty)

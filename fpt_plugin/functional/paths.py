@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .budget import score_budget
-from .checks import is_captured, is_compiled
+from .checks import is_captured, is_compiled, is_transformed
 
 MIXTURE_PATHS = ('chunked', 'fused', 'eager')
 LOCAL_PATHS = ('chunked', 'eager')
@@ -77,7 +77,9 @@ def requested(path: str | None,
         others: Paths that other functions have, which the variable may name.
 
     Returns:
-        The path, or None: the function chooses.
+        The path, or None: the function chooses. While torch.func or
+        forward-mode differentiation is at work, ``'eager'`` whatever is asked
+        for: only plain operators can be transformed.
 
     Raises:
         ValueError: What is asked for is unknown.
@@ -86,10 +88,10 @@ def requested(path: str | None,
     if path is None:
         path, origin = os.environ.get(variable), variable
         if path in others and path not in available:
-            return None
+            path = None
     if path and path not in available:
         raise ValueError(f'{origin} must be one of {available}, got {path!r}')
-    return path or None
+    return 'eager' if is_transformed() else path or None
 
 
 def choose_mixture_path(path: str | None, query: Tensor, value: Tensor,

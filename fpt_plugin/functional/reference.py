@@ -125,7 +125,9 @@ def local_mixture_attention(query: Tensor,
     """
     scale = query.shape[2]**-0.5 if scale is None else scale
     keys = _windows(key.flatten(1, 2), window, query.shape[-2:])
-    keys = keys.unflatten(1, key.shape[1:3])  # (B, N, d, w * w, H, W)
+    # (B, N, d, w * w, H, W). Not unflatten, here and below: behind it the older
+    # exporter of ONNX takes the size for a constant.
+    keys = keys.reshape(*key.shape[:3], *keys.shape[2:])
     values = _windows(value, window, query.shape[-2:])
     scores = torch.einsum('bndhw,bndohw->bnohw', query, keys)
     if similarity == 'neg_euclid':
@@ -171,7 +173,8 @@ def position_lambda(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
     padding = tuple(side // 2 for side in embedding.shape[2:])
     lambdas = F.conv2d(
         value.transpose(1, 2).flatten(0, 1), embedding, padding=padding)
-    lambdas = lambdas.unflatten(0, (value.shape[0], value.shape[2]))
+    lambdas = lambdas.reshape(value.shape[0], value.shape[2],
+                              *lambdas.shape[1:])
     return torch.einsum('bhkyx,bvkyx->bhvyx', query, lambdas)
 
 

@@ -283,4 +283,4 @@ class Grouping:
                                             width * self.column_size, depth)
             x = x.index_select(-3, self._places(0, x.device))
             x = x.index_select(-2, self._places(1, x.device))
-        return x.movedim(-1, -3).contiguous()
+        return x.movedim(-1, -3).clone(memory_format=torch.contiguous_format)

@@ -47,6 +47,8 @@ def check_map(name: str,
 def _autocast_enabled(device_type: str) -> bool:
     try:
         return torch.is_autocast_enabled(device_type)
+    except RuntimeError:  # a device without autocast, as meta
+        return False
     except TypeError:  # torch < 2.4 has a function a device
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 

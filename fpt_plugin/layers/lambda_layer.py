@@ -14,8 +14,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..functional import content_lambda, position_lambda
+from ..functional.checks import no_autocast
 from ..functional.cpu_workarounds import usual_strides
 from ..openmmlab.registry import register
+from .channels import split_channels
 from .checks import check_flags, check_map, check_positive_int
 
 
@@ -169,11 +171,9 @@ class LambdaLayer(BaseModule):
             return x.tracer.create_proxy('call_module', path, (x, ), {})
         check_map('x', x, self.in_channels, self.qkv.weight)
         query, key, value = self.qkv(x).split(self.widths, dim=1)
-        query = self.norm_q(query).unflatten(
-            1, (self.num_heads, self.query_depth))
-        key = key.unflatten(1, (self.intra_depth, self.query_depth))
-        value = self.norm_v(value).unflatten(
-            1, (self.intra_depth, self.value_depth))
+        query = split_channels(self.norm_q(query), self.num_heads)
+        key = split_channels(key, self.intra_depth)
+        value = split_channels(self.norm_v(value), self.intra_depth)
         content = content_lambda(
             key.transpose(1, 2).flatten(3), value.flatten(3))
         if self.content_bias is not None:
@@ -226,7 +226,7 @@ def apply_lambda(query: Tensor, content: Tensor) -> Tensor:
         (B, h, v, H, W).
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
+    with no_autocast(query.device):
         return torch.einsum('bhkyx,bkv->bhvyx', query.to(dtype),
                             content.to(dtype))
 

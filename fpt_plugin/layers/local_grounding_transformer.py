@@ -12,6 +12,7 @@ from ..functional import local_mixture_attention
 from ..functional.attention_rows import local_mixture_rows
 from ..functional.local_attention import check_pad, check_window
 from ..openmmlab.registry import register
+from .channels import split_channels
 from .checks import check_map, check_same_batch
 from .mixture import MixtureTransformer, pixels
 
@@ -88,10 +89,9 @@ class LocalGroundingTransformer(MixtureTransformer):
         check_map('coarse', coarse, self.in_channels, self.query.weight)
         check_same_batch(fine, coarse)
         key = self.key(coarse)
-        parts = (self.num_mixtures, -1)
         return local_mixture_attention(
-            self.query(fine).unflatten(1, parts),
-            key.unflatten(1, parts),
+            split_channels(self.query(fine), self.num_mixtures),
+            split_channels(key, self.num_mixtures),
             self.value(coarse),
             self._shares(key),
             window=self.window,
@@ -115,7 +115,7 @@ class LocalGroundingTransformer(MixtureTransformer):
         key = self.key(coarse)
         return local_mixture_rows(
             self._split(self.query(pixels(fine, places))),
-            key.unflatten(1, (self.num_mixtures, -1)),
+            split_channels(key, self.num_mixtures),
             self._shares(key),
             places,
             fine.shape[2:],

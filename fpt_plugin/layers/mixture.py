@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..functional import mixture_attention
 from ..functional.attention_rows import mixture_rows
+from ..functional.checks import no_autocast
 from .checks import check_positive_int, check_scale
 
 
@@ -184,7 +185,7 @@ class MixtureTransformer(BaseModule):
             return torch.ones(
                 key.shape[0], 1, dtype=torch.float32, device=key.device)
         dtype = torch.promote_types(key.dtype, torch.float32)
-        with torch.autocast(key.device.type, enabled=False):
+        with no_autocast(key.device):
             mean = key.to(dtype).mean(dim=(2, 3))
             return F.linear(mean, self.mixture_weight.to(dtype)).softmax(dim=1)
 

@@ -143,16 +143,6 @@ def test_gradcheck(similarity, scale, parts, score_budget):
 
 
 @both_similarities
-def test_second_derivatives_are_refused(similarity):
-    inputs = [t.requires_grad_() for t in operands()]
-    out = mixture_attention(*inputs, similarity=similarity)
-    grad, = torch.autograd.grad(
-        out.square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        grad.sum().backward()
-
-
-@both_similarities
 @pytest.mark.parametrize(
     'scores, chunks',
     [

@@ -1,0 +1,195 @@
+"""Functions whose forward and backward pass are written by hand.
+
+They save memory that plain operators take, but torch cannot look inside. What
+it cannot do with them is done by a formula of plain operators instead:
+
+- second and higher derivatives: a backward pass that autograd records
+  (``create_graph=True``) differentiates the formula;
+- ``torch.func`` and forward-mode differentiation: the functions take their eager
+  path, see :func:`.paths.requested`.
+
+While a graph is compiled, each is one operator of torch, so that compiled
+models keep the memory of eager ones and need no loops of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import is_compiled, no_autocast
+
+# Older than torch 2.4 there is none: graphs hold the formulas.
+_CAN_DEFINE = hasattr(torch.library, 'custom_op')
+
+
+class Operator:
+    """A function of some tensors and of options that are no tensors.
+
+    Args:
+        name: Of torch's operator ``fpt_plugin::name``.
+        tensors: Names of the tensors, which come first.
+        options: The schema of the options, such as ``'int window'``.
+        forward: Of tensors and options; no view, in the layout of ``empty``.
+        backward: Of the output's gradient, tensors and options; returns the
+            gradients of the tensors.
+        formula: The same as ``forward`` in plain operators.
+        empty: Of tensors and options; a tensor like the output.
+    """
+
+    def __init__(self, name: str, tensors: Sequence[str], options: str,
+                 forward: Callable[..., Tensor],
+                 backward: Callable[..., Sequence[Tensor]],
+                 formula: Callable[..., Tensor],
+                 empty: Callable[..., Tensor]) -> None:
+        self.count = len(tensors)
+        self.forward, self.backward, self.formula = forward, backward, formula
+        if _CAN_DEFINE:
+            arguments = ', '.join((*(f'Tensor {x}' for x in tensors), options))
+            self._compiled = self._define(name, arguments, empty)
+
+    def __call__(self, *args: Any) -> Tensor:
+        """Of tensors and options."""
+        if not is_compiled():
+            return _Function.apply(self, *args)
+        if not _CAN_DEFINE:
+            return self.formula(*args)
+        return _narrow(self._compiled(*map(_wide, args)))
+
+    def _define(self, name: str, arguments: str,
+                empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Torch's operators of the forward and of the backward pass."""
+        count = self.count
+
+        def compute(*args: Any) -> Tensor:
+            return _wide(self.forward(*map(_narrow, args)))
+
+        def like(*args: Any) -> Tensor:
+            return _wide(empty(*map(_narrow, args)))
+
+        def gradients(*args: Any) -> tuple[Tensor, ...]:
+            return tuple(
+                _wide(x.contiguous())
+                for x in self.backward(*map(_narrow, args)))
+
+        def empty_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+            return tuple(x.new_empty(x.shape) for x in args[:count])
+
+        def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+            ctx.save_for_backward(*inputs[:count])
+            ctx.options = inputs[count:]
+
+        def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            grads = gradients_op(grad, *ctx.saved_tensors, *ctx.options)
+            return (*grads, *[None] * len(ctx.options))
+
+        def define(name: str, function: Callable, schema: str,
+                   fake: Callable) -> Callable:
+            op = torch.library.custom_op(
+                f'fpt_plugin::{name}', function, mutates_args=(), schema=schema)
+            op.register_fake(fake)
+            return op
+
+        result = ', '.join(['Tensor'] * count)
+        gradients_op = define(f'{name}_backward', gradients,
+                              f'(Tensor grad, {arguments}) -> ({result})',
+                              empty_gradients)
+        op = define(name, compute, f'({arguments}) -> Tensor', like)
+        op.register_autograd(differentiate, setup_context=save)
+        return op
+
+
+def _wide(x: Any) -> Any:
+    """Five dimensions at least, of a tensor.
+
+    Behind a convolution torch 2.13 takes four for a map, and cannot sort the
+    strides of one whose size is free.
+    """
+    return x[None, None, None] if isinstance(x, Tensor) else x
+
+
+def _narrow(x: Any) -> Any:
+    """The inverse of :func:`_wide`."""
+    return x[0, 0, 0] if isinstance(x, Tensor) else x
+
+
+class _Function(torch.autograd.Function):
+    """Saves the tensors and nothing else."""
+
+    @staticmethod
+    def forward(ctx, operator, *args):
+        ctx.operator, ctx.options = operator, args[operator.count:]
+        ctx.save_for_backward(*args[:operator.count])
+        return operator.forward(*args)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = recorded_gradients(ctx.operator.formula, grad,
+                                       ctx.saved_tensors, ctx.options,
+                                       ctx.needs_input_grad[1:])
+        else:
+            grads = ctx.operator.backward(grad, *ctx.saved_tensors,
+                                          *ctx.options)
+        return (None, *grads, *[None] * len(ctx.options))
+
+
+class _Again(torch.autograd.Function):
+    """Passes a result on; recorded backward passes take its formula."""
+
+    @staticmethod
+    def forward(ctx, out, formula, options, *tensors):
+        ctx.formula, ctx.options = formula, options
+        ctx.save_for_backward(*tensors)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        tensors = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return (grad, None, None, *[None] * len(tensors))
+        return (None, None, None,
+                *recorded_gradients(ctx.formula, grad, tensors, ctx.options,
+                                    ctx.needs_input_grad[3:]))
+
+
+def differentiable_again(out: Tensor, formula: Callable[..., Tensor],
+                         tensors: Sequence[Tensor],
+                         *options: Any) -> Tensor:
+    """Give a result of torch's own the second derivatives that it lacks.
+
+    Args:
+        out: The result, not a view of ``tensors``.
+        formula: The same in plain operators.
+        tensors: What it is differentiated by, and ``out`` was computed from.
+        options: The other arguments of ``formula``.
+    """
+    # Compiled graphs refuse second derivatives themselves.
+    if is_compiled():
+        return out
+    return _Again.apply(out, formula, options, *tensors)
+
+
+def recorded_gradients(formula: Callable[..., Tensor], grad: Tensor,
+                       tensors: Sequence[Tensor], options: Sequence[Any],
+                       needed: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients of plain operators, which autograd can differentiate again.
+
+    Args:
+        formula: Of tensors and options.
+        grad: Gradient of its output.
+        tensors: What it is differentiated by.
+        options: The other arguments.
+        needed: Whether each tensor needs its gradient; further ones are ignored.
+    """
+    # One tensor may be made of another, or be the same.
+    tensors = [x.view_as(x) for x in tensors]
+    wanted = [x for x, need in zip(tensors, needed) if need]
+    with no_autocast(grad.device):
+        found = iter(
+            torch.autograd.grad(
+                formula(*tensors, *options), wanted, grad, create_graph=True))
+    return [next(found) if need else None for _, need in zip(tensors, needed)]

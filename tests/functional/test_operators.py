@@ -1,0 +1,231 @@
+"""Higher derivatives, transforms and other modes of torch, function by function."""
+
+import pytest
+import torch
+from helpers.functions import FUNCTIONS, draw
+from helpers.oracles import all_agree, relative_error, run_with_gradients
+from torch.autograd import forward_ad, grad, gradgradcheck
+from torch.func import grad as func_grad
+from torch.func import hessian, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+from fpt_plugin.functional import operators
+
+every_function = pytest.mark.parametrize('name', FUNCTIONS)
+
+
+def leaves_of(name, **kwargs):
+    return [x.requires_grad_() for x in draw(name, **kwargs)]
+
+
+def agree(got, want, tolerance=1e-10):
+    for g, w in zip(got, want, strict=True):
+        assert relative_error(g, w, floor=1e-3) <= tolerance
+
+
+# ---------------------------------------------------------- higher derivatives
+
+
+@every_function
+def test_gradgradcheck(name):
+    function, _ = FUNCTIONS[name]
+    assert gradgradcheck(function, leaves_of(name), fast_mode=True)
+
+
+def penalty(function, inputs, wanted, loss):
+    """A gradient penalty, and its gradients."""
+    first = grad(loss(function(*inputs)), [inputs[i] for i in wanted],
+                 create_graph=True)
+    total = sum(x.square().sum() for x in first)
+    return [total, *grad(total, inputs, materialize_grads=True)]
+
+
+LOSSES = {
+    'linear': lambda out: (out * torch.linspace(
+        -1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum(),
+    'square': lambda out: out.square().mean(),
+    'after a frozen tail': lambda out: torch.nn.functional.linear(
+        out.flatten(1), torch.ones(2, out[0].numel(), dtype=out.dtype)
+    ).sum(),
+}
+
+
+@every_function
+@pytest.mark.parametrize('loss', LOSSES)
+def test_gradient_penalties(name, loss):
+    """The incoming gradient of a linear loss has no gradient of its own."""
+    function, formula = FUNCTIONS[name]
+    inputs = leaves_of(name)
+    for wanted in ([0], [1], range(len(inputs))):
+        agree(penalty(function, inputs, wanted, LOSSES[loss]),
+              penalty(formula, inputs, wanted, LOSSES[loss]))
+
+
+@every_function
+def test_penalty_where_inputs_are_made_of_each_other(name):
+    """Gradients stop at each input, whatever it was made of."""
+    function, formula = FUNCTIONS[name]
+
+    def chained(f):
+
+        def of_one(x):
+            first, *others = draw(name)
+            made = first * x
+            return f(made, *(other * made.mean() for other in others))
+
+        return of_one
+
+    x = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    agree(penalty(chained(function), [x], [0], LOSSES['linear']),
+          penalty(chained(formula), [x], [0], LOSSES['linear']))
+
+
+@every_function
+def test_third_derivatives(name):
+    function, formula = FUNCTIONS[name]
+    inputs = leaves_of(name)
+
+    def third(f):
+        out = f(*inputs).pow(3).sum()
+        for _ in range(3):
+            first, = grad(out, inputs[1:2], create_graph=True)
+            out = first.square().sum()
+        return [out]
+
+    agree(third(function), third(formula))
+
+
+@every_function
+def test_penalty_of_a_forward_under_autocast(name):
+    function, formula = FUNCTIONS[name]
+    inputs = leaves_of(name, dtype=torch.float32)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+
+    def autocast(*x):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            return function(*x)
+
+    agree(penalty(autocast, inputs, [0, 1], LOSSES['square']),
+          penalty(formula, wide, [0, 1], LOSSES['square']), 1e-4)
+
+
+# ------------------------------------------------------------------ transforms
+
+
+@every_function
+def test_functional_transforms(name):
+    function, formula = FUNCTIONS[name]
+    inputs, tangents = draw(name), draw(name, seed=1)
+
+    def transformed(f):
+        def loss(*x):
+            return f(*x).square().sum()
+
+        each = tuple(range(len(inputs)))
+        first = func_grad(loss, each)(*inputs)
+        stacked = [torch.stack([x, 0.5 * x]) for x in inputs]
+        return [
+            *first,
+            *vmap(func_grad(loss, each))(*stacked),
+            *vmap(f, in_dims=(0, *[None] * (len(inputs) - 1)))(
+                stacked[0], *inputs[1:]).unbind(),
+            *jvp(f, tuple(inputs), tuple(tangents)),
+            hessian(lambda x: loss(inputs[0], x, *inputs[2:]))(inputs[1]),
+        ]
+
+    agree(transformed(function), transformed(formula))
+
+
+@every_function
+def test_forward_mode(name):
+    function, formula = FUNCTIONS[name]
+    inputs, tangents = draw(name), draw(name, seed=1)
+
+    def dual(f):
+        with forward_ad.dual_level():
+            out = f(*map(forward_ad.make_dual, inputs, tangents))
+            return list(forward_ad.unpack_dual(out))
+
+    agree(dual(function), dual(formula))
+
+
+# ----------------------------------------------------------------- other modes
+
+
+@every_function
+def test_outputs_may_change_in_place(name):
+    function, _ = FUNCTIONS[name]
+    for seed in range(2):
+        inputs = leaves_of(name, seed=seed)
+        out = function(*inputs)
+        want = [2 * x for x in grad(out.sum(), inputs)]
+        out = function(*inputs)
+        out.add_(1).mul_(2)
+        agree(grad(out.sum(), inputs), want)
+
+
+@every_function
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_tensors_without_data(name, dtype):
+    function, _ = FUNCTIONS[name]
+    inputs = draw(name, dtype=dtype)
+    empty = [x.detach().to('meta').requires_grad_() for x in inputs]
+    out, want = function(*empty), function(*inputs)
+    assert out.is_meta
+    assert out.stride() == want.stride()
+    assert (out.shape, out.dtype) == (want.shape, want.dtype)
+    out.sum().backward()
+    assert all(x.grad.shape == x.shape for x in empty)
+
+
+@pytest.mark.parametrize('name', [
+    'mixture_attention dot chunked', 'mixture_attention neg_euclid chunked',
+    'local_mixture_attention dot zero chunked', 'content_lambda',
+    'position_lambda attention'])
+def test_flops_are_counted(name):
+    """Chunks compute scores twice, and more in vain where windows overlap."""
+    function, formula = FUNCTIONS[name]
+
+    def flops(f):
+        inputs = leaves_of(name, dtype=torch.float32)
+        counts = []
+        with FlopCounterMode(display=False) as counter:
+            out = f(*inputs)
+            counts.append(counter.get_total_flops())
+            out.sum().backward()
+        return *counts, counter.get_total_flops() - counts[0]
+
+    (forward, backward), (plain, _) = flops(function), flops(formula)
+    if name.startswith('mixture'):
+        assert forward == plain
+        parts, depth, channels = 2, 3, 2
+        each = plain // (parts * depth + channels)
+        # scores again, values, and the gradients of both operands of each
+        assert backward == each * (3 * parts * depth + 2 * channels)
+    else:
+        assert forward >= plain and backward >= plain
+
+
+@every_function
+def test_graphs_of_a_torch_without_custom_operators(name, monkeypatch):
+    """Before torch 2.4: the formulas."""
+    monkeypatch.setattr(operators, '_CAN_DEFINE', False)
+    torch._dynamo.reset()
+    function, formula = FUNCTIONS[name]
+    compiled = torch.compile(lambda *x: function(*x), fullgraph=True,
+                             backend='aot_eager')
+    all_agree(run_with_gradients(compiled, draw(name)),
+              run_with_gradients(formula, draw(name)), 1e-10)
+
+
+@every_function
+def test_transforms_of_a_graph(name):
+    torch._dynamo.reset()
+    function, formula = FUNCTIONS[name]
+
+    def gradient(f):
+        return vmap(func_grad(lambda *x: f(*x).square().sum()))
+
+    inputs = [torch.stack([x, 0.5 * x]) for x in draw(name)]
+    compiled = torch.compile(gradient(function), backend='aot_eager')
+    agree([compiled(*inputs)], [gradient(formula)(*inputs)])
