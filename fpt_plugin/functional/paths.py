@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .budget import score_budget
-from .checks import is_captured, is_compiled, is_transformed
+from .checks import is_autocast, is_captured, is_compiled, is_transformed
 
 MIXTURE_PATHS = ('chunked', 'fused', 'eager')
 LOCAL_PATHS = ('chunked', 'eager')
@@ -125,6 +125,9 @@ def _eager_is_fastest(query: Tensor, value: Tensor, similarity: str) -> bool:
     scores = batch * parts * queries * value.shape[1]
     learns = torch.is_grad_enabled() and (
         query.requires_grad or value.requires_grad)
+    # A backward pass inside of autocast would round its products.
+    if learns and is_autocast(value.device.type):
+        return False
     return scores <= min(limits[learns],
                          score_budget(value.device) // EAGER_COPIES)
 
