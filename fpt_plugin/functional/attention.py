@@ -117,10 +117,13 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, weights: Tensor,
            similarity: str, scale: float) -> Tensor:
     """The same numbers by plain operators, all scores at once."""
     dtype = accumulation_dtype(query, key, value, weights)
+    query, key = query.to(dtype), key.to(dtype)
     with no_autocast(value.device):
+        # As in score_operands. No result depends on it: it has no gradient.
+        centre = key.detach().mean(dim=-2, keepdim=True)
         out = reference.mixture_attention(
-            query.to(dtype),
-            centred(key.to(dtype)) if similarity == 'dot' else key.to(dtype),
+            query if similarity == 'dot' else query - centre,
+            key - centre,
             value.to(dtype),
             weights.to(dtype),
             similarity=similarity,
@@ -236,16 +239,6 @@ def _pieces(query: Tensor, key: Tensor) -> int:
     return max(1, min(ceil(BUSY_BLOCKS / blocks), queries // SHORTEST_PIECE))
 
 
-def centred(key: Tensor) -> Tensor:
-    """Keys minus their mean over positions, (..., Lk, d).
-
-    Both similarities only change by a constant per query when all keys move
-    together (for the distance, query and key move together), and the softmax
-    over keys does not see it. Centred keys lose fewer digits to cancellation.
-    """
-    return key - key.mean(dim=-2, keepdim=True)
-
-
 def score_operands(query: Tensor, key: Tensor, centre: Tensor, similarity: str,
                    scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """Factors of one product that gives the scores up to a softmax constant.
@@ -256,7 +249,10 @@ def score_operands(query: Tensor, key: Tensor, centre: Tensor, similarity: str,
     Args:
         query: (..., Lq, d).
         key: (..., Lk, d).
-        centre: What is taken off the keys, see :func:`centred`.
+        centre: What is taken off the keys, their mean: keys that lie around
+            zero lose fewer digits to cancellation. When all keys move together
+            (for the distance, queries too) scores change by a constant a
+            query, which the softmax does not see.
         similarity: ``'dot'`` or ``'neg_euclid'``.
         scale: Factor of the similarity.
 

@@ -67,6 +67,16 @@ def no_autocast(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is at work on a kind of device, on any torch."""
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except RuntimeError:  # a device without autocast, as meta
+        return False
+    except TypeError:  # torch < 2.4 has a function a device
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+
+
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work."""
     # Not documented, so nothing depends on it.

@@ -17,7 +17,6 @@ function                fault                                           seen in
 :func:`usual_strides`   the backward pass of a batch norm is wrong for  2.11,
                         channels-last maps with unusual strides; on     2.13
                         CUDA too
-:func:`transforms`      MKL's Fourier transform refuses an empty batch  2.13
 ======================  ==============================================  ========
 """
 
@@ -159,8 +158,3 @@ def usual_strides(out: Tensor, x: Tensor) -> Tensor:
     # is.
     return out.contiguous() if x.is_contiguous() else out.clone(
         memory_format=torch.channels_last)
-
-
-def transforms(x: Tensor) -> bool:
-    """Whether Fourier transforms take a tensor of this batch size."""
-    return len(x) > 0

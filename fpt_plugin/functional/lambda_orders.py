@@ -6,28 +6,41 @@ All compute sum_k q[h, k, n] sum_u sum_m E[k, u, m - n] V[u, v, m]:
   sum of the values. Heads share the values, so this is cheap where there are
   few heads;
 - **lambda**: E and V first, the queries last. Cheap where heads are many and
-  values are narrow;
-- **fft**: the same as lambda, whose correlation of E and V is a product in the
-  frequency domain. Cheap where windows are large.
+  values are narrow.
 
-The first two work in strips of columns, see :mod:`.lambda_strips`.
+Both work in strips of columns, see :mod:`.lambda_strips`. Where each wins with
+four heads and 16 query channels (Intel Xeon, one thread, float32, processor time
+of lambda over attention):
+
+=====================================  =======  =============
+windows of 23 pixels                   forward  with backward
+=====================================  =======  =============
+C2 of 800x1344, v = 16                 0.85     1.05
+C2 of 224x224, v = 16                  0.9      0.9
+C3 of 800x1344, v = 32                 1.2      1.4
+C4 of 800x1344, v = 64                 1.7      1.9
+C5 of 800x1344, v = 128                2.0      2.3
+C4, C5 of 512x1024                     1.6-1.8  2.0-2.2
+C4, C5 of an output stride of 8        1.5-1.9  1.9
+C4, C5 of 224x224                      1.3-1.4  1.7-1.8
+C4, C5 of timm's nets, windows of 9    1.0-1.4  1.1-1.5
+32 heads, v = 8, 50x84 (AMD)           0.2
+=====================================  =======  =============
+
+On an H200 (benchmarks/gpu-nvidia-h200.json) the attention order wins with four
+heads on 64x128; on 25x42 and 50x84 all are as far apart as two measurements of
+one. An order in the frequency domain won at no size in use.
 """
 
 from __future__ import annotations
 
-from math import prod
 from typing import NamedTuple
 
 from torch import Tensor
 
-from .lambda_fft import FourierOrder, fft_size
 from .lambda_strips import AttentionOrder, LambdaOrder, cell_size
 
-ORDERS = {
-    'attention': AttentionOrder,
-    'lambda': LambdaOrder,
-    'fft': FourierOrder
-}
+ORDERS = {'attention': AttentionOrder, 'lambda': LambdaOrder}
 
 
 def cropped(embedding: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,27 +66,21 @@ class Costs(NamedTuple):
         entry: An entry of the attention order's matrices, written and copied.
         pixel: A pixel of the lambda order, a small product of its own.
         query: A number of the lambda order's queries and outputs.
-        frequency: A frequency, transformed there and back.
-        transformed: A number of the Fourier order's queries and outputs.
         lambdas: A multiply-add of the lambda order's products.
     """
 
     entry: float
     pixel: float
     query: float
-    frequency: tuple[float, float]
-    transformed: float
     lambdas: float
 
 
 # Measured, device type by device type. cpu: benchmarks/README.md. cuda: an H200
 # with torch 2.11, windows of 23, 4 to 32 heads of 8 to 128 channels on 25x42 and
-# 50x84 pixels; the cheapest by this estimate was the fastest at all eight. Four
-# heads: the attention order wins by 1.2 to 3; 16 and more: the Fourier order, by
-# 1.4 to 4. Other accelerators count as CUDA.
+# 50x84 pixels. Four heads: the attention order wins by 1.2 to 3. Other accelerators count as CUDA.
 COSTS = {
-    'cpu': Costs(70, 60_000, 200, (140, 150), 1200, 1),
-    'cuda': Costs(70, 60_000, 1500, (140, 150), 1200, 1.5),
+    'cpu': Costs(70, 60_000, 200, 1),
+    'cuda': Costs(70, 60_000, 1500, 1.5),
 }
 
 
@@ -97,13 +104,9 @@ def estimate(query: tuple[int, ...],
     # What cells see, that is what is computed for each of their pixels.
     down, right = cell_size(height, width, device_type)
     seen = intra * (down + rows - 1) * (right + columns - 1)
-    frequencies = prod(fft_size(height, width, rows, columns))
     queries = pixels * heads * (depth + channels)
-    each, once = costs.frequency
     return {
         'attention': pixels * heads * seen * (depth + channels + costs.entry),
         'lambda': pixels * (costs.lambdas * depth * channels * seen +
                             costs.pixel) + costs.query * queries,
-        'fft': frequencies * depth * channels * (each * intra + once) +
-               costs.transformed * queries,
     }

@@ -22,7 +22,6 @@ from .checks import (
     no_autocast,
     shapes_of,
 )
-from .cpu_workarounds import transforms
 from .lambda_orders import ORDERS, cropped, estimate
 from .operators import Operator
 from .paths import requested
@@ -88,11 +87,10 @@ def position_lambda(query: Tensor,
         value: (B, u, v, H, W).
         embedding: (k, u, rows, columns) of the window, both odd.
         path: The order of summation: ``'attention'`` (queries and embedding
-            first), ``'lambda'`` (embedding and values first) or ``'fft'``
-            (that in the frequency domain); ``'eager'``: plain operators, all
-            lambdas at once. None: the environment variable ``FPT_LAMBDA``,
-            else ``'eager'`` where a graph is traced or exported, else the
-            cheapest, see
+            first) or ``'lambda'`` (embedding and values first); ``'eager'``:
+            plain operators, all lambdas at once. None: the environment
+            variable ``FPT_LAMBDA``, else ``'eager'`` where a graph is traced
+            or exported, else the cheapest, see
             :func:`fpt_plugin.functional.lambda_orders.estimate`.
 
     Returns:
@@ -170,8 +168,6 @@ def _eager(query: Tensor,
 
 def _order(query: Tensor, value: Tensor, embedding: Tensor, order: str | None):
     order = order or _cheapest(query, value, embedding)
-    if order == 'fft' and not transforms(value):
-        order = 'attention'
     return ORDERS[order]
 
 

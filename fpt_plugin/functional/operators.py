@@ -58,29 +58,23 @@ class Operator:
             return _Function.apply(self, *args)
         if not _CAN_DEFINE:
             return self.formula(*args)
-        # Torch 2.13 takes four dimensions behind a convolution for a map, and
-        # cannot sort the strides of one of any size.
-        tensors = [x.unsqueeze(0) for x in args[:self.count]]
-        return self._compiled(*tensors, *args[self.count:]).squeeze(0)
+        return _narrow(self._compiled(*map(_wide, args)))
 
     def _define(self, name: str, arguments: str,
                 empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Torch's operators of the forward and of the backward pass."""
         count = self.count
 
-        def without(args: Sequence[Any]) -> list[Any]:
-            return [x[0] if isinstance(x, Tensor) else x for x in args]
-
         def compute(*args: Any) -> Tensor:
-            return self.forward(*without(args)).unsqueeze(0)
+            return _wide(self.forward(*map(_narrow, args)))
 
         def like(*args: Any) -> Tensor:
-            return empty(*without(args)).unsqueeze(0)
+            return _wide(empty(*map(_narrow, args)))
 
         def gradients(*args: Any) -> tuple[Tensor, ...]:
             return tuple(
-                x.contiguous().unsqueeze(0)
-                for x in self.backward(*without(args)))
+                _wide(x.contiguous())
+                for x in self.backward(*map(_narrow, args)))
 
         def empty_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             return tuple(x.new_empty(x.shape) for x in args[:count])
@@ -107,6 +101,20 @@ class Operator:
         op = define(name, compute, f'({arguments}) -> Tensor', like)
         op.register_autograd(differentiate, setup_context=save)
         return op
+
+
+def _wide(x: Any) -> Any:
+    """Five dimensions at least, of a tensor.
+
+    Behind a convolution torch 2.13 takes four for a map, and cannot sort the
+    strides of one whose size is free.
+    """
+    return x[None, None, None] if isinstance(x, Tensor) else x
+
+
+def _narrow(x: Any) -> Any:
+    """The inverse of :func:`_wide`."""
+    return x[0, 0, 0] if isinstance(x, Tensor) else x
 
 
 class _Function(torch.autograd.Function):

@@ -11,7 +11,8 @@ import os
 import torch
 from torch import Tensor
 
-from .checks import is_captured, is_transformed
+from .budget import score_budget
+from .checks import is_autocast, is_captured, is_compiled, is_transformed
 
 MIXTURE_PATHS = ('chunked', 'fused', 'eager')
 LOCAL_PATHS = ('chunked', 'eager')
@@ -41,6 +42,26 @@ FUSED = {
 FEWEST = 64
 # Before that generation of GPUs torch has fewer fused kernels.
 FUSED_CAPABILITY = 8
+
+# Where all scores at once are faster than chunks of them: (device type,
+# similarity) -> most scores of all images and parts, forward alone and where a
+# backward pass follows, which does not recompute them then.
+#
+# cpu: Intel Xeon (AMX), one thread, torch 2.13, processor time of chunked over
+# eager, 1 and 2 images, E = 32 to 128:
+#                 dot: forward  with backward   neg_euclid: forward  with backward
+#   0.02 to 0.16 M  1.5 to 4.7      2.0 to 4.9           2.1 to 6.4     2.5 to 5.3
+#   0.3 to 0.5 M    1.0 to 1.7      1.4 to 2.5           0.8 to 1.2     1.1 to 1.6
+#   1.0 to 1.3 M    1.0 to 1.1      1.3 to 1.5           0.7 to 0.9     0.9 to 1.1
+#   2.0 to 2.6 M    0.5 to 1.1      1.0 to 1.6           0.6 to 0.7     0.5 to 0.9
+#   4 M and more    0.3 to 0.8      0.4 to 1.0           0.2 to 0.6     0.3 to 0.8
+# An AMD EPYC, where MKL is slower: 0.7 and 1.6 for dot and 2.2 M, E = 256.
+EAGER = {
+    ('cpu', 'dot'): (1 << 19, 5 << 19),
+    ('cpu', 'neg_euclid'): (1 << 18, 1 << 20),
+}
+# The scores, their softmax and its product with the shares are held at once.
+EAGER_COPIES = 3
 
 
 def requested(path: str | None,
@@ -80,8 +101,8 @@ def choose_mixture_path(path: str | None, query: Tensor, value: Tensor,
     An argument wins over the environment variable ``FPT_ATTENTION``, and that
     over the choice made here: ``'eager'`` where a graph is traced or exported,
     because exporters and operator counters need plain operators and not a loop
-    whose length would be frozen at the traced size; ``'fused'`` where the table
-    says so; ``'chunked'`` everywhere else.
+    whose length would be frozen at the traced size, and where the tables say so;
+    ``'fused'`` where they do; ``'chunked'`` everywhere else.
 
     Raises:
         ValueError: What is asked for is unknown.
@@ -89,10 +110,26 @@ def choose_mixture_path(path: str | None, query: Tensor, value: Tensor,
     path = requested(path, 'FPT_ATTENTION', MIXTURE_PATHS)
     if path:
         return path
-    if is_captured():
+    if is_captured() or _eager_is_fastest(query, value, similarity):
         return 'eager'
     fused = _fused_is_fastest(query, value, similarity)
     return 'fused' if fused else 'chunked'
+
+
+def _eager_is_fastest(query: Tensor, value: Tensor, similarity: str) -> bool:
+    limits = EAGER.get((value.device.type, similarity))
+    # A compiled graph serves many sizes.
+    if limits is None or is_compiled():
+        return False
+    batch, parts, queries, _ = query.shape
+    scores = batch * parts * queries * value.shape[1]
+    learns = torch.is_grad_enabled() and (
+        query.requires_grad or value.requires_grad)
+    # A backward pass inside of autocast would round its products.
+    if learns and is_autocast(value.device.type):
+        return False
+    return scores <= min(limits[learns],
+                         score_budget(value.device) // EAGER_COPIES)
 
 
 def _fused_is_fastest(query: Tensor, value: Tensor, similarity: str) -> bool:

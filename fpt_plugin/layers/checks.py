@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
+
+from ..functional.checks import is_autocast
 
 
 def check_map(name: str,
@@ -33,7 +34,7 @@ def check_map(name: str,
     if not x.is_floating_point():
         raise TypeError(f'{name} must be a floating point tensor, got {x.dtype}')
     if weight is not None and x.dtype != weight.dtype \
-            and not _autocast_enabled(x.device.type):
+            and not is_autocast(x.device.type):
         raise TypeError(f'{name} must have the dtype of the parameters, '
                         f'{weight.dtype}, got {x.dtype}')
     if x.dim() != 4 or 0 in x.shape[2:]:
@@ -42,15 +43,6 @@ def check_map(name: str,
     if channels is not None and x.shape[1] != channels:
         raise ValueError(f'{name} must have in_channels={channels} channels, got '
                          f'{x.shape[1]} in {tuple(x.shape)}')
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    try:
-        return torch.is_autocast_enabled(device_type)
-    except RuntimeError:  # a device without autocast, as meta
-        return False
-    except TypeError:  # torch < 2.4 has a function a device
-        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
 def check_same_batch(fine: Tensor, coarse: Tensor) -> None:

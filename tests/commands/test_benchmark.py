@@ -115,7 +115,7 @@ def test_lambda(tmp_path, capsys):
     for record in records:
         assert list(record['candidates']) == [
             'fpt_plugin', 'conv2d', 'depthwise', 'conv3d', 'conv3d-v-first',
-            'attention', 'lambda', 'fft'
+            'attention', 'lambda'
         ]
         for found in record['candidates'].values():
             assert found['forward']['median'] > 0 < found['both']['median']

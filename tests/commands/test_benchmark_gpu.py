@@ -79,7 +79,7 @@ def test_the_script_on_a_cpu_without_the_hosts(tmp_path):
     assert all(x['shape'] for x in content['largest_images'])
     table = out.with_suffix('.md').read_text()
     assert table in result.stdout
-    for name in ('chunked', 'fused', 'eager', 'fft', gpu.LARGEST):
+    for name in ('chunked', 'fused', 'eager', 'lambda', gpu.LARGEST):
         assert f'| {name} |' in table
 
 

@@ -19,6 +19,7 @@ from fpt_plugin.functional import (
 )
 
 NAMES = ('query', 'key', 'value', 'weights')
+EAGER = paths.EAGER
 both_similarities = pytest.mark.parametrize('similarity',
                                             ['dot', 'neg_euclid'])
 
@@ -99,6 +100,18 @@ def score_budget(monkeypatch):
         monkeypatch.setitem(budget.SCORE_BUDGET, 'cpu', scores)
 
     return set_budget
+
+
+@pytest.fixture(autouse=True)
+def _chunks(monkeypatch):
+    """Chunks are what is tested here, and maps this small would not take them."""
+    monkeypatch.setattr(paths, 'EAGER', {})
+
+
+@pytest.fixture
+def small_maps(monkeypatch):
+    """The table of the paths as it is."""
+    monkeypatch.setattr(paths, 'EAGER', EAGER)
 
 
 sizes = st.integers(1, 40)
@@ -256,8 +269,12 @@ def test_one_key_is_returned_whatever_the_query(similarity):
     assert not grads[0].any() and not grads[1].any()
 
 
+chunked_and_eager = pytest.mark.parametrize('path', ['chunked', 'eager'])
+
+
 @both_similarities
-def test_a_common_offset_costs_no_digits(similarity):
+@chunked_and_eager
+def test_a_common_offset_costs_no_digits(similarity, path):
     """Squared norms of 1e6 would leave one digit of a difference of 1."""
     inputs = operands()
     query, key = inputs[:2]
@@ -268,17 +285,19 @@ def test_a_common_offset_costs_no_digits(similarity):
     # For the dot product the query's gradient is a small difference of large
     # sums in the formula as well; float64 has digits to spare.
     assert_agrees(
-        run(mixture_attention, inputs, upstream, similarity=similarity),
+        run(mixture_attention, inputs, upstream, similarity=similarity,
+            path=path),
         run_oracle(inputs, upstream, similarity=similarity), 1e-5)
 
 
 @both_similarities
-def test_large_scores_are_one_hot_and_finite(similarity):
+@chunked_and_eager
+def test_large_scores_are_one_hot_and_finite(similarity, path):
     inputs = operands()
     inputs[0], inputs[1] = inputs[0] * 1e3, inputs[1] * 1e3
     upstream = upstream_of(inputs)
     out, grads = run(mixture_attention, inputs, upstream,
-                     similarity=similarity)
+                     similarity=similarity, path=path)
     assert all(g.isfinite().all() for g in grads)
     want, _ = run_oracle(inputs, upstream, similarity=similarity)
     assert relative_error(out, want) <= 1e-5
@@ -293,8 +312,11 @@ low_precision = pytest.mark.parametrize('dtype, tolerance',
 @both_similarities
 @low_precision
 @pytest.mark.parametrize('autocast', [False, True])
-def test_low_precision_inputs(similarity, dtype, tolerance, autocast):
+@pytest.mark.parametrize('small', [False, True])
+def test_low_precision_inputs(similarity, dtype, tolerance, autocast, small,
+                              monkeypatch):
     """Only the results are rounded: what is between is float32."""
+    monkeypatch.setattr(paths, 'EAGER', EAGER if small else {})
     inputs = operands(lq=30, lk=20, dtype=dtype)
     upstream = upstream_of(inputs).to(dtype)
     with torch.autocast('cpu', dtype=dtype, enabled=autocast):
@@ -307,7 +329,10 @@ def test_low_precision_inputs(similarity, dtype, tolerance, autocast):
 
 @both_similarities
 @low_precision
-def test_autocast_leaves_float32_alone(similarity, dtype, tolerance):
+@pytest.mark.parametrize('small', [False, True])
+def test_autocast_leaves_float32_alone(similarity, dtype, tolerance, small,
+                                       monkeypatch):
+    monkeypatch.setattr(paths, 'EAGER', EAGER if small else {})
     inputs = operands(lq=30, lk=20)
     upstream = upstream_of(inputs)
     with torch.autocast('cpu', dtype=dtype):
@@ -607,11 +632,68 @@ def test_the_table_of_a_gpu(dtype, similarity, depth, channels, major, path,
             similarity) == 'chunked'
 
 
-def test_a_device_that_was_not_measured_takes_chunks():
-    for device in ('cpu', 'meta'):
-        query, value = torch.empty(1, 2, 9, 8), torch.empty(1, 9, 8)
-        assert paths.choose_mixture_path(
-            None, query.to(device), value.to(device), 'dot') == 'chunked'
+def path_of(query, value, similarity='dot'):
+    return paths.choose_mixture_path(None, query, value, similarity)
+
+
+def test_a_device_that_was_not_measured_takes_chunks(small_maps):
+    query, value = torch.empty(1, 2, 9, 8), torch.empty(1, 9, 8)
+    assert path_of(query.to('meta'), value.to('meta')) == 'chunked'
+    assert path_of(query, value) == 'eager'
+
+
+@both_similarities
+@pytest.mark.parametrize('learns', [False, True])
+def test_small_maps_are_eager_on_a_cpu(similarity, learns, small_maps):
+    """As many scores as the table says, of all images and parts."""
+    most = EAGER['cpu', similarity][learns]
+    batch, parts, keys = 2, 4, 64
+    queries = most // (batch * parts * keys)
+    for more, path in ((0, 'eager'), (1, 'chunked')):
+        query = torch.empty(batch, parts, queries + more, 8)
+        value = torch.empty(batch, keys, 8, requires_grad=learns)
+        assert path_of(query, value, similarity) == path
+        with torch.no_grad():
+            assert path_of(query, value, similarity) == (
+                'chunked' if learns else path)
+
+
+@both_similarities
+def test_eager_scores_stay_well_within_the_budget(similarity, small_maps,
+                                                  score_budget):
+    inputs = operands(batch=1, parts=2, lq=60, lk=50)
+    upstream = upstream_of(inputs)
+    for budget_, held in ((3 * 6000, 6000), (3 * 6000 - 1, 2 * 3000)):
+        score_budget(budget_)
+        with Recorder() as recorder:
+            run(mixture_attention, inputs, upstream, similarity=similarity)
+        assert recorder.largest <= held
+        assert (recorder.softmaxes == 0) == (budget_ == 3 * 6000)
+    assert all(EAGER['cpu', similarity][learns] * paths.EAGER_COPIES <= 1 << 23
+               for learns in (False, True))
+
+
+@both_similarities
+@pytest.mark.parametrize('parts', [1, 4])
+@pytest.mark.parametrize('lq, lk', [(1, 1), (1, 7), (30, 1), (12, 20)])
+def test_small_maps_agree_with_the_formula(similarity, parts, lq, lk, small_maps):
+    inputs = operands(2, parts, lq, lk)
+    upstream = upstream_of(inputs)
+    want = run_oracle(inputs, upstream, similarity=similarity)
+    assert_agrees(run(mixture_attention, inputs, upstream,
+                      similarity=similarity), want, 1e-5)
+    wide = [x.double() for x in inputs]
+    assert_agrees(run(mixture_attention, wide, upstream,
+                      similarity=similarity), want, 1e-11)
+
+
+def test_gradients_under_autocast_take_chunks(small_maps):
+    """A backward pass inside of autocast would round plain operators."""
+    query = torch.empty(1, 2, 9, 8, requires_grad=True)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert path_of(query, torch.empty(1, 9, 8)) == 'chunked'
+        with torch.no_grad():
+            assert path_of(query, torch.empty(1, 9, 8)) == 'eager'
 
 
 def test_unknown_path(monkeypatch):

@@ -19,7 +19,6 @@ from fpt_plugin.functional.cpu_workarounds import (
     guard_narrow_maps,
     narrow_conv2d,
     product,
-    transforms,
     usual_strides,
 )
 
@@ -221,13 +220,3 @@ def test_norm_of_usual_strides_has_its_gradient():
 @fault(usual_strides, strict=True)
 def test_norm_of_unusual_strides_has_its_gradient():
     assert norm_has_its_gradient(image_of_unusual_strides())
-
-
-def test_transforms():
-    assert transforms(torch.empty(1, 2)) and not transforms(torch.empty(0, 2))
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason='no MKL')
-@fault(transforms, strict=True, raises=RuntimeError)
-def test_empty_batches_are_transformed():
-    assert torch.fft.rfft2(torch.empty(0, 3, 4, 5)).shape == (0, 3, 4, 3)

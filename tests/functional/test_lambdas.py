@@ -194,8 +194,8 @@ def test_cropped_is_a_view_of_what_is_reached():
     (((1, 4, 16, 64, 128), (1, 1, 64, 64, 128), (16, 1, 9, 9)), 'attention'),
     # many heads share few values
     (((1, 32, 16, 50, 84), (1, 1, 8, 50, 84), (16, 1, 23, 23)), 'lambda'),
-    # a window as large as the map
-    (((1, 4, 16, 64, 64), (1, 1, 16, 64, 64), (16, 1, 127, 127)), 'fft'),
+    # C2 of a network whose blocks are all lambda layers
+    (((2, 4, 16, 56, 56), (2, 1, 16, 56, 56), (16, 1, 23, 23)), 'lambda'),
 ])
 def test_the_cheapest_order_is_taken(shapes, cheapest):
     costs = estimate(*shapes)
@@ -208,7 +208,7 @@ def test_the_cheapest_order_is_taken(shapes, cheapest):
 
 
 @pytest.mark.parametrize('heads, channels, order', [
-    (4, 64, 'attention'), (16, 16, 'fft'), (32, 8, 'fft')])
+    (4, 64, 'attention'), (16, 16, 'lambda'), (32, 8, 'lambda')])
 def test_the_order_of_a_gpu(heads, channels, order):
     """As measured, on 50x84 pixels with windows of 23."""
     costs = estimate((1, heads, 16, 50, 84), (1, 1, channels, 50, 84),
@@ -228,8 +228,8 @@ def test_the_variable_names_an_order(monkeypatch):
         monkeypatch.setenv('FPT_LAMBDA', name)
         position_lambda(*inputs)
     assert calls == list(ORDERS)
-    position_lambda(*inputs, path='fft')  # the argument wins
-    assert calls[-1] == 'fft'
+    position_lambda(*inputs, path='attention')  # the argument wins
+    assert calls[-1] == 'attention'
     monkeypatch.setenv('FPT_LAMBDA', 'fastest')
     with pytest.raises(ValueError, match="FPT_LAMBDA must be .* 'fastest'"):
         position_lambda(*inputs)

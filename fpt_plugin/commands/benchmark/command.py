@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ...io.files import check_writable, write_json
-from . import gpu, graft_zoo
+from ...io.files import check_writable, write_bytes, write_json
+from ...necks import presets
+from . import alternatives, gpu, graft_zoo, levels
 from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
 from .measuring import Case, environment, measure
@@ -28,6 +29,9 @@ BACKBONES = ('50', '50-d8')
 SEGMENTORS = (
     'fpt_plugin::fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
     'mmseg::fcn/fcn_r101-d8_4xb2-80k_cityscapes-769x769.py')
+
+# Commands that write their own table, beside the JSON.
+TABLES = dict(alternatives=alternatives.markdown, levels=levels.markdown)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +83,18 @@ def parser() -> argparse.ArgumentParser:
         default=SEGMENTORS,
         metavar='CONFIG',
         help='the first one is what the others are compared with')
+    others = commands.add_parser(
+        'alternatives', help='FPT beside other necks in one Faster R-CNN R50')
+    others.add_argument(
+        '--rows', nargs='+', choices=tuple(alternatives.ALTERNATIVES),
+        default=tuple(alternatives.ALTERNATIVES), metavar='NECK',
+        help='some of: %(choices)s (default: all)')
+    branches = commands.add_parser(
+        'levels', help="each branch of each level of FPT's presets beside its "
+        'plain formula')
+    branches.add_argument(
+        '--preset', choices=sorted(presets.PRESETS), nargs='+',
+        default=levels.PRESETS)
     gpu.add_flags(
         commands.add_parser(
             'gpu', help='every suite on one GPU, in one run; '
@@ -87,8 +103,9 @@ def parser() -> argparse.ArgumentParser:
         'gpu-table', help='print the table of a result of gpu again')
     gpu_table.add_argument('result', help='JSON file')
     graft_zoo.add_parser(commands)
-    shapes = {attention: (800, 1344), neck: (800, 1344), segmentor: (1024, 2048)}
-    for command in (attention, neck, backbone, segmentor):
+    shapes = dict.fromkeys((attention, neck, others, branches), (800, 1344))
+    shapes[segmentor] = 1024, 2048
+    for command in (*shapes, backbone):
         command.add_argument(
             '--shape',
             type=int,
@@ -101,7 +118,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             '--paths', action='store_true',
             help='measure each path beside the one that is chosen')
-    for command in (attention, local, neck, lambdas, backbone, segmentor):
+    for command in (attention, local, neck, lambdas, backbone, segmentor,
+                    others, branches):
         command.add_argument('--batch', type=int, default=1)
         command.add_argument('--repeats', type=int, default=7)
         command.add_argument(
@@ -184,6 +202,10 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                 shape=tuple(args.shape), **common)
             for mode in ('whole', 'slide')
         ]
+    if args.command == 'alternatives':
+        return alternatives.cases(args.rows, tuple(args.shape), **common)
+    if args.command == 'levels':
+        return levels.cases(args.preset, tuple(args.shape), **common)
     return [
         NeckCase(
             name=f'{preset} preset',
@@ -223,15 +245,21 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
                           progress,
                           memory=not args.no_memory, times=not args.no_times)
     where = environment(args.device)
-    console.print(table(records, where))
-    write_json(
-        out,
-        dict(
-            command=args.command,
-            repeats=args.repeats,
-            environment=where,
-            records=records))
+    content = dict(
+        command=args.command,
+        repeats=args.repeats,
+        environment=where,
+        records=records)
+    if args.command == 'alternatives':
+        content['counts'] = alternatives.counts(cases[0].names, cases[0].shape)
+    write_json(out, content)
     console.print(f'Written to {out}')
+    if args.command in TABLES:
+        text = TABLES[args.command](content)
+        write_bytes(out.with_suffix('.md'), text.encode())
+        print(text)
+    else:
+        console.print(table(records, where))
     return out
 
 

@@ -20,6 +20,7 @@ from ...io.files import check_writable, write_bytes, write_json
 from .cases import AttentionCase, LocalCase
 from .lambdas import LambdaCase
 from .largest import LargestImage
+from .markdown import row
 from .measuring import Case, environment, measure
 from .networks import NetworkCase
 
@@ -298,16 +299,16 @@ def markdown(content: dict) -> str:
     head = ['suite', 'case', 'candidate']
     for dtype in dtypes:
         head += [f'{dtype} forward', 'with backward', 'MiB', 'error']
-    lines += [_row(head), _row(['---'] * 3 + ['---:'] * (len(head) - 3))]
+    lines += [row(head), row(['---'] * 3 + ['---:'] * (len(head) - 3))]
     for suite, case, rows in _cases(content):
-        lines += [_row([suite, case, name, *cells])
+        lines += [row([suite, case, name, *cells])
                   for name, cells in _cells(rows, dtypes)]
     if content['largest_images']:
-        lines += ['', '## Largest images', '', _row([
+        lines += ['', '## Largest images', '', row([
             'network', 'pass', 'dtype', 'device memory', 'largest image',
             'peak', 'seconds', 'limited by']),
-            _row(['---'] * 4 + ['---:'] * 3 + ['---'])]
-        lines += [_row(_largest_cells(x)) for x in content['largest_images']]
+            row(['---'] * 4 + ['---:'] * 3 + ['---'])]
+        lines += [row(_largest_cells(x)) for x in content['largest_images']]
     return '\n'.join(lines) + '\n'
 
 
@@ -315,10 +316,6 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ', '.join(f'{key} {_plain(x)}' for key, x in value.items())
     return str(value)
-
-
-def _row(cells: list[str]) -> str:
-    return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
 
 
 def _cases(content: dict) -> Iterator[tuple[str, str, dict[str, dict]]]:

@@ -13,9 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ...functional import position_lambda, reference
+from ...functional.lambda_orders import ORDERS
 from .measuring import Case, relative_error
 
-# What users use today, as plain formulas; and our own orders one by one.
+# What users use today, as plain formulas.
 FORMULAS = {
     'conv2d': reference.position_lambda,
     'depthwise': reference.position_lambda_depthwise,
@@ -23,7 +24,6 @@ FORMULAS = {
     'conv3d-v-first': partial(
         reference.position_lambda_conv3d, channels_first=True),
 }
-ORDERS = ('attention', 'lambda', 'fft')
 
 
 @dataclass(frozen=True)

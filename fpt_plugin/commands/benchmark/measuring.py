@@ -77,6 +77,10 @@ class Case:
         """A lower bound of what the candidate's forward pass holds."""
         return 0
 
+    def unavailable(self, candidate: str) -> str:
+        """Why the candidate cannot run here; empty: it can."""
+        return ''
+
     def held_bytes(self, state: Any) -> int:
         """What is there before a pass and counts as its memory all the same."""
         return 0
@@ -140,8 +144,9 @@ def measure(cases: Sequence[Case],
         late = deadline is not None and time.monotonic() > deadline
         for name in case.candidates():
             needed = case.least_bytes(name)
-            if late:
-                found[name] = dict(skipped='no time left')
+            reason = 'no time left' if late else case.unavailable(name)
+            if reason:
+                found[name] = dict(skipped=reason)
             elif needed > limit:
                 found[name] = dict(
                     skipped=f'would hold more than {needed / 2**30:.0f} GiB')

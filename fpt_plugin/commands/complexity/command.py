@@ -17,6 +17,7 @@ The convention:
   and buffers do not count. Losses and the optimiser are not in it, nor is what
   is freed before the backward pass. Operations of mmcv keep what they keep
   without a GPU: deformable attention its samples, on a GPU its inputs alone.
+  FPT's attention keeps its operands; on a CPU small maps keep their scores too.
 - **Parameters** count once, for the innermost part that has them.
 
 Nothing is computed: the passes run on tensors without data where the model

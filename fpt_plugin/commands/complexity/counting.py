@@ -8,6 +8,7 @@ its own, is counted by a formula of its arguments instead: see formulas.py.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -134,6 +135,7 @@ class Meter:
     @contextmanager
     def _intercepting(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(_attention_in_chunks())
             stack.enter_context(meta_autocast())
             stack.enter_context(_plain_multihead_attention())
             stack.enter_context(_replaced(self._substitutes()))
@@ -268,6 +270,19 @@ def meta_autocast() -> Iterator[None]:
         yield
     finally:
         torch.autocast.__init__ = original
+
+
+@contextmanager
+def _attention_in_chunks() -> Iterator[None]:
+    """Count attention with data as without: a CPU keeps maps that are small."""
+    if os.environ.get('FPT_ATTENTION'):
+        yield
+        return
+    os.environ['FPT_ATTENTION'] = 'chunked'
+    try:
+        yield
+    finally:
+        del os.environ['FPT_ATTENTION']
 
 
 @contextmanager
