@@ -10,6 +10,7 @@ from types import FunctionType
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint
 
 from ..io.checkpoints import loads_safely
@@ -31,16 +32,19 @@ def allow_safe_resume() -> None:
     with ``Weights only load failed ... HistoryBuffer``. What it holds is put
     on torch's list of safe globals, with stand-ins where the real thing would
     let a file do more than hold numbers: ``builtins.getattr`` answers
-    HistoryBuffer's methods alone, ``numpy.ndarray`` can be named but not
-    called (called with bytes of a file it makes an array of raw pointers), and
-    arrays are of numbers, of either byte order. What the user allowed himself,
-    under the same names, counts: torch picks one of two entries by chance, so
-    each of them works with all the others, and a stand-in gives way.
+    HistoryBuffer's methods and OneCycleLR's annealing only,
+    ``numpy.ndarray`` can be named but not called (called with bytes of a file
+    it makes an array of raw pointers), and arrays are of numbers, of either
+    byte order. What the user allowed himself, under the same names, counts:
+    torch picks one of two entries by chance, so each of them works with all
+    the others, and a stand-in gives way.
     """
     if not loads_safely():
         return
     allowed = [
-        (_history_buffer_method, 'builtins.getattr'),
+        (_method, 'builtins.getattr'),
+        (_OneCycle, f'{OneCycleParamScheduler.__module__}.'
+                    f'{OneCycleParamScheduler.__qualname__}'),
         (LoadedArray, 'numpy.ndarray'),
         (_number_dtype, 'numpy.dtype'),
         (np.ndarray, _by_type_only('numpy.ndarray')),
@@ -186,15 +190,26 @@ def _number(dtype: np.dtype, content: bytes) -> np.generic:
     return multiarray.scalar(dtype, content)
 
 
-def _history_buffer_method(owner: type, name: str) -> FunctionType:
+class _OneCycle:
+    """The stand-in for OneCycleParamScheduler, whose annealing is a function."""
+
+    def __new__(cls, *args, **kwargs) -> _OneCycle:
+        """Refuse calls."""
+        raise UnpicklingError('a checkpoint may name OneCycleParamScheduler, '
+                              'but not call it')
+
+
+def _method(owner: type, name: str) -> FunctionType:
     """The stand-in for getattr while a checkpoint is read.
 
     Raises:
-        UnpicklingError: Anything but a public method of HistoryBuffer is asked
-            for.
+        UnpicklingError: Anything but a public method of HistoryBuffer or the
+            annealing of OneCycleLR is asked for.
     """
     if _users(getattr):
         return getattr(owner, name)
+    if owner is _OneCycle and name in ('_annealing_cos', '_annealing_linear'):
+        return getattr(OneCycleParamScheduler, name)
     method = HistoryBuffer.__dict__.get(name)
     if owner is not HistoryBuffer or name.startswith('_') \
             or not isinstance(method, FunctionType):

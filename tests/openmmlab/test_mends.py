@@ -210,7 +210,7 @@ def test_the_stand_ins_are_kept_under_the_forks_loader(checkpoint, monkeypatch):
     mends.apply()
     with serialization.safe_globals(runner_checkpoint.get_torch_safe_globals()):
         named = torch._weights_only_unpickler._get_user_allowed_globals()
-        assert named['builtins.getattr'] is safe_loading._history_buffer_method
+        assert named['builtins.getattr'] is safe_loading._method
         assert named['numpy.ndarray'] is safe_loading.LoadedArray
         assert getattr not in named.values()
         assert torch.load(checkpoint, weights_only=True)['meta']['epoch'] == 3
@@ -229,7 +229,7 @@ def test_mmengine_reads_what_it_wrote(checkpoint):
 @pytest.mark.parametrize(
     'name', ['mean', 'min', 'max', 'current', 'update', 'statistics'])
 def test_public_methods_are_answered(name):
-    assert safe_loading._history_buffer_method(HistoryBuffer, name) is getattr(
+    assert safe_loading._method(HistoryBuffer, name) is getattr(
         HistoryBuffer, name)
 
 
@@ -259,7 +259,7 @@ class Derived(HistoryBuffer):
 ])
 def test_everything_else_is_refused(owner, name):
     with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer') as caught:
-        safe_loading._history_buffer_method(owner, name)
+        safe_loading._method(owner, name)
     assert repr(name) in str(caught.value)
 
 
@@ -267,7 +267,7 @@ def test_the_real_getattr_is_not_on_the_list():
     allowed = serialization.get_safe_globals()
     assert getattr not in allowed
     named = {a[1]: a[0] for a in allowed if isinstance(a, tuple)}
-    assert named['builtins.getattr'] is safe_loading._history_buffer_method
+    assert named['builtins.getattr'] is safe_loading._method
     assert getattr not in named.values()
 
 
@@ -311,7 +311,7 @@ ATTACKS = {
         call(name('__builtin__', 'bytearray'), b'K\x08')),
     'attrgetter': name('operator', 'attrgetter'),
     'getattr by our name': name(
-        'fpt_plugin.openmmlab.safe_loading', '_history_buffer_method'),
+        'fpt_plugin.openmmlab.safe_loading', '_method'),
 }
 
 

@@ -2,13 +2,17 @@
 
 import copy
 import importlib
+import io
 import pickle
 from itertools import product
+from pickle import UnpicklingError
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
 
 from fpt_plugin.io.checkpoints import loads_safely
 from fpt_plugin.openmmlab import safe_loading
@@ -112,3 +116,36 @@ def test_arrays_load_after_a_reload_of_this_module_alone(tmp_path):
     finally:
         safe_loading.allow_safe_resume()
     assert loaded.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('scheduler', [
+    dict(type='OneCycleLR', eta_max=0.1, total_steps=6),
+    dict(type='OneCycleLR', eta_max=0.1, total_steps=6,
+         anneal_strategy='linear'),
+    dict(type='ReduceOnPlateauLR', monitor='loss', by_epoch=True),
+    dict(type='CosineRestartLR', periods=[2, 2], restart_weights=[1, 0.5],
+         eta_min=0.),
+    dict(type='PolyLR', eta_min=0.), dict(type='MultiStepLR', milestones=[2]),
+    dict(type='LinearMomentum')], ids=lambda cfg: cfg['type'])
+def test_schedulers_of_checkpoints_load(scheduler):
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    built = PARAM_SCHEDULERS.build(
+        {'by_epoch': False, **scheduler}, default_args=dict(optimizer=optimizer))
+    want = built.state_dict()
+    file = io.BytesIO()
+    torch.save(want, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == want
+
+
+def test_a_one_cycle_scheduler_cannot_be_called_by_a_file():
+    class Call:
+        def __reduce__(self):
+            return OneCycleParamScheduler, (1, 2)
+
+    file = io.BytesIO()
+    torch.save(Call(), file)
+    file.seek(0)
+    with pytest.raises(UnpicklingError, match='not call it|Weights only'):
+        torch.load(file, weights_only=True)
