@@ -77,8 +77,8 @@ class Costs(NamedTuple):
 
 # Measured, device type by device type. cpu: benchmarks/README.md. cuda: an H200
 # with torch 2.11, windows of 23, 4 to 32 heads of 8 to 128 channels on 25x42 and
-# 50x84 pixels. Four heads: the attention order wins by 1.2 to 3. Other accelerators
-# count as CUDA.
+# 50x84 pixels. Four heads: the attention order wins by 1.2 to 3. Other
+# accelerators count as CUDA.
 COSTS = {
     'cpu': Costs(70, 60_000, 200, 1),
     'cuda': Costs(70, 60_000, 1500, 1.5),

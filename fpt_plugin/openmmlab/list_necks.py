@@ -29,7 +29,10 @@ def load_plain_necks_into_lists() -> None:
 
 
 def adopt_plain_neck(state_dict: dict, prefix: str, necks: nn.Module) -> None:
-    """Give a plain neck's keys to the first neck of a list that FPT continues.
+    """Give a single neck's keys to a list that FPT continues.
+
+    Those of a plain neck go to the first one. Of an FPT around a neck or a
+    list the pyramid's go to the necks before FPT, the others to FPT.
 
     Args:
         state_dict: Changed in place. A key that is there under its new name is
@@ -39,14 +42,23 @@ def adopt_plain_neck(state_dict: dict, prefix: str, necks: nn.Module) -> None:
     """
     if not isinstance(necks, nn.Sequential):
         return
-    own = [child.OWN_CHILDREN for child in list(necks)[1:] if _continues(child)]
-    if not own:
+    places = [i for i, child in enumerate(necks) if i and _continues(child)]
+    if not places:
         return
+    own = necks[places[0]].OWN_CHILDREN
+    wrapped = '' if places[0] > 1 else '0.'  # a list has numbers itself
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix):]
-        renamed = f'{prefix}0.{name}'
-        if name.split('.')[0] not in (*necks._modules, *own[0]) \
-                and renamed not in state_dict:
+        child, _, rest = name.partition('.')
+        if child in necks._modules:
+            continue
+        if child not in own:
+            renamed = f'{prefix}0.{name}'
+        elif child == 'pyramid':
+            renamed = f'{prefix}{wrapped}{rest}'
+        else:
+            renamed = f'{prefix}{places[0]}.{name}'
+        if renamed not in state_dict:
             state_dict[renamed] = state_dict.pop(key)
 
 

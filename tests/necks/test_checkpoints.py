@@ -242,6 +242,28 @@ def test_a_list_that_fpt_continues(necks, loader, as_list, messages, capsys):
     assert same(again, ours)
 
 
+@pytest.mark.parametrize('necks', [
+    [dict(type='FPN', **ARGS)],
+    [dict(type='FPN', **ARGS), dict(type='BFP', in_channels=16, num_levels=5)]])
+def test_a_list_takes_the_checkpoint_of_an_fpt_around_its_necks(necks):
+    init_default_scope('mmdet')
+    wrapped = dict(type='FPT', in_channels=CHANNELS, out_channels=16,
+                   num_levels=4, pyramid=necks if len(necks) > 1 else necks[0])
+    listed = [*necks, dict(
+        type='FPT', pyramid=None, in_channels=16, out_channels=16,
+        num_levels=4)]
+    ours, other = Detector(MODELS.build(wrapped)), Detector(
+        MODELS.build(listed))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    other.load_state_dict(ours.state_dict(), strict=True)
+    inputs = [torch.randn(1, c, 32 >> i, 32 >> i)
+              for i, c in enumerate(CHANNELS)]
+    for a, b in zip(ours.neck.eval()(inputs), other.neck.eval()(inputs)):
+        assert torch.equal(a, b)
+
+
 def test_other_lists_keep_their_keys():
     """Of modules that are no necks before FPT."""
     for necks in (Sequential(torch.nn.Linear(1, 1)),

@@ -134,7 +134,7 @@ class AlternativesCase(Case):
         shape: Height and width of the image.
         names: Keys of ALTERNATIVES.
         aligned: Whether RoIs are cut out; False where mmcv has no RoIAlign for
-            the device: the box head sees random numbers.
+            the device: the box head sees ones.
     """
 
     part: str = 'detector'
@@ -332,6 +332,6 @@ def markdown(content: dict) -> str:
     missing = [f'- not counted, {name}: {what}' for name, costs in
                counted.items() for what in costs['not_counted']]
     if not sizes['aligned']:
-        missing.append('- RoIs are random numbers: mmcv has no RoIAlign for '
+        missing.append('- features of RoIs are ones: mmcv has no RoIAlign for '
                        'this device')
     return '\n'.join([*lines, *([''] if missing else []), *missing]) + '\n'
