@@ -409,6 +409,6 @@ def _empty(query, key, value, weights, similarity, scale):
     return value.new_empty(query.shape[0], query.shape[2], value.shape[2])
 
 
-_chunked = Operator('mixture_attention', ('query', 'key', 'value', 'weights'),
+_chunked = Operator('mixture_attention', dict(query=4, key=4, value=3, weights=2),
                     'str similarity, float scale', _forward, _backward, _eager,
                     _empty)

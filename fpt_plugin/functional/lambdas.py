@@ -205,5 +205,5 @@ def _backward(grad, query, value, embedding, order):
             whole.to(embedding.dtype))
 
 
-_ordered = Operator('position_lambda', ('query', 'value', 'embedding'),
+_ordered = Operator('position_lambda', dict(query=5, value=5, embedding=4),
                     'str? order', _forward, _backward, _eager, _empty)

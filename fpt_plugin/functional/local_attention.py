@@ -323,6 +323,6 @@ def _empty(query, key, value, weights, *options):
 
 
 _chunked = Operator('local_mixture_attention',
-                    ('query', 'key', 'value', 'weights'),
+                    dict(query=5, key=5, value=4, weights=2),
                     'int window, str similarity, str pad, float scale',
                     _forward, _backward, _eager, _empty)

@@ -32,7 +32,7 @@ class Operator:
 
     Args:
         name: Of torch's operator ``fpt_plugin::name``.
-        tensors: Names of the tensors, which come first.
+        ranks: Names of the tensors, which come first, and their dimensions.
         options: The schema of the options, such as ``'int window'``.
         forward: Of tensors and options; no view, in the layout of ``empty``.
         backward: Of the output's gradient, tensors and options; returns the
@@ -41,16 +41,17 @@ class Operator:
         empty: Of tensors and options; a tensor like the output.
     """
 
-    def __init__(self, name: str, tensors: Sequence[str], options: str,
+    def __init__(self, name: str, ranks: dict[str, int], options: str,
                  forward: Callable[..., Tensor],
                  backward: Callable[..., Sequence[Tensor]],
                  formula: Callable[..., Tensor],
                  empty: Callable[..., Tensor]) -> None:
-        self.count = len(tensors)
+        self.ranks, self.count = list(ranks.values()), len(ranks)
         self.forward, self.backward, self.formula = forward, backward, formula
         if _CAN_DEFINE:
-            arguments = ', '.join((*(f'Tensor {x}' for x in tensors), options))
-            self._compiled = self._define(name, arguments, empty)
+            tensors = ', '.join(f'Tensor {x}' for x in ranks)
+            self._compiled = self._define(
+                name, f'{tensors}, SymInt[] sizes, {options}', empty)
 
     def __call__(self, *args: Any) -> Tensor:
         """Of tensors and options."""
@@ -58,7 +59,18 @@ class Operator:
             return _Function.apply(self, *args)
         if not _CAN_DEFINE:
             return self.formula(*args)
-        return _narrow(self._compiled(*map(_wide, args)))
+        # In one dimension, because torch 2.13 cannot always sort the strides of
+        # views whose sizes are free.
+        tensors, options = args[:self.count], args[self.count:]
+        sizes = [size for x in tensors for size in x.shape]
+        return self._compiled(*(x.reshape(-1) for x in tensors), sizes, *options)
+
+    def _arguments(self, args: Sequence[Any]) -> list[Any]:
+        """Tensors and options, from those of :attr:`_compiled`."""
+        sizes = iter(args[self.count])
+        tensors = [x.view([next(sizes) for _ in range(rank)])
+                   for x, rank in zip(args, self.ranks)]
+        return [*tensors, *args[self.count + 1:]]
 
     def _define(self, name: str, arguments: str,
                 empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -66,26 +78,25 @@ class Operator:
         count = self.count
 
         def compute(*args: Any) -> Tensor:
-            return _wide(self.forward(*map(_narrow, args)))
+            return self.forward(*self._arguments(args))
 
         def like(*args: Any) -> Tensor:
-            return _wide(empty(*map(_narrow, args)))
+            return empty(*self._arguments(args))
 
-        def gradients(*args: Any) -> tuple[Tensor, ...]:
-            return tuple(
-                _wide(x.contiguous())
-                for x in self.backward(*map(_narrow, args)))
+        def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+            grads = self.backward(grad, *self._arguments(args))
+            return tuple(x.reshape(-1) for x in grads)
 
         def empty_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             return tuple(x.new_empty(x.shape) for x in args[:count])
 
         def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
             ctx.save_for_backward(*inputs[:count])
-            ctx.options = inputs[count:]
+            ctx.rest = inputs[count:]
 
         def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            grads = gradients_op(grad, *ctx.saved_tensors, *ctx.options)
-            return (*grads, *[None] * len(ctx.options))
+            grads = gradients_op(grad, *ctx.saved_tensors, *ctx.rest)
+            return (*grads, *[None] * len(ctx.rest))
 
         def define(name: str, function: Callable, schema: str,
                    fake: Callable) -> Callable:
@@ -101,20 +112,6 @@ class Operator:
         op = define(name, compute, f'({arguments}) -> Tensor', like)
         op.register_autograd(differentiate, setup_context=save)
         return op
-
-
-def _wide(x: Any) -> Any:
-    """Five dimensions at least, of a tensor.
-
-    Behind a convolution torch 2.13 takes four for a map, and cannot sort the
-    strides of one whose size is free.
-    """
-    return x[None, None, None] if isinstance(x, Tensor) else x
-
-
-def _narrow(x: Any) -> Any:
-    """The inverse of :func:`_wide`."""
-    return x[0, 0, 0] if isinstance(x, Tensor) else x
 
 
 class _Function(torch.autograd.Function):
