@@ -129,12 +129,13 @@ def try_host(host: str) -> dict:
 
 def try_names(host: str) -> dict:
     """Find the package's modules as a config of the host does."""
-    from mmengine.registry import HOOKS, MODELS
+    from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
     import fpt_plugin
+    kinds = dict(Hook=HOOKS, Constructor=OPTIM_WRAPPER_CONSTRUCTORS)
     names = [name for name in fpt_plugin.__all__ if name != '__version__']
     for name in names:
-        kind = HOOKS if name.endswith('Hook') else MODELS
+        kind = next((kinds[end] for end in kinds if name.endswith(end)), MODELS)
         with kind.switch_scope_and_registry(host) as registry:
             found = registry.get(name)
         where = f'the {host}::{kind.name} registry'
