@@ -99,8 +99,7 @@ class MaskedImageModel(BaseModel):
                          f'got {mode!r}')
 
     def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
-        """Draw the visible units: (1 or B, V) on the CPU, one row for all images
-        or a row for each."""
+        """Draw the visible units: (1, V) for all images or (B, V), on the CPU."""
         raise NotImplementedError
 
     def predict(self, inputs: Tensor, visible: Tensor,
