@@ -38,23 +38,22 @@ class WindowGroups:
     pairs: Tensor
     window: int
 
-    def to(self, device: torch.device) -> WindowGroups:
-        """A copy on a device."""
-        tensors = (tensor.to(device, non_blocking=True)
-                   for tensor in (self.slots, self.places, self.pairs))
-        return WindowGroups(*tensors, self.window)
 
-
-def group_windows(coords: Tensor, window: int, shift: int = 0) -> WindowGroups:
+def group_windows(coords: Tensor,
+                  window: int,
+                  shift: int = 0,
+                  device: torch.device | None = None) -> WindowGroups:
     """Pack the windows of some tokens of a map into groups.
 
     Windows are those of a Swin Transformer: shifted ones are not joined across
     the border of the map.
 
     Args:
-        coords: (N, 2), row and column of each token. N is at least 1.
+        coords: (N, 2), row and column of each token. N is at least 1. Packing
+            runs on the CPU, so they are best there.
         window: Side of a window.
         shift: By how much windows are moved up and left, less than ``window``.
+        device: Where the tokens are; None: where ``coords`` is.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -87,8 +86,9 @@ def group_windows(coords: Tensor, window: int, shift: int = 0) -> WindowGroups:
     places[order] = filled
     inside = torch.full_like(slots, -1)  # the window of each slot, if any
     inside[filled] = windows[order]
-    inside = inside.view(-1, size)
-    slots = slots.view(-1, size)
+    slots, inside, places, coords = (
+        tensor.to(device or coords.device, non_blocking=True)
+        for tensor in (slots.view(-1, size), inside.view(-1, size), places, coords))
     return WindowGroups(slots, places, _pairs(coords[slots], inside, window),
                         window)
 

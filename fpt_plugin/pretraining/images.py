@@ -54,6 +54,18 @@ class UnlabelledImages(BaseDataset):
                              f'{self.suffixes}, and none is in {root}{inside}')
         return [dict(img_path=path) for path in found]
 
+    def prepare_data(self, idx: int) -> object:
+        """Load an image and run the pipeline.
+
+        Raises:
+            ValueError: The image is broken or too small; its path is named.
+        """
+        try:
+            return super().prepare_data(idx)
+        except (AssertionError, RuntimeError) as error:
+            path = self.get_data_info(idx)['img_path']
+            raise ValueError(f'the image {path} cannot be used: {error}') from error
+
 
 def _files(root: Path):
     """All paths below a folder, through links, each folder once."""

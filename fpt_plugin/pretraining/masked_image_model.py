@@ -114,11 +114,11 @@ class MaskedImageModel(BaseModel):
     def loss(self, inputs: Tensor, visible: Tensor,
              grid: tuple[int, int]) -> Tensor:
         """Compare predictions of the hidden units with their pixels."""
-        target = self._pixels(inputs, others(visible, grid[0] * grid[1]))
+        target = self._pixels(inputs, others(visible, grid[0] * grid[1])).float()
         if self.normalises:
-            target = (target - _mean(target)) / _deviation(target)
-        return self.distance(self.predict(inputs, visible, grid).float(),
-                             target.float())
+            mean, deviation = _moments(target)
+            target = (target - mean) / deviation
+        return self.distance(self.predict(inputs, visible, grid).float(), target)
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible: Tensor,
@@ -130,8 +130,8 @@ class MaskedImageModel(BaseModel):
         hidden = others(visible, grid[0] * grid[1]).to(inputs.device)
         predicted = self.predict(inputs, visible, grid).to(inputs.dtype)
         if self.normalises:
-            target = self._pixels(inputs, hidden)
-            predicted = predicted * _deviation(target) + _mean(target)
+            mean, deviation = _moments(self._pixels(inputs, hidden))
+            predicted = predicted * deviation + mean
         units = split_units(inputs, self.mask_unit)
         mask = torch.zeros_like(units[:, :, :1])
         rows = torch.arange(len(inputs), device=inputs.device)[:, None]
@@ -173,9 +173,9 @@ class MaskedImageModel(BaseModel):
         return pick_units(units, chosen.to(inputs.device)).flatten(2)
 
 
-def _mean(units: Tensor) -> Tensor:
-    return units.mean(dim=2, keepdim=True)
-
-
-def _deviation(units: Tensor) -> Tensor:
-    return (units.var(dim=2, keepdim=True) + 1e-6).sqrt()
+def _moments(units: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each unit: (B, K, P) to (B, K, 1)."""
+    mean = units.mean(dim=2, keepdim=True)
+    # Not torch.var, which is ten times as slow on a CPU.
+    squares = (units - mean).square().sum(dim=2, keepdim=True)
+    return mean, (squares / (units.shape[2] - 1) + 1e-6).sqrt()

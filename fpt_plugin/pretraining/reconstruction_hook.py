@@ -56,11 +56,10 @@ class ReconstructionHook(Hook):
     def _draw(self, runner, data_batch: dict, done: int) -> None:
         model = self._model(runner)
         training = model.training
-        devices = [] if runner.model_device.type != 'cuda' \
-            else [runner.model_device]
         model.eval()
         try:
-            with torch.random.fork_rng(devices), torch.no_grad():
+            # Masks are drawn on the CPU.
+            with torch.random.fork_rng([]), torch.no_grad():
                 picture = draw_reconstructions(
                     model, dict(inputs=data_batch['inputs'][:self.images]))
         finally:

@@ -92,7 +92,7 @@ def visible_features(swin: nn.Module, units: Tensor, places: Tensor,
             shift = block.attn.shift_size
             if shift not in plans:
                 plans[shift] = group_windows(
-                    coords, block.attn.window_size, shift).to(x.device)
+                    coords, block.attn.window_size, shift, x.device)
             x = _run(block, x, plans[shift])
         if stage.downsample is not None:
             x, size = stage.downsample(

@@ -38,7 +38,7 @@ class RandomResizedCrop(BaseTransform):
                  aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
                  interpolation: str = 'bicubic',
                  min_side: int = 32) -> None:
-        sides = [scale] * 2 if isinstance(scale, int) else list(scale)
+        sides = list(scale) if isinstance(scale, (list, tuple)) else [scale] * 2
         if len(sides) != 2:
             raise ValueError(f'scale must be height and width, got {scale}')
         self.scale = tuple(check_positive_int('scale', side) for side in sides)
