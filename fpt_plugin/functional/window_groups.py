@@ -179,8 +179,7 @@ def grouped_window_attention(qkv: Tensor,
 def _biases(table: Tensor, pairs: Tensor) -> Tensor:
     """What is added to the scores: (T, h) by (G, S, S) to (G, h, S, S)."""
     count, size, _ = pairs.shape
-    constants = table.new_tensor([-torch.inf, 0.]).expand(table.shape[1], 2)
-    columns = torch.cat([table.t(), constants], dim=1)
+    columns = F.pad(F.pad(table.t(), (0, 1), value=-torch.inf), (0, 1))
     biases = columns.index_select(1, pairs.flatten())
     return biases.view(-1, count, size, size).transpose(0, 1)
 

@@ -243,6 +243,24 @@ def test_autocast(make):
         assert parameter.grad.isfinite().all()
 
 
+@pytest.mark.slow
+@models
+def test_bfloat16_for_a_hundred_steps(make):
+    torch.manual_seed(0)
+    model, x = make(), images(64, 64, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(100):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = model(x, mode='loss')['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(value == value for value in losses)
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
 @pytest.mark.parametrize('shape', [
     (1, 3, 16, 64), (1, 3, 64, 16), (1, 3, 100, 64), (3, 64, 64), (0, 3, 64, 64)])
 @models
