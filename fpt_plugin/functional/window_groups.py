@@ -71,7 +71,7 @@ def group_windows(coords: Tensor,
         return_inverse=True,
         return_counts=True)[1:]
     # Few tokens are one group: one small product costs less than many.
-    size = count if count <= 2 * window**2 else int(counts.max())
+    size = count if count <= window**2 else int(counts.max())
     group_of = torch.tensor(
         first_fit_decreasing(counts.tolist(), size), device=coords.device)[windows]
     order = group_of.argsort(stable=True)  # tokens, group by group

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 from helpers.masked_swins import green_mim
-from helpers.pretraining_runs import draw_images, in_two_processes, options, train
+from helpers.pretraining_runs import (
+    CONFIG,
+    draw_images,
+    in_two_processes,
+    options,
+    train,
+)
 from helpers.processes import together
+from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 
 from fpt_plugin import ReconstructionHook
+from fpt_plugin.commands.doctor.checks import FAIL, OK
+from fpt_plugin.commands.doctor.data_probe import examine
 from fpt_plugin.pretraining.reconstruction_hook import draw_reconstructions
 
 
@@ -83,6 +92,16 @@ def test_no_images(tmp_path):
     (tmp_path / 'notes/a.txt').write_text('a')
     with pytest.raises(ValueError, match='must hold images'):
         train(tmp_path / 'work', *options(tmp_path / 'notes'))
+
+
+def test_the_doctor_reads_some(images, tmp_path):
+    cfg = Config.fromfile(CONFIG)
+    cfg.train_dataloader.dataset.data_root = str(images)
+    finding, = examine(cfg)
+    assert (finding.status, finding.text[:9]) == (OK, '6 samples')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    finding, = examine(cfg)
+    assert finding.status == FAIL and 'must hold images' in finding.text
 
 
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.masked_swins import green_mim, sim_mim, swin
+from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import functional as F
@@ -152,6 +153,34 @@ def test_other_files(save, tmp_path):
         convert_pretrained(source, tmp_path / 'out.pth', segmentor())
     with pytest.raises(ValueError, match='out must name another file'):
         convert_pretrained(source, source, segmentor())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('host, name', [
+    ('mask-rcnn_swin-t-p4-w7_fpt_amp-ms-crop-3x_coco',
+     'mask-rcnn_swin-t-p4-w7_fpt_greenmim_amp-ms-crop-3x_coco'),
+    ('sem-fpn_swin-t-p4-w7_fpt_4xb2-80k_cityscapes-512x1024',
+     'sem-fpn_swin-t-p4-w7_fpt_greenmim_4xb2-80k_cityscapes-512x1024'),
+])
+def test_shipped_configs_load_what_is_written(host, name, tmp_path):
+    """The files of configs/pretraining, from pre-training to the detector."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        model = MODELS.build(Config.fromfile(
+            CONFIGS / 'pretraining/greenmim_swin-t-p4-w7_8xb256-800e_224.py').model)
+    torch.save(model.state_dict(), tmp_path / 'in.pth')
+    out = tmp_path / 'out.pth'
+    transfer = convert_pretrained(
+        tmp_path / 'in.pth', out, CONFIGS / f'fpt/{host}.py')
+    assert {k.split('.')[1] for k in transfer.new if k.startswith('backbone')} == {
+        'norm0', 'norm1', 'norm2'}
+    cfg = Config.fromfile(CONFIGS / f'pretraining/{name}.py')
+    cfg.model.backbone.init_cfg.checkpoint = str(out)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    found = backbone.state_dict()
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(found[key], value), key
 
 
 def test_the_command(save, tmp_path, capsys):
