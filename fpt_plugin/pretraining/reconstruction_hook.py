@@ -26,7 +26,8 @@ class ReconstructionHook(Hook):
 
     A picture is ``reconstructions/iter_N.png`` in the run's folder: an image a
     row. It uses images of the batch that was trained on, and leaves the random
-    numbers of the training as they are.
+    numbers of the training as they are. GreenMIM predicts pixels normalised unit by
+    unit: mean and deviation of a hidden unit in a picture are the true ones.
 
     Args:
         interval: Iterations between pictures; one more is drawn at the end.
