@@ -66,8 +66,8 @@ class MaskedImageModel(BaseModel):
                              f"backbone's last stage, {stride}, got {mask_unit}")
         width = self.backbone.num_features[-1]
         self.unit_channels = width * (mask_unit // stride)**2
-        channels = self.backbone.patch_embed.projection.in_channels
-        self.unit_pixels = channels * mask_unit**2
+        self.in_channels = self.backbone.patch_embed.projection.in_channels
+        self.unit_pixels = self.in_channels * mask_unit**2
 
     def forward(self,
                 inputs: Tensor,
@@ -147,7 +147,7 @@ class MaskedImageModel(BaseModel):
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: Their sides are no multiples of ``mask_unit``.
+            ValueError: They are of another shape.
         """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             given = getattr(inputs, 'dtype', type(inputs).__name__)
@@ -157,10 +157,11 @@ class MaskedImageModel(BaseModel):
                 f'got {given}')
         unit = self.mask_unit
         if inputs.dim() != 4 or min(inputs.shape) < 1 \
+                or inputs.shape[1] != self.in_channels \
                 or any(side % unit for side in inputs.shape[2:]):
             raise ValueError(
-                f'inputs must be (B, C, H, W) with sides that are multiples of '
-                f'mask_unit={unit}, got {tuple(inputs.shape)}')
+                f'inputs must be (B, {self.in_channels}, H, W) with sides that are '
+                f'multiples of mask_unit={unit}, got {tuple(inputs.shape)}')
         return inputs.shape[2] // unit, inputs.shape[3] // unit
 
     def count_visible(self, grid: tuple[int, int]) -> int:

@@ -37,6 +37,18 @@ def test_every_parameter_learns(make, library, size):
 
 
 @models
+@pytest.mark.parametrize('settings', [
+    dict(use_abs_pos_embed=True, pretrain_img_size=96), dict(in_channels=5),
+    dict(with_cp=True, drop_path_rate=0.2), dict(patch_norm=False, qkv_bias=False)])
+def test_other_backbones(make, settings):
+    model = make(swin(**settings)).train()
+    x = torch.randn(2, settings.get('in_channels', 3), 96, 96)
+    model(x, mode='loss')['loss'].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model(x, mode='predict').images.shape == x.shape
+
+
+@models
 def test_hidden_pixels_are_not_seen(make):
     model, x = make().eval(), images()
     grid = model.grid_of(x)
@@ -262,7 +274,8 @@ def test_bfloat16_for_a_hundred_steps(make):
 
 
 @pytest.mark.parametrize('shape', [
-    (1, 3, 16, 64), (1, 3, 64, 16), (1, 3, 100, 64), (3, 64, 64), (0, 3, 64, 64)])
+    (1, 3, 16, 64), (1, 3, 64, 16), (1, 3, 100, 64), (3, 64, 64), (0, 3, 64, 64),
+    (1, 4, 64, 64)])
 @models
 def test_refused_sizes(make, shape):
     with pytest.raises(ValueError, match='mask_unit=32'):
