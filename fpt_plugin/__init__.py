@@ -61,6 +61,15 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         SelfTransformerNeck,
     )
     from .openmmlab import mends
+    from .pretraining import (
+        GreenMIM,
+        PackImage,
+        PixelDecoder,
+        RandomResizedCrop,
+        ReconstructionHook,
+        SimMIM,
+        UnlabelledImages,
+    )
 
     mends.apply()
     __all__ += [
@@ -70,7 +79,9 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
         'PyramidMemoryDETR', 'SegLabelCheckHook', 'PyramidLevelCheckHook',
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
-        'GraftOptimWrapperConstructor'
+        'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'PixelDecoder',
+        'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
+        'ReconstructionHook'
     ]
 else:
 

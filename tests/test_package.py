@@ -49,13 +49,18 @@ fpt_plugin.FPT
 
 
 def test_import_registers_everything():
-    from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+    from mmengine.registry import (
+        DATASETS,
+        HOOKS,
+        MODELS,
+        OPTIM_WRAPPER_CONSTRUCTORS,
+        TRANSFORMS,
+    )
+    registries = (DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
     for name in fpt_plugin.__all__:
         if name != '__version__':
-            registry = HOOKS if name.endswith('Hook') else (
-                OPTIM_WRAPPER_CONSTRUCTORS if name.endswith('Constructor')
-                else MODELS)
-            assert registry.module_dict[name] is getattr(fpt_plugin, name)
+            assert getattr(fpt_plugin, name) in [
+                registry.module_dict.get(name) for registry in registries]
 
 
 # Each subpackage: what it may import of ours, and of others beside the standard
@@ -71,8 +76,10 @@ LAYERS = {
     'backbones': ({'functional', 'layers', 'openmmlab'}, {'torch', *HOSTS}),
     'detectors': ({'functional', 'layers', 'necks', 'openmmlab'},
                   {'torch', 'mmengine'}),
+    'pretraining': ({'functional', 'layers', 'openmmlab'},
+                    {'torch', 'numpy', *HOSTS}),
     'engine': ({'io', 'openmmlab', 'functional', 'layers', 'necks', 'backbones',
-                'detectors'}, {'torch', 'numpy', 'PIL', *HOSTS}),
+                'detectors', 'pretraining'}, {'torch', 'numpy', 'PIL', *HOSTS}),
     'commands': (None, None),
 }
 

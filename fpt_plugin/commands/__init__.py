@@ -54,7 +54,7 @@ COMMANDS = {
                              'strip a training checkpoint for release'),
     'convert_weights': Command(
         'convert_weights.command',
-        'convert weights of other projects for our backbones'),
+        'convert weights of other projects and of pre-training'),
     'benchmark': Command('benchmark.command',
                          'measure speed, memory and error side by side'),
     'plot_benchmark': Command('plot_benchmark',

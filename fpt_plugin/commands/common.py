@@ -239,13 +239,17 @@ def launch_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def launch_config(args: argparse.Namespace) -> Config:
+def launch_config(args: argparse.Namespace,
+                  scopes: Sequence[str] = SCOPES) -> Config:
     """Read the config and apply the flags that train and test share.
+
+    Args:
+        args: The flags.
+        scopes: What ``default_scope`` may be.
 
     Raises:
         OSError: There is no such config.
-        ValueError: The config has no model, or names no ``default_scope`` of
-            mmdet or mmseg.
+        ValueError: The config has no model, or another ``default_scope``.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
@@ -254,9 +258,9 @@ def launch_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = f'./work_dirs/{Path(args.config).stem}'
-    if cfg.default_scope not in SCOPES:
+    if cfg.default_scope not in scopes:
         raise ValueError('the config must set default_scope to one of '
-                         f'{SCOPES}, got {cfg.default_scope!r} in {args.config}')
+                         f'{tuple(scopes)}, got {cfg.default_scope!r} in {args.config}')
     if cfg.default_scope == 'mmdet':
         from mmdet.utils import setup_cache_size_limit_of_dynamo
         setup_cache_size_limit_of_dynamo()

@@ -1,6 +1,7 @@
 """Train a detector or a segmentor from a config, as mmdet's and mmseg's tools do.
 
-One command serves both libraries: the config's ``default_scope`` says whose.
+One command serves both libraries: the config's ``default_scope`` says whose. It is
+``'mmengine'`` for models that are pre-trained without labels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..engine.data_checks import check_data
 from ..engine.device_checks import check_amp, check_sync_bn
 from ..engine.resume import check_checkpoint, check_pretrained, newest_checkpoint
 from ..engine.running import run_training
+from ..openmmlab.pins import SCOPES
 from .common import launch_config, launch_parser, reporting
 
 
@@ -43,7 +45,7 @@ def train_config(args: argparse.Namespace) -> Config:
     Raises:
         ValueError: A flag does not fit the config.
     """
-    cfg = launch_config(args)
+    cfg = launch_config(args, (*SCOPES, 'mmengine'))
     if args.amp:
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', OptimWrapper,

@@ -65,7 +65,7 @@ def build_runner(cfg: Config) -> Runner:
     keep_checkpoints_whole(cfg)
     start_cpu_processes(cfg)
     cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
-    for check in CHECKS[cfg.default_scope]:
+    for check in CHECKS.get(cfg.default_scope, ()):
         if check not in str(cfg.custom_hooks):
             cfg.custom_hooks.append(dict(type=f'fpt_plugin.{check}'))
     if 'runner_type' in cfg:

@@ -146,6 +146,39 @@ def local_mixture_attention(query: Tensor,
     return torch.einsum('bohw,bcohw->bchw', attention, values)
 
 
+def window_attention(qkv: Tensor,
+                     table: Tensor,
+                     coords: Tensor,
+                     *,
+                     window: int,
+                     shift: int = 0,
+                     scale: float | None = None) -> Tensor:
+    """Attention in the windows of a Swin Transformer, some tokens left out.
+
+    Args:
+        qkv: (B, N, 3, h, d), queries, keys and values of the tokens that are
+            there.
+        table: ((2 * window - 1)^2, h), biases by relative position.
+        coords: (N, 2), row and column of each token in the map.
+        window: Side of a window.
+        shift: By how much windows are moved up and left.
+        scale: Factor of the products; None is 1 / sqrt(d).
+
+    Returns:
+        (B, N, h * d).
+    """
+    scale = qkv.shape[-1]**-0.5 if scale is None else scale
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
+    windows = (coords + window - shift) // window
+    same = (windows[:, None] == windows[None]).all(-1)
+    offsets = coords[:, None] - coords[None] + window - 1
+    rows = offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
+    bias = table[rows.where(same, 0)].permute(2, 0, 1)  # (h, N, N)
+    scores = scale * query @ key.transpose(-2, -1) + bias
+    weights = scores.masked_fill(~same, -torch.inf).softmax(-1)
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
 def content_lambda(key: Tensor, value: Tensor) -> Tensor:
     """Softmax over positions, then a sum over them (LambdaNetworks, Eq. 1).
 

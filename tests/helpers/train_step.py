@@ -42,7 +42,8 @@ def segmentation_batch(cfg: Config) -> dict:
 def train_step(cfg: Config) -> None:
     """One step of training; norms of all GPUs are of one process here."""
     segments = cfg.default_scope == 'mmseg'
-    if not segments and bbox_heads(cfg)[0].num_classes == 1:
+    detects = cfg.default_scope == 'mmdet'
+    if detects and bbox_heads(cfg)[0].num_classes == 1:
         # mmdet's random labels begin at 1, which one class does not have
         for head in bbox_heads(cfg):
             head.num_classes = 2
@@ -56,8 +57,12 @@ def train_step(cfg: Config) -> None:
     model = build(cfg).train()
     watch_strides(model)  # no false alarm
     model.init_weights()
-    data = segmentation_batch(cfg) if segments else detection_batch(
-        cfg, model)
+    if segments:
+        data = segmentation_batch(cfg)
+    elif detects:
+        data = detection_batch(cfg, model)
+    else:  # images without labels
+        data = dict(inputs=[torch.randint(256, (3, *SIZE)) for _ in range(2)])
     data = model.data_preprocessor(data, True)
     assert data['inputs'].shape == (2, 3, *SIZE)
     total, _ = model.parse_losses(model(**data, mode='loss'))

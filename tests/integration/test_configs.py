@@ -25,7 +25,15 @@ from helpers.train_step import SIZE, train_step
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from fpt_plugin import FPT, UFP, BottomUpPyramid, LambdaLayer, LambdaResNet
+from fpt_plugin import (
+    FPT,
+    UFP,
+    BottomUpPyramid,
+    GreenMIM,
+    LambdaLayer,
+    LambdaResNet,
+    SimMIM,
+)
 from fpt_plugin.necks.fusion import ConcatFusion
 
 # What a folder's configs are about: the modules, and the part of the model
@@ -33,6 +41,7 @@ from fpt_plugin.necks.fusion import ConcatFusion
 MODULES = dict(
     fpt=(FPT, BottomUpPyramid, UFP),
     lambda_resnet=LambdaLayer,
+    pretraining=(GreenMIM, SimMIM, FPT),
     quickstart=FPT)
 PARTS = dict(fpt='fpt', lambda_resnet='backbone')
 REPRESENTATIVES = (
@@ -49,6 +58,8 @@ REPRESENTATIVES = (
     'lambda_resnet/fcn_lambda-r50-d8_4xb2-80k_cityscapes-512x1024.py',
     'lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py',
     'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py',
+    'pretraining/greenmim_swin-mini-p4-w7_1xb16-2k_192.py',
+    'pretraining/simmim_swin-t-p4-w7_8xb256-800e_224.py',
     'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py',
 )
 # What others are compared with.

@@ -69,6 +69,7 @@ SMALL = {
 TRANSFORMERS = {
     name: next(kind for kind in WEIGHTS if f'_{kind}_' in name)
     for name in ALL if any(f'_{kind}_' in name for kind in WEIGHTS)
+    and not name.startswith('pretraining/')
 }
 
 

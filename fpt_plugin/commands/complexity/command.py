@@ -38,6 +38,7 @@ from ...io.files import check_writable, write_json
 from ...layers.checks import check_positive_int
 from ...necks import FPT
 from ...openmmlab.models import image_channels, unwrapped
+from ...pretraining.masked_image_model import MaskedImageModel
 from ..common import (
     add_cfg_options,
     add_config,
@@ -160,6 +161,8 @@ def model_labels(model: nn.Module) -> dict[nn.Module, Label]:
             labels.update(neck_labels(child))
             continue
         labels[child] = Label(name)
+        if isinstance(model, MaskedImageModel):  # calls its parts' parts
+            labels.update(dict.fromkeys(child.modules(), Label(name)))
         if name == 'roi_head':
             labels.update((head, Label(f'{name}.{inner}'))
                           for inner, head in child.named_children())

@@ -26,6 +26,7 @@ from ...io.checkpoints import (
 )
 from ...io.files import check_writable
 from ...openmmlab.pins import SCOPES
+from ..common import add_cfg_options
 from ..console import print_lines
 from .key_maps import (
     Conversion,
@@ -45,6 +46,7 @@ from .nets import (
     name_of,
     resnet_name,
 )
+from .pretrained import Transfer, convert_pretrained
 
 ERRORS = (ImportError, OSError, ValueError)
 
@@ -255,7 +257,8 @@ def parser() -> argparse.ArgumentParser:
     """The flags of tools/convert_weights.py."""
     parser = argparse.ArgumentParser(
         description='Convert weights of other projects for our backbones and for '
-        'the MobileNetV2 of mmdet and mmseg. IN is a state dict that torch.save '
+        'the MobileNetV2 of mmdet and mmseg, and weights of pre-training for a '
+        'detector or segmentor. IN is a state dict that torch.save '
         'wrote, bare or under state_dict, model or state_dict_ema, or a '
         '.safetensors file; '
         "OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT) of the "
@@ -291,6 +294,15 @@ def parser() -> argparse.ArgumentParser:
             default='mmdet',
             choices=SCOPES,
             help='(default: mmdet)')
+    pretrained = add(
+        'pretrained', 'backbone, neck and decode head of a pre-training, such as '
+        "GreenMIM's, for the model of a config")
+    pretrained.add_argument(
+        '--into',
+        required=True,
+        metavar='CONFIG',
+        help='the detector or segmentor, as in train')
+    add_cfg_options(pretrained)
     return parser
 
 
@@ -305,8 +317,12 @@ def task_of(args: argparse.Namespace) -> Task:
     return torchvision_mobilenetv2(args.host)
 
 
-def main(args: argparse.Namespace) -> Report:
+def main(args: argparse.Namespace) -> Report | Transfer:
     """What tools/convert_weights.py does."""
-    report = convert_weights(task_of(args), args.source, args.out)
+    if args.command == 'pretrained':
+        report = convert_pretrained(
+            args.source, args.out, args.into, args.cfg_options)
+    else:
+        report = convert_weights(task_of(args), args.source, args.out)
     print_lines(report.lines())
     return report

@@ -87,6 +87,8 @@ def _counts(metainfo: dict) -> set[int]:
 
 
 def _is_judged(scope: str, dataset: dict) -> bool:
+    if scope not in DATASETS:
+        return False  # of images without labels
     cls, base = (dataset_class(scope, settings) for settings in (
         dataset, dict(type=f'{scope}.{DATASETS[scope]}')))
     return None not in (cls, base) and issubclass(cls, base)

@@ -50,6 +50,8 @@ def check_paths(cfg: Config, split: str) -> None:
 def _check_dataset(scope: str, key: str, dataset: dict) -> None:
     root = dataset.get('data_root') or ''
     annotations = dataset.get('ann_file')
+    if not annotations and not dataset.get('data_prefix'):
+        _look(scope, f'{key}.data_root', root, dataset)
     if isinstance(annotations, str) and annotations:
         _look(scope, f'{key}.ann_file', join(root, annotations), dataset)
     for name, prefix in (dataset.get('data_prefix') or {}).items():

@@ -1,0 +1,7 @@
+_base_ = '../fpt/mask-rcnn_swin-t-p4-w7_fpt_amp-ms-crop-3x_coco.py'
+
+# What convert_weights pretrained writes is in the library's own format.
+model = dict(
+    backbone=dict(
+        convert_weights=False,
+        init_cfg=dict(checkpoint='checkpoints/greenmim_swin-t_mask-rcnn.pth')))

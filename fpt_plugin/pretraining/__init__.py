@@ -1,0 +1,13 @@
+"""Models that learn from images without labels, their data and masks."""
+
+from .decoder import PixelDecoder
+from .green_mim import GreenMIM
+from .images import UnlabelledImages
+from .reconstruction_hook import ReconstructionHook
+from .sim_mim import SimMIM
+from .transforms import PackImage, RandomResizedCrop
+
+__all__ = [
+    'GreenMIM', 'SimMIM', 'PixelDecoder', 'UnlabelledImages', 'RandomResizedCrop',
+    'PackImage', 'ReconstructionHook'
+]

@@ -1,0 +1,109 @@
+"""GreenMIM: masked image modelling that computes visible tokens only."""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..openmmlab.registry import register
+from .masked_image_model import MaskedImageModel
+from .masks import one_of_each_cell, others, random_units
+from .swin import compact_features, visible_features
+from .units import pick_units, split_units
+
+SAMPLINGS = ('groups', 'uniform')
+
+
+@register(MODELS)
+class GreenMIM(MaskedImageModel):
+    """Pre-train the Swin Transformer of mmdet or mmseg on images without labels.
+
+    Three of four units of the images are hidden, the same ones in a whole batch.
+    The backbone computes visible tokens only; a small decoder predicts the pixels
+    of hidden units, normalised unit by unit (https://arxiv.org/abs/2205.13515).
+    ``backbone`` is the library's own module and its weights are in the library's
+    format.
+
+    Args:
+        backbone: Config of the backbone, such as
+            ``dict(type='mmdet.SwinTransformer', drop_path_rate=0.)``.
+            ``out_indices`` is its last stage.
+        decoder: Config of a module that takes what :class:`PixelDecoder` does;
+            None is the paper's, a PixelDecoder as it comes.
+        mask_ratio: Share of units that are hidden.
+        mask_unit: Side of a unit in pixels, a multiple of the stride of the last
+            stage, 32.
+        sampling: ``'groups'``: any units; windows of different numbers of visible
+            tokens are packed into groups. ``'uniform'``: one unit of each cell of
+            2x2 (UM-MAE, https://arxiv.org/abs/2205.10063); these are moved
+            together and the backbone sees a smaller image. It hides three of
+            four units, fewer at the border of an odd number of them.
+        data_preprocessor: mmengine's ImgDataPreprocessor with the mean and
+            standard deviation of the detector or segmentor to come.
+        init_cfg: See BaseModel.
+
+    Raises:
+        TypeError: ``mask_unit`` is no int, or ``backbone`` no config.
+        ValueError: An argument is out of its range, or the backbone is no Swin
+            Transformer.
+
+    Example:
+        >>> model = GreenMIM(dict(type='mmdet.SwinTransformer'))
+        >>> model(torch.rand(2, 3, 224, 224), mode='loss')['loss'].backward()
+    """
+
+    normalises = True
+
+    def __init__(self,
+                 backbone: dict,
+                 decoder: dict | None = None,
+                 mask_ratio: float = 0.75,
+                 mask_unit: int = 32,
+                 sampling: str = 'groups',
+                 data_preprocessor: dict | None = None,
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(backbone, mask_ratio, mask_unit, data_preprocessor,
+                         init_cfg)
+        if sampling not in SAMPLINGS:
+            raise ValueError(
+                f'sampling must be one of {SAMPLINGS}, got {sampling!r}')
+        if sampling == 'uniform' and mask_ratio != 0.75:
+            raise ValueError("mask_ratio must be 0.75 for sampling='uniform', which "
+                             f'shows one unit of four, got {mask_ratio}')
+        self.sampling = sampling
+        self.decoder = MODELS.build(dict(
+            dict(
+                type='PixelDecoder',
+                in_channels=self.unit_channels,
+                out_channels=self.unit_pixels), **decoder or {}))
+
+    def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
+        """Draw the visible units of all images of a batch: (1, V)."""
+        if self.sampling == 'groups':
+            return random_units(1, grid[0] * grid[1], self.count_visible(grid))
+        if grid == (1, 1):
+            raise ValueError("sampling='uniform' needs images of more than one "
+                             f'unit of {self.mask_unit} pixels')
+        return one_of_each_cell(*grid).view(1, -1)
+
+    def predict(self, inputs: Tensor, visible: Tensor,
+                grid: tuple[int, int]) -> Tensor:
+        """Predict the hidden units: (B, M, pixels of a unit)."""
+        hidden = others(visible, grid[0] * grid[1])[0].to(inputs.device)
+        features = self.encode(inputs, visible, grid)
+        return self.decoder(features, visible[0].to(inputs.device), hidden, grid)
+
+    def encode(self, inputs: Tensor, visible: Tensor,
+               grid: tuple[int, int]) -> Tensor:
+        """Compute the features of visible units: (B, V, channels of a unit)."""
+        units = pick_units(
+            split_units(inputs, self.mask_unit), visible.to(inputs.device))
+        if self.sampling == 'groups':
+            return visible_features(self.backbone, units, visible[0], grid)
+        cells = visible[0].view(-(-grid[0] // 2), -1)
+        return compact_features(self.backbone, units, cells, grid)
+
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Compute the mean squared error."""
+        return F.mse_loss(predicted, target)

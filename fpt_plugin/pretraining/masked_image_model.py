@@ -1,0 +1,182 @@
+"""What models share that learn to predict hidden parts of images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from ..layers.checks import check_positive_int
+from .masks import count_visible, others
+from .swin import build_swin, stride_of
+from .units import join_units, pick_units, split_units
+
+
+class Reconstruction(NamedTuple):
+    """Images with predicted pixels where units were hidden.
+
+    Attributes:
+        images: (B, C, H, W), normalised as the inputs are.
+        hidden: (B, H, W), true where pixels were hidden.
+    """
+
+    images: Tensor
+    hidden: Tensor
+
+
+class MaskedImageModel(BaseModel):
+    """Base of models that predict hidden units of an image from visible ones.
+
+    A subclass draws the visible units, predicts hidden ones and compares. Images
+    come from mmengine's ImgDataPreprocessor, in a batch.
+
+    Args:
+        backbone: Config of the SwinTransformer of mmdet or mmseg.
+        mask_ratio: Share of units that are hidden, in (0, 1).
+        mask_unit: Side of a unit in pixels, a multiple of the stride of the
+            backbone's last stage.
+        data_preprocessor: See BaseModel.
+        init_cfg: See BaseModel.
+
+    Raises:
+        TypeError: ``mask_unit`` is no int, or ``backbone`` no config.
+        ValueError: An argument is out of its range, or the backbone is no Swin
+            Transformer.
+    """
+
+    normalises = False  # whether targets are normalised unit by unit
+
+    def __init__(self,
+                 backbone: dict,
+                 mask_ratio: float,
+                 mask_unit: int = 32,
+                 data_preprocessor: dict | None = None,
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f'mask_ratio must be in (0, 1), got {mask_ratio}')
+        self.mask_ratio = mask_ratio
+        self.mask_unit = check_positive_int('mask_unit', mask_unit)
+        self.backbone = build_swin(backbone)
+        stride = stride_of(self.backbone)
+        if mask_unit % stride:
+            raise ValueError('mask_unit must be a multiple of the stride of the '
+                             f"backbone's last stage, {stride}, got {mask_unit}")
+        width = self.backbone.num_features[-1]
+        self.unit_channels = width * (mask_unit // stride)**2
+        self.in_channels = self.backbone.patch_embed.projection.in_channels
+        self.unit_pixels = self.in_channels * mask_unit**2
+
+    def forward(self,
+                inputs: Tensor,
+                data_samples: list | None = None,
+                mode: str = 'tensor') -> Tensor | dict[str, Tensor] | Reconstruction:
+        """Predict units that are drawn and hidden.
+
+        Args:
+            inputs: (B, C, H, W), normalised; sides are multiples of
+                ``mask_unit``.
+            data_samples: Not used.
+            mode: ``'loss'``: a dict with the loss; ``'tensor'``: predictions
+                (B, M, pixels of a unit); ``'predict'``: a
+                :class:`Reconstruction`.
+
+        Raises:
+            TypeError: ``inputs`` is no batch of floating point images.
+            ValueError: Sides of the images or ``mode`` are not as above.
+        """
+        grid = self.grid_of(inputs)
+        visible = self.draw(len(inputs), grid)
+        if mode == 'tensor':
+            return self.predict(inputs, visible, grid)
+        if mode == 'loss':
+            return dict(loss=self.loss(inputs, visible, grid))
+        if mode == 'predict':
+            return self.reconstruct(inputs, visible, grid)
+        raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
+                         f'got {mode!r}')
+
+    def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
+        """Draw the visible units: (1, V) for all images or (B, V), on the CPU."""
+        raise NotImplementedError
+
+    def predict(self, inputs: Tensor, visible: Tensor,
+                grid: tuple[int, int]) -> Tensor:
+        """Predict the hidden units, in the order of their numbers: (B, M, P)."""
+        raise NotImplementedError
+
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Compare two tensors of (B, M, P): a scalar."""
+        raise NotImplementedError
+
+    def loss(self, inputs: Tensor, visible: Tensor,
+             grid: tuple[int, int]) -> Tensor:
+        """Compare predictions of the hidden units with their pixels."""
+        target = self._pixels(inputs, others(visible, grid[0] * grid[1])).float()
+        if self.normalises:
+            mean, deviation = _moments(target)
+            target = (target - mean) / deviation
+        return self.distance(self.predict(inputs, visible, grid).float(), target)
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor, visible: Tensor,
+                    grid: tuple[int, int]) -> Reconstruction:
+        """Put predictions in the place of hidden units.
+
+        Where targets are normalised, mean and deviation of a unit are its own.
+        """
+        hidden = others(visible, grid[0] * grid[1]).to(inputs.device)
+        predicted = self.predict(inputs, visible, grid).to(inputs.dtype)
+        if self.normalises:
+            mean, deviation = _moments(self._pixels(inputs, hidden))
+            predicted = predicted * deviation + mean
+        units = split_units(inputs, self.mask_unit)
+        mask = torch.zeros_like(units[:, :, :1])
+        rows = torch.arange(len(inputs), device=inputs.device)[:, None]
+        hidden = hidden.expand(len(inputs), -1)
+        units[rows, hidden] = predicted.unflatten(2, units.shape[2:])
+        mask[rows, hidden] = 1
+        return Reconstruction(
+            join_units(units, grid[1]),
+            join_units(mask, grid[1])[:, 0] > 0)
+
+    def grid_of(self, inputs: Tensor) -> tuple[int, int]:
+        """Rows and columns of units in images.
+
+        Raises:
+            TypeError: ``inputs`` is no batch of floating point images.
+            ValueError: They are of another shape.
+        """
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            given = getattr(inputs, 'dtype', type(inputs).__name__)
+            raise TypeError(
+                'inputs must be a batch of floating point images, as '
+                "data_preprocessor=dict(type='ImgDataPreprocessor', ...) makes it, "
+                f'got {given}')
+        unit = self.mask_unit
+        if inputs.dim() != 4 or min(inputs.shape) < 1 \
+                or inputs.shape[1] != self.in_channels \
+                or any(side % unit for side in inputs.shape[2:]):
+            raise ValueError(
+                f'inputs must be (B, {self.in_channels}, H, W) with sides that are '
+                f'multiples of mask_unit={unit}, got {tuple(inputs.shape)}')
+        return inputs.shape[2] // unit, inputs.shape[3] // unit
+
+    def count_visible(self, grid: tuple[int, int]) -> int:
+        """How many units of an image stay visible."""
+        return count_visible(grid[0] * grid[1], self.mask_ratio)
+
+    def _pixels(self, inputs: Tensor, chosen: Tensor) -> Tensor:
+        """Pixels of some units: (B, K, C * side * side)."""
+        units = split_units(inputs, self.mask_unit)
+        return pick_units(units, chosen.to(inputs.device)).flatten(2)
+
+
+def _moments(units: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each unit: (B, K, P) to (B, K, 1)."""
+    mean = units.mean(dim=2, keepdim=True)
+    # Not torch.var, which is ten times as slow on a CPU.
+    squares = (units - mean).square().sum(dim=2, keepdim=True)
+    return mean, (squares / (units.shape[2] - 1) + 1e-6).sqrt()

@@ -1,0 +1,61 @@
+"""Which units of an image a model sees.
+
+A unit is a square of pixels that is shown or hidden as a whole. Units of an image
+are numbered row by row.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmengine.dist import get_rank
+from torch import Tensor
+
+
+def mask_generator() -> torch.Generator:
+    """Random numbers that follow torch's seed and differ between processes.
+
+    Processes that train together often start from one seed, and would hide the
+    same units.
+    """
+    seed = torch.randint(2**62, (), device='cpu').item()
+    return torch.Generator().manual_seed(seed + get_rank())
+
+
+def count_visible(units: int, mask_ratio: float) -> int:
+    """How many of some units stay visible.
+
+    Raises:
+        ValueError: None, or all of them.
+    """
+    visible = int((1 - mask_ratio) * units + 1e-6)
+    if not 0 < visible < units:
+        raise ValueError(
+            f'mask_ratio must leave some of the {units} units of an image visible '
+            f'and hide others, got {mask_ratio}, which leaves {visible}')
+    return visible
+
+
+def random_units(masks: int, units: int, visible: int) -> Tensor:
+    """Draw visible units: (masks, visible), each row in ascending order."""
+    noise = torch.rand(masks, units, generator=mask_generator(), device='cpu')
+    return noise.argsort(dim=1)[:, :visible].sort(dim=1).values
+
+
+def one_of_each_cell(rows: int, columns: int) -> Tensor:
+    """Draw one unit of each cell of 2x2: (rows / 2, columns / 2), rounded up.
+
+    Cells at the border of an odd grid have fewer units.
+    """
+    size = [-(-side // 2) for side in (rows, columns)]
+    row, column = torch.randint(
+        2, (2, *size), generator=mask_generator(), device='cpu')
+    row += 2 * torch.arange(size[0], device='cpu')[:, None]
+    column += 2 * torch.arange(size[1], device='cpu')
+    return row.clamp_(max=rows - 1) * columns + column.clamp_(max=columns - 1)
+
+
+def others(visible: Tensor, units: int) -> Tensor:
+    """The hidden units: (masks, V) to (masks, units - V), in ascending order."""
+    hidden = torch.ones(len(visible), units, dtype=torch.bool,
+                        device=visible.device).scatter_(1, visible, False)
+    return hidden.nonzero()[:, 1].view(len(visible), -1)

@@ -1,0 +1,104 @@
+"""Steps of a pipeline for images without labels that mmcv does not have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+
+from ..layers.checks import check_positive_int
+from ..openmmlab.registry import register
+
+
+@register(TRANSFORMS)
+class RandomResizedCrop(BaseTransform):
+    """Cut out a part of random area and aspect ratio, and resize it.
+
+    Args:
+        scale: Height and width of the result, or one number for both.
+        area: Bounds of the part's share of the image's area.
+        aspect_ratio: Bounds of its width over its height.
+        interpolation: See ``mmcv.imresize``.
+        min_side: Images with a shorter side are refused: a part that is enlarged
+            from a few pixels teaches nothing. It is the side of a mask unit.
+
+    Raises:
+        TypeError: A side is no int.
+        ValueError: An argument is out of its range, or an image is too small.
+    """
+
+    def __init__(self,
+                 scale: int | Sequence[int],
+                 area: tuple[float, float] = (0.2, 1.),
+                 aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+                 interpolation: str = 'bicubic',
+                 min_side: int = 32) -> None:
+        sides = list(scale) if isinstance(scale, (list, tuple)) else [scale] * 2
+        if len(sides) != 2:
+            raise ValueError(f'scale must be height and width, got {scale}')
+        self.scale = tuple(check_positive_int('scale', side) for side in sides)
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError('area must be two shares, 0 < low <= high <= 1, '
+                             f'got {area}')
+        if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
+            raise ValueError('aspect_ratio must be 0 < low <= high, '
+                             f'got {aspect_ratio}')
+        self.area, self.aspect_ratio = tuple(area), tuple(aspect_ratio)
+        self.interpolation = interpolation
+        self.min_side = check_positive_int('min_side', min_side)
+
+    def transform(self, results: dict) -> dict:
+        """Cut and resize ``img``."""
+        image = results['img']
+        height, width = image.shape[:2]
+        if min(height, width) < self.min_side:
+            raise ValueError(
+                f'images must have sides of at least min_side={self.min_side}, got '
+                f'{height}x{width} in {results.get("img_path", "an image")}')
+        top, left, rows, columns = self._part(height, width)
+        image = mmcv.imresize(
+            image[top:top + rows, left:left + columns],
+            self.scale[::-1],
+            interpolation=self.interpolation)
+        results['img'] = image if image.ndim == 3 else image[..., None]
+        results['img_shape'] = self.scale
+        return results
+
+    def _part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width; of the whole image if nothing fits."""
+        low, high = map(math.log, self.aspect_ratio)
+        for _ in range(10):
+            area = height * width * np.random.uniform(*self.area)
+            ratio = math.exp(np.random.uniform(low, high))
+            rows = round(math.sqrt(area / ratio))
+            columns = round(math.sqrt(area * ratio))
+            if 0 < rows <= height and 0 < columns <= width:
+                return (np.random.randint(height - rows + 1),
+                        np.random.randint(width - columns + 1), rows, columns)
+        # The largest part in the middle whose aspect ratio is allowed.
+        ratio = min(max(width / height, self.aspect_ratio[0]), self.aspect_ratio[1])
+        rows = min(height, round(width / ratio))
+        columns = min(width, round(height * ratio))
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+    def __repr__(self) -> str:
+        return (f'{type(self).__name__}(scale={self.scale}, area={self.area}, '
+                f'aspect_ratio={self.aspect_ratio})')
+
+
+@register(TRANSFORMS)
+class PackImage(BaseTransform):
+    """Make a sample of an image for mmengine's ImgDataPreprocessor."""
+
+    def transform(self, results: dict) -> dict:
+        """Return ``inputs``, the image as a tensor (C, H, W)."""
+        image = results['img']
+        if image.ndim == 2:
+            image = image[..., None]
+        image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return dict(inputs=torch.from_numpy(image))

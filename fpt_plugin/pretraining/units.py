@@ -1,0 +1,26 @@
+"""Images as units, squares of pixels, and back."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def split_units(images: Tensor, side: int) -> Tensor:
+    """Cut maps into squares: (B, C, H, W) to (B, N, C, side, side), row by row."""
+    units = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    # (B, C, rows, side, columns, side)
+    return units.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def join_units(units: Tensor, columns: int) -> Tensor:
+    """Put squares together: (B, N, C, side, side) to (B, C, H, W)."""
+    rows = units.unflatten(1, (-1, columns))  # (B, rows, columns, C, side, side)
+    return rows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def pick_units(units: Tensor, chosen: Tensor) -> Tensor:
+    """Take units by number: (B, N, ...) and (1 or B, K) to (B, K, ...)."""
+    if len(chosen) == 1:
+        return units.index_select(1, chosen[0])
+    index = chosen.view(*chosen.shape, *[1] * (units.dim() - 2))
+    return units.take_along_dim(index, 1)

@@ -1,0 +1,318 @@
+"""GreenMIM and SimMIM: what they see, predict, draw and refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.masked_swins import LIBRARIES, SMALL, green_mim, hide_keys, sim_mim, swin
+from torch import nn
+
+from fpt_plugin import GreenMIM, SimMIM
+from fpt_plugin.pretraining.decoder import PixelDecoder, sine_positions
+from fpt_plugin.pretraining.masks import one_of_each_cell, others, random_units
+from fpt_plugin.pretraining.units import split_units
+
+MODELS = dict(
+    groups=green_mim,
+    uniform=lambda *args, **kw: green_mim(*args, sampling='uniform', **kw),
+    simmim=sim_mim)
+models = pytest.mark.parametrize('make', MODELS.values(), ids=MODELS)
+
+
+def images(height=96, width=128, batch=2, **kwargs):
+    return torch.randn(batch, 3, height, width, **kwargs)
+
+
+@models
+@pytest.mark.parametrize('library', LIBRARIES)
+@pytest.mark.parametrize('size', [(64, 64), (96, 160), (224, 224)])
+def test_every_parameter_learns(make, library, size):
+    model = make(swin(library))
+    loss = model(images(*size), mode='loss')['loss']
+    assert loss.isfinite() and loss.dim() == 0
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@models
+@pytest.mark.parametrize('settings', [
+    dict(use_abs_pos_embed=True, pretrain_img_size=96), dict(in_channels=5),
+    dict(with_cp=True, drop_path_rate=0.2), dict(patch_norm=False, qkv_bias=False)])
+def test_other_backbones(make, settings):
+    model = make(swin(**settings)).train()
+    x = torch.randn(2, settings.get('in_channels', 3), 96, 96)
+    model(x, mode='loss')['loss'].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model(x, mode='predict').images.shape == x.shape
+
+
+@models
+def test_hidden_pixels_are_not_seen(make):
+    model, x = make().eval(), images()
+    grid = model.grid_of(x)
+    visible = model.draw(len(x), grid)
+    hidden = others(visible, grid[0] * grid[1]).expand(2, -1)
+    changed = x.clone()
+    for image, numbers in zip(changed, hidden):
+        for number in numbers.tolist():
+            row, column = divmod(number, grid[1])
+            image[:, 32 * row:32 * row + 32, 32 * column:32 * column + 32] = 9.
+    assert not torch.equal(x, changed)
+    assert torch.equal(model.predict(x, visible, grid),
+                       model.predict(changed, visible, grid))
+    assert model.loss(x, visible, grid) != model.loss(changed, visible, grid)
+
+
+@models
+def test_images_of_a_batch_do_not_mix(make):
+    model, x = make().double().eval(), images(dtype=torch.float64)
+    grid = model.grid_of(x)
+    visible = model.draw(len(x), grid)
+    out = model.predict(x, visible, grid)
+    alone = model.predict(x[1:], visible[-1:], grid)
+    torch.testing.assert_close(out[1:], alone, rtol=0, atol=1e-12)
+
+
+def test_groups_equal_the_dense_model_with_hidden_keys():
+    """From pixels to the loss, the library's forward in the place of ours."""
+    model, x = green_mim().double(), images(dtype=torch.float64)
+    grid = model.grid_of(x)
+    visible = model.draw(len(x), grid)
+    loss = model.loss(x, visible, grid)
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[visible[0]] = True
+    hide_keys(model.backbone, mask.view(grid))
+    hidden = others(visible, 12)[0]
+    features = model.backbone(x)[0].flatten(2).transpose(1, 2)[:, visible[0]]
+    predicted = model.decoder(features, visible[0], hidden, grid)
+    pixels = split_units(x, 32)[:, hidden].flatten(2)
+    pixels = (pixels - pixels.mean(2, keepdim=True)) / (
+        pixels.var(2, keepdim=True) + 1e-6).sqrt()
+    wanted = (predicted.float() - pixels.float()).square().mean()
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+
+
+def test_uniform_is_the_librarys_forward_on_a_smaller_image():
+    model, x = green_mim(sampling='uniform').double(), images(
+        128, 192, dtype=torch.float64)
+    visible = model.draw(2, (4, 6))
+    units = split_units(x, 32)[:, visible[0]]
+    small = units.view(2, 2, 3, 3, 32, 32).permute(0, 3, 1, 4, 2, 5)
+    wanted = model.backbone(small.reshape(2, 3, 64, 96))[0]
+    torch.testing.assert_close(
+        model.encode(x, visible, (4, 6)), wanted.flatten(2).transpose(1, 2))
+
+
+def test_simmim_is_the_librarys_forward_with_mask_tokens():
+    model, x = sim_mim().double(), images(dtype=torch.float64)
+    grid = model.grid_of(x)
+    visible = model.draw(2, grid)
+    hidden = others(visible, 12)
+
+    def put_tokens(module, args, output):
+        tokens, size = output
+        rows, columns = size
+        tokens = tokens.clone().view(2, *size, -1)
+        for image, numbers in enumerate(hidden.tolist()):
+            for number in numbers:
+                row, column = divmod(number, grid[1])
+                tokens[image, 8 * row:8 * row + 8,
+                       8 * column:8 * column + 8] = model.mask_token
+        return tokens.view(2, rows * columns, -1), size
+
+    wanted = model.predict(x, visible, grid)
+    model.backbone.patch_embed.register_forward_hook(put_tokens)
+    out = model.decoder(model.backbone(x)[0].flatten(2).transpose(1, 2))
+    out = torch.stack([row[numbers] for row, numbers in zip(out, hidden)])
+    torch.testing.assert_close(wanted, out)
+
+
+@models
+def test_a_reconstruction_keeps_visible_pixels(make):
+    model, x = make(), images()
+    out = model(x, mode='predict')
+    seen = ~out.hidden[:, None].expand_as(x)
+    assert out.images.shape == x.shape and out.hidden.shape == (2, 96, 128)
+    assert torch.equal(out.images[seen], x[seen])
+    assert (out.images[~seen] != x[~seen]).any()
+
+
+def test_a_perfect_prediction_reconstructs_the_image():
+    model, x = green_mim(), images()
+    grid = model.grid_of(x)
+    visible = model.draw(2, grid)
+    pixels = split_units(x, 32)[:, others(visible, 12)[0]].flatten(2)
+    pixels = (pixels - pixels.mean(2, keepdim=True)) / (
+        pixels.var(2, keepdim=True) + 1e-6).sqrt()
+    model.predict = lambda *args: pixels
+    torch.testing.assert_close(
+        model.reconstruct(x, visible, grid).images, x, rtol=1e-4, atol=1e-4)
+    assert model.loss(x, visible, grid) < 1e-10
+
+
+def test_masks_follow_the_seed():
+    def draw(seed, count=3):
+        torch.manual_seed(seed)
+        return [model.draw(2, (7, 7)).tolist() for _ in range(count)]
+
+    model = green_mim()
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    first, second, _ = draw(1)
+    assert first != second
+    assert len(first) == 1 and len(first[0]) == 12  # int(0.25 * 49), of a batch
+
+
+@pytest.mark.parametrize('ratio, units, visible', [
+    (0.75, 49, 12), (0.9, 10, 1), (0.6, 36, 14), (0.5, 2, 1)])
+def test_how_many_units_are_visible(ratio, units, visible):
+    assert green_mim(mask_ratio=ratio).draw(1, (1, units)).shape == (1, visible)
+
+
+def test_random_units_are_drawn_evenly():
+    drawn = random_units(2000, 6, 2)
+    assert (drawn[:, 0] < drawn[:, 1]).all()
+    shares = drawn.flatten().bincount(minlength=6) / 2000
+    torch.testing.assert_close(shares, torch.full((6, ), 1 / 3), atol=0.05, rtol=0)
+    hidden = others(drawn, 6)
+    assert torch.cat([drawn, hidden], 1).sort(1).values.eq(torch.arange(6)).all()
+
+
+@pytest.mark.parametrize('grid', [(4, 6), (5, 7), (1, 2), (1, 5)])
+def test_one_unit_of_each_cell(grid):
+    seen = set()
+    for _ in range(60):
+        cells = one_of_each_cell(*grid)
+        assert cells.shape == ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+        for cell, number in zip(
+                torch.cartesian_prod(*map(torch.arange, cells.shape)),
+                cells.flatten().tolist()):
+            assert cell.tolist() == [x // 2 for x in divmod(number, grid[1])]
+        seen |= set(cells.flatten().tolist())
+    assert seen == set(range(grid[0] * grid[1]))
+
+
+def test_decoder_knows_where_units_are():
+    decoder = PixelDecoder(4, 6, **SMALL).double()
+    features = torch.randn(2, 3, 4, dtype=torch.float64)
+    visible, hidden = torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4])
+    out = decoder(features, visible, hidden, (2, 3))
+    assert out.shape == (2, 3, 6)
+    order = torch.tensor([2, 0, 1])  # of the units, with their places
+    torch.testing.assert_close(
+        decoder(features[:, order], visible[order], hidden, (2, 3)), out)
+    assert not torch.allclose(out[:, 0], out[:, 1])
+    positions = sine_positions(16, (2, 3), torch.device('cpu'))
+    assert len(positions.unique(dim=0)) == 6
+
+
+def test_smaller_units_and_a_decoder_of_ones_own():
+    model = GreenMIM(
+        swin(depths=(2, 2, 2), num_heads=(1, 2, 2)), decoder=SMALL, mask_unit=16)
+    assert model(images(48, 64), mode='tensor').shape[1:] == (9, 3 * 16**2)
+
+    class Mean(nn.Linear):
+
+        def __init__(self, in_channels, out_channels, scale):
+            super().__init__(in_channels, out_channels)
+            self.scale = scale
+
+        def forward(self, features, visible, hidden, grid):
+            out = super().forward(features.mean(1, keepdim=True)) * self.scale
+            return out.expand(-1, len(hidden), -1)
+
+    model = GreenMIM(swin(), decoder=dict(type=Mean, scale=2.))
+    assert model(images(), mode='loss')['loss'].isfinite()
+
+
+@models
+def test_learns(make):
+    """Constant images, whose hidden part can be known from the visible one."""
+    torch.manual_seed(0)
+    model = make()
+    x = torch.linspace(-2, 2, 32).expand(2, 3, 32, 32).repeat(1, 1, 3, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(30):
+        loss = model(x, mode='loss')['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@models
+def test_autocast(make):
+    model, x = make(), images(64, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(x, mode='loss')['loss']
+    loss.backward()
+    assert loss.dtype == torch.float32
+    for parameter in model.parameters():
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.slow
+@models
+def test_bfloat16_for_a_hundred_steps(make):
+    torch.manual_seed(0)
+    model, x = make(), images(64, 64, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(100):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = model(x, mode='loss')['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(value == value for value in losses)
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+@pytest.mark.parametrize('shape', [
+    (1, 3, 16, 64), (1, 3, 64, 16), (1, 3, 100, 64), (3, 64, 64), (0, 3, 64, 64),
+    (1, 4, 64, 64)])
+@models
+def test_refused_sizes(make, shape):
+    with pytest.raises(ValueError, match='mask_unit=32'):
+        make()(torch.rand(shape), mode='loss')
+
+
+@pytest.mark.parametrize('inputs', [
+    [torch.rand(3, 64, 64)], torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
+def test_refused_inputs(inputs):
+    with pytest.raises(TypeError, match='ImgDataPreprocessor'):
+        green_mim()(inputs, mode='loss')
+
+
+def test_nothing_visible():
+    with pytest.raises(ValueError, match='mask_ratio must leave some of the 2'):
+        green_mim()(torch.rand(1, 3, 32, 64), mode='loss')
+    with pytest.raises(ValueError, match='more than one unit'):
+        green_mim(sampling='uniform')(torch.rand(1, 3, 32, 32), mode='loss')
+
+
+@pytest.mark.parametrize('settings, error, text', [
+    (dict(mask_ratio=0), ValueError, 'mask_ratio'),
+    (dict(mask_ratio=1.), ValueError, 'mask_ratio'),
+    (dict(mask_ratio=float('nan')), ValueError, 'mask_ratio'),
+    (dict(mask_unit=48), ValueError, 'mask_unit'),
+    (dict(mask_unit=16), ValueError, 'mask_unit'),
+    (dict(mask_unit=0), ValueError, 'mask_unit'),
+    (dict(mask_unit=32.), TypeError, 'mask_unit'),
+    (dict(sampling='blocks'), ValueError, 'sampling'),
+    (dict(sampling='uniform', mask_ratio=0.5), ValueError, 'mask_ratio'),
+    (dict(decoder=dict(embed_dims=30)), ValueError, 'embed_dims'),
+])
+def test_refused_arguments(settings, error, text):
+    with pytest.raises(error, match=text):
+        GreenMIM(swin(), **settings)
+
+
+def test_refused_mode():
+    with pytest.raises(ValueError, match='mode'):
+        SimMIM(swin())(images(), mode='train')

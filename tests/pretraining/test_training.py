@@ -1,0 +1,142 @@
+"""Pre-training from a folder of images to a checkpoint."""
+
+from __future__ import annotations
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from helpers.masked_swins import green_mim
+from helpers.pretraining_runs import (
+    CONFIG,
+    draw_images,
+    in_two_processes,
+    options,
+    train,
+)
+from helpers.processes import together
+from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
+
+from fpt_plugin import ReconstructionHook
+from fpt_plugin.commands.doctor.checks import FAIL, OK
+from fpt_plugin.commands.doctor.data_probe import examine
+from fpt_plugin.pretraining.reconstruction_hook import draw_reconstructions
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return draw_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='module')
+def trained(images, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('work')
+    runner = train(work_dir, *options(images))
+    return work_dir, {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+
+def test_trains_and_draws(trained):
+    work_dir, weights = trained
+    saved = torch.load(work_dir / 'iter_4.pth', weights_only=False)['state_dict']
+    assert weights.keys() == saved.keys()
+    pictures = sorted(path.name for path in work_dir.glob('reconstructions/*'))
+    assert pictures == ['iter_2.png', 'iter_4.png']
+    picture = mmcv.imread(str(work_dir / 'reconstructions/iter_4.png'))
+    assert picture.shape == (2 * 68, 3 * 68, 3)
+
+
+def test_resumes_exactly(trained, images, tmp_path):
+    train(tmp_path, *options(images, iterations=2))
+    runner = train(tmp_path, *options(images), flags=('--resume', ))
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, trained[1][name]), name
+
+
+def test_pictures_do_not_change_the_training(trained, images, tmp_path):
+    runner = train(tmp_path, *options(images), 'custom_hooks.0.interval=1')
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, trained[1][name]), name
+
+
+def test_no_weight_decay_of_biases_and_tokens(images, tmp_path):
+    runner = train(tmp_path, *options(images, iterations=1))
+    names = {id(p): name for name, p in runner.model.named_parameters()}
+    decayed = {
+        names[id(p)] for group in runner.optim_wrapper.optimizer.param_groups
+        for p in group['params'] if group['weight_decay']}
+    assert decayed == {
+        name for name, p in runner.model.named_parameters()
+        if p.dim() > 1 and not name.endswith(('bias_table', 'mask_token'))}
+
+
+@pytest.mark.parametrize('break_it, text', [
+    (lambda folder: (folder / '0.png').write_bytes(b'no image'),
+     r'0\.png'),
+    (lambda folder: (folder / 'inside/1.png').write_bytes(b''), r'1\.png'),
+    (lambda folder: mmcv.imwrite(
+        np.zeros((31, 99, 3), np.uint8), str(folder / '0.png')),
+     r'31x99 in .*0\.png'),
+])
+def test_bad_images_are_named(tmp_path, break_it, text):
+    folder = draw_images(tmp_path / 'images', 2)
+    break_it(folder)
+    with pytest.raises(ValueError, match=text):
+        train(tmp_path / 'work', *options(folder))
+
+
+def test_no_images(tmp_path):
+    with pytest.raises(FileNotFoundError, match='data_root: .*nowhere'):
+        train(tmp_path / 'work', *options(tmp_path / 'nowhere'))
+    (tmp_path / 'notes').mkdir()
+    (tmp_path / 'notes/a.txt').write_text('a')
+    with pytest.raises(ValueError, match='must hold images'):
+        train(tmp_path / 'work', *options(tmp_path / 'notes'))
+
+
+def test_the_doctor_reads_some(images, tmp_path):
+    cfg = Config.fromfile(CONFIG)
+    cfg.train_dataloader.dataset.data_root = str(images)
+    finding, = examine(cfg)
+    assert (finding.status, finding.text[:9]) == (OK, '6 samples')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    finding, = examine(cfg)
+    assert finding.status == FAIL and 'must hold images' in finding.text
+
+
+@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+def test_a_picture_shows_the_pixels(bgr_to_rgb):
+    model = green_mim(data_preprocessor=dict(
+        type='ImgDataPreprocessor', mean=[100., 110., 120.], std=[50., 51., 52.],
+        bgr_to_rgb=bgr_to_rgb)).eval()
+    assert isinstance(model.data_preprocessor, ImgDataPreprocessor)
+    image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
+    picture = draw_reconstructions(model, dict(inputs=[image]))
+    shown = picture[:64, :96].transpose(2, 0, 1)
+    assert np.array_equal(shown, image.numpy())
+    seen = picture[:64, 100:196].transpose(2, 0, 1)
+    visible = (seen != 127).any(0)
+    assert np.array_equal(seen[:, visible], shown[:, visible])
+    made = picture[:64, 200:296].transpose(2, 0, 1)
+    assert np.array_equal(made[:, visible], shown[:, visible])
+
+
+def test_the_hook_refuses_other_models():
+    class Runner:
+        model = torch.nn.Linear(2, 2)
+
+    with pytest.raises(ValueError, match='got Linear'):
+        ReconstructionHook().before_train(Runner())
+    with pytest.raises(ValueError, match='interval'):
+        ReconstructionHook(interval=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['groups', 'uniform', 'simmim'])
+def test_two_processes_hide_other_units(kind, tmp_path):
+    """Every parameter has a gradient, or DDP would fail in the second step."""
+    (first, parameters), (second, others) = together(
+        in_two_processes, kind, folder=tmp_path)
+    masks = first + second
+    assert all(a != b for i, a in enumerate(masks) for b in masks[:i])
+    assert all(torch.equal(a, b) for a, b in zip(parameters, others))
