@@ -63,8 +63,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
     from .openmmlab import mends
     from .pretraining import (
         GreenMIM,
+        GreenMIMDecoder,
         PackImage,
-        PixelDecoder,
         RandomResizedCrop,
         ReconstructionHook,
         SimMIM,
@@ -79,7 +79,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'RenderingTransformer', 'LambdaLayer', 'LambdaResNet',
         'PyramidMemoryDETR', 'SegLabelCheckHook', 'PyramidLevelCheckHook',
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
-        'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'PixelDecoder',
+        'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
         'ReconstructionHook'
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fpt_plugin
+from fpt_plugin.commands.doctor.probe import try_names
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'fpt_plugin'
@@ -61,6 +62,13 @@ def test_import_registers_everything():
         if name != '__version__':
             assert getattr(fpt_plugin, name) in [
                 registry.module_dict.get(name) for registry in registries]
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+def test_no_name_is_a_librarys(library):
+    """Its scope is looked up first: a class of that name would be built."""
+    names = try_names(library)['names']
+    assert {*names, '__version__'} == {*fpt_plugin.__all__}
 
 
 # Each subpackage: what it may import of ours, and of others beside the standard

@@ -1,6 +1,6 @@
 """Models that learn from images without labels, their data and masks."""
 
-from .decoder import PixelDecoder
+from .decoder import GreenMIMDecoder
 from .green_mim import GreenMIM
 from .images import UnlabelledImages
 from .reconstruction_hook import ReconstructionHook
@@ -8,6 +8,6 @@ from .sim_mim import SimMIM
 from .transforms import PackImage, RandomResizedCrop
 
 __all__ = [
-    'GreenMIM', 'SimMIM', 'PixelDecoder', 'UnlabelledImages', 'RandomResizedCrop',
+    'GreenMIM', 'SimMIM', 'GreenMIMDecoder', 'UnlabelledImages', 'RandomResizedCrop',
     'PackImage', 'ReconstructionHook'
 ]

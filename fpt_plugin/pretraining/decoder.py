@@ -11,7 +11,7 @@ from ..openmmlab.registry import register
 
 
 @register(MODELS)
-class PixelDecoder(BaseModule):
+class GreenMIMDecoder(BaseModule):
     """GreenMIM's decoder: a small transformer over all units of an image.
 
     Linear, fixed sine positions, a mask token in the place of each hidden unit,

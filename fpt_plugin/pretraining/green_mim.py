@@ -29,8 +29,8 @@ class GreenMIM(MaskedImageModel):
         backbone: Config of the backbone, such as
             ``dict(type='mmdet.SwinTransformer', drop_path_rate=0.)``.
             ``out_indices`` is its last stage.
-        decoder: Config of a module that takes what :class:`PixelDecoder` does;
-            None is the paper's, a PixelDecoder as it comes.
+        decoder: Config of a module that takes what :class:`GreenMIMDecoder` does;
+            None is the paper's, a GreenMIMDecoder as it comes.
         mask_ratio: Share of units that are hidden.
         mask_unit: Side of a unit in pixels, a multiple of the stride of the last
             stage, 32.
@@ -74,7 +74,7 @@ class GreenMIM(MaskedImageModel):
         self.sampling = sampling
         self.decoder = MODELS.build(dict(
             dict(
-                type='PixelDecoder',
+                type='GreenMIMDecoder',
                 in_channels=self.unit_channels,
                 out_channels=self.unit_pixels), **decoder or {}))
 

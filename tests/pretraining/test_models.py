@@ -8,7 +8,7 @@ from helpers.masked_swins import LIBRARIES, SMALL, green_mim, hide_keys, sim_mim
 from torch import nn
 
 from fpt_plugin import GreenMIM, SimMIM
-from fpt_plugin.pretraining.decoder import PixelDecoder, sine_positions
+from fpt_plugin.pretraining.decoder import GreenMIMDecoder, sine_positions
 from fpt_plugin.pretraining.masks import one_of_each_cell, others, random_units
 from fpt_plugin.pretraining.units import split_units
 
@@ -195,7 +195,7 @@ def test_one_unit_of_each_cell(grid):
 
 
 def test_decoder_knows_where_units_are():
-    decoder = PixelDecoder(4, 6, **SMALL).double()
+    decoder = GreenMIMDecoder(4, 6, **SMALL).double()
     features = torch.randn(2, 3, 4, dtype=torch.float64)
     visible, hidden = torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4])
     out = decoder(features, visible, hidden, (2, 3))

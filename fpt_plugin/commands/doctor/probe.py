@@ -129,13 +129,19 @@ def try_host(host: str) -> dict:
 
 def try_names(host: str) -> dict:
     """Find the package's modules as a config of the host does."""
-    from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+    from mmengine.registry import (
+        DATASETS,
+        HOOKS,
+        MODELS,
+        OPTIM_WRAPPER_CONSTRUCTORS,
+        TRANSFORMS,
+    )
 
     import fpt_plugin
-    kinds = dict(Hook=HOOKS, Constructor=OPTIM_WRAPPER_CONSTRUCTORS)
+    kinds = (DATASETS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
     names = [name for name in fpt_plugin.__all__ if name != '__version__']
     for name in names:
-        kind = next((kinds[end] for end in kinds if name.endswith(end)), MODELS)
+        kind = next((kind for kind in kinds if name in kind.module_dict), MODELS)
         with kind.switch_scope_and_registry(host) as registry:
             found = registry.get(name)
         where = f'the {host}::{kind.name} registry'
