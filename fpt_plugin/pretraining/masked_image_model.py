@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_positive_int
 from .masks import count_visible, others
 from .swin import build_swin, stride_of
@@ -114,11 +115,14 @@ class MaskedImageModel(BaseModel):
     def loss(self, inputs: Tensor, visible: Tensor,
              grid: tuple[int, int]) -> Tensor:
         """Compare predictions of the hidden units with their pixels."""
-        target = self._pixels(inputs, others(visible, grid[0] * grid[1])).float()
+        dtype = accumulation_dtype(inputs)
+        hidden = others(visible, grid[0] * grid[1])
+        target = self._pixels(inputs, hidden).to(dtype)
         if self.normalises:
             mean, deviation = _moments(target)
             target = (target - mean) / deviation
-        return self.distance(self.predict(inputs, visible, grid).float(), target)
+        return self.distance(
+            self.predict(inputs, visible, grid).to(dtype), target)
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible: Tensor,

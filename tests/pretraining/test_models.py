@@ -90,8 +90,8 @@ def test_groups_equal_the_dense_model_with_hidden_keys():
     pixels = split_units(x, 32)[:, hidden].flatten(2)
     pixels = (pixels - pixels.mean(2, keepdim=True)) / (
         pixels.var(2, keepdim=True) + 1e-6).sqrt()
-    wanted = (predicted.float() - pixels.float()).square().mean()
-    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    wanted = (predicted - pixels).square().mean()
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
 
 
 def test_uniform_is_the_librarys_forward_on_a_smaller_image():
