@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..openmmlab.registry import register
 from .masked_image_model import MaskedImageModel
-from .masks import one_of_each_cell, others, random_units
+from .masks import beside, one_of_each_cell, others, random_units
 from .swin import compact_features, visible_features
 from .units import pick_units, split_units
 
@@ -90,15 +90,15 @@ class GreenMIM(MaskedImageModel):
     def predict(self, inputs: Tensor, visible: Tensor,
                 grid: tuple[int, int]) -> Tensor:
         """Predict the hidden units: (B, M, pixels of a unit)."""
-        hidden = others(visible, grid[0] * grid[1])[0].to(inputs.device)
+        hidden = beside(others(visible, grid[0] * grid[1])[0], inputs)
         features = self.encode(inputs, visible, grid)
-        return self.decoder(features, visible[0].to(inputs.device), hidden, grid)
+        return self.decoder(features, beside(visible[0], inputs), hidden, grid)
 
     def encode(self, inputs: Tensor, visible: Tensor,
                grid: tuple[int, int]) -> Tensor:
         """Compute the features of visible units: (B, V, channels of a unit)."""
         units = pick_units(
-            split_units(inputs, self.mask_unit), visible.to(inputs.device))
+            split_units(inputs, self.mask_unit), beside(visible, inputs))
         if self.sampling == 'groups':
             return visible_features(self.backbone, units, visible[0], grid)
         cells = visible[0].view(-(-grid[0] // 2), -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_positive_int
-from .masks import count_visible, others
+from .masks import beside, count_visible, others
 from .swin import build_swin, stride_of
 from .units import join_units, pick_units, split_units
 
@@ -131,7 +131,7 @@ class MaskedImageModel(BaseModel):
 
         Where targets are normalised, mean and deviation of a unit are its own.
         """
-        hidden = others(visible, grid[0] * grid[1]).to(inputs.device)
+        hidden = beside(others(visible, grid[0] * grid[1]), inputs)
         predicted = self.predict(inputs, visible, grid).to(inputs.dtype)
         if self.normalises:
             mean, deviation = _moments(self._pixels(inputs, hidden))
@@ -175,7 +175,7 @@ class MaskedImageModel(BaseModel):
     def _pixels(self, inputs: Tensor, chosen: Tensor) -> Tensor:
         """Pixels of some units: (B, K, C * side * side)."""
         units = split_units(inputs, self.mask_unit)
-        return pick_units(units, chosen.to(inputs.device)).flatten(2)
+        return pick_units(units, beside(chosen, inputs)).flatten(2)
 
 
 def _moments(units: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,11 @@ def one_of_each_cell(rows: int, columns: int) -> Tensor:
     return row.clamp_(max=rows - 1) * columns + column.clamp_(max=columns - 1)
 
 
+def beside(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """Copy numbers to the device of a tensor; nothing waits for the device."""
+    return numbers.to(tensor.device, non_blocking=True)
+
+
 def others(visible: Tensor, units: int) -> Tensor:
     """The hidden units: (masks, V) to (masks, units - V), in ascending order."""
     hidden = torch.ones(len(visible), units, dtype=torch.bool,

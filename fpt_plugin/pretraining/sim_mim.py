@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..openmmlab.registry import register
 from .masked_image_model import MaskedImageModel
-from .masks import others, random_units
+from .masks import beside, others, random_units
 from .swin import add_positions, map_features
 from .units import pick_units, split_units
 
@@ -62,7 +62,7 @@ class SimMIM(MaskedImageModel):
                 grid: tuple[int, int]) -> Tensor:
         """Predict the hidden units: (B, M, pixels of a unit)."""
         swin = self.backbone
-        hidden = others(visible, grid[0] * grid[1]).to(inputs.device)
+        hidden = beside(others(visible, grid[0] * grid[1]), inputs)
         mask = torch.zeros(len(inputs), grid[0] * grid[1], device=inputs.device)
         mask = mask.scatter_(1, hidden, 1.).view(-1, *grid)  # of units
         x, size = swin.patch_embed(inputs)  # (B, H * W, C)

@@ -19,6 +19,7 @@ from ..functional.window_groups import (
 )
 from ..openmmlab.pins import SCOPES
 from ..openmmlab.registry import lookup
+from .masks import beside
 from .units import split_units
 
 
@@ -174,7 +175,7 @@ def add_positions(swin: nn.Module, x: Tensor, size: tuple[int, int],
             f'position for each of {positions.shape[1]} tokens')
     if tokens is None:
         return x + positions
-    return x + positions.index_select(1, tokens.to(x.device))
+    return x + positions.index_select(1, beside(tokens, x))
 
 
 def last_norm(swin: nn.Module) -> nn.Module:

@@ -70,3 +70,12 @@ def test_attention_does_not_wait(device, no_sync):
     with no_sync():
         grouped_window_attention(qkv, table, groups).square().sum().backward()
     assert qkv.grad.isfinite().all() and table.grad.isfinite().all()
+
+
+@models
+def test_a_step_does_not_wait(make, device, swins, no_sync):
+    model, images = make().to(device), torch.randn(2, 3, 96, 96, device=device)
+    model(images, mode='loss')['loss'].backward()
+    with no_sync():
+        model(images, mode='loss')['loss'].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
