@@ -110,11 +110,11 @@ def peek(path: str | Path) -> object:
         RuntimeError: It is damaged.
         UnpicklingError: It holds what is not safe to unpickle.
     """
-    options = dict(map_location='cpu', weights_only=True)
     try:
-        return torch.load(path, mmap=True, **options)
+        return torch.load(
+            path, map_location='cpu', weights_only=True, mmap=True)
     except (OSError, RuntimeError):
-        return torch.load(path, **options)
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def fetch_state_dict(url: str) -> Weights:

@@ -25,6 +25,7 @@ from mmengine.registry import MODELS, DefaultScope, Registry
 
 import fpt_plugin  # noqa: F401  (registers its modules)
 from fpt_plugin.commands import COMMANDS
+from fpt_plugin.commands.study import camvid, look_up  # noqa: F401
 from fpt_plugin.io.files import replacing
 
 NUMBERS = r'(?:(?<=\.)[\d_]+|(?<=layer)\d)(?=\.)'

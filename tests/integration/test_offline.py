@@ -54,7 +54,7 @@ def build(cfg):
 chosen = {}
 for name in ALL:
     folder, _, file = name.partition('/')
-    chosen.setdefault((folder, file.split('_')[1]), name)
+    chosen.setdefault((folder, *file.split('_')[1:2]), name)
 fetching = 0
 for name in chosen.values():
     cfg = Config.fromfile(CONFIGS / name)

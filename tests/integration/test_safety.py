@@ -22,10 +22,12 @@ import pytest
 import torch
 from helpers.runs import alone, inside
 from helpers.small_models import DETECTORS, train
+from mmengine.runner import Runner
 
 import fpt_plugin
 from fpt_plugin.commands.quickstart import command as quickstart
 from fpt_plugin.commands.quickstart.packages import Package, read_member
+from fpt_plugin.commands.same_settings import train_or_go_on
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
@@ -321,11 +323,11 @@ def test_the_quickstart_reads_weights_alone(mark, tmp_path, monkeypatch):
     def from_cfg(cfg):
         return torch.load(path, weights_only=False)
 
-    monkeypatch.setattr(quickstart.Runner, 'from_cfg', from_cfg)
+    monkeypatch.setattr(Runner, 'from_cfg', from_cfg)
     cfg = quickstart.quickstart_config('detection', 'fpt', epochs=1, seed=0,
                                        work_dir=str(tmp_path))
     with pytest.raises(pickle.UnpicklingError):
-        quickstart._train(cfg, tmp_path, fresh=True)
+        train_or_go_on(cfg, fresh=True)
     assert not mark.exists()
 
 
