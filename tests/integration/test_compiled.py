@@ -133,8 +133,8 @@ def test_backbone_infers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [*LAYERS, *NETWORKS])
-@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('name, autocast', [
+    ('FPT', False), ('windowed FPT', False), ('lambda', False), ('FPT', True)])
 def test_training_at_three_sizes(name, autocast):
     torch._dynamo.reset()
     make, draw_maps = {**LAYERS, **NETWORKS}[name]
@@ -151,12 +151,12 @@ def test_training_at_three_sizes(name, autocast):
 
 @pytest.mark.slow
 def test_backbone_trains():
-    """A third size compiles for minutes, as those of other ResNets do."""
+    """Further sizes compile for minutes, as those of other ResNets do."""
     torch._dynamo.reset()
     backbone = backbone_of_26_layers()
     compiled = torch.compile(backbone, fullgraph=True)
-    for height, width in SIZES[:2]:
-        maps = maps_of((4 * height, 4 * width), channels=3)
-        for g, w in zip(trained(backbone, maps, compiled),
-                        trained(backbone, maps, backbone)):
-            agree(g, w, 1e-4)
+    height, width = SIZES[0]
+    maps = maps_of((4 * height, 4 * width), channels=3)
+    for g, w in zip(trained(backbone, maps, compiled),
+                    trained(backbone, maps, backbone)):
+        agree(g, w, 1e-4)
