@@ -23,6 +23,7 @@ NETS = {
         backbone=dict(type='mmdet.ResNet', **RESNET),
         neck=dict(
             type='FPT',
+            preset='full',
             in_channels=CHANNELS,
             out_channels=16,
             num_outs=5,
@@ -32,6 +33,7 @@ NETS = {
         backbone=dict(type='LambdaResNet', depth='26t', norm_eval=True),
         neck=dict(
             type='FPT',
+            preset='full',
             in_channels=[256, 512, 1024, 2048],
             out_channels=16,
             num_outs=5,
@@ -45,6 +47,7 @@ NETS = {
             **RESNET),
         neck=dict(
             type='FPT',
+            preset='full',
             in_channels=CHANNELS,
             out_channels=16,
             num_outs=4,
