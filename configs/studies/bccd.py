@@ -1,4 +1,6 @@
-_base_ = '../quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
+_base_ = [
+    '../quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py', '_base_/necks.py'
+]
 
 # Blood cells in three sizes, on half the pixels. Choices are made on every 5th
 # image of train, which is held out; what is reported is val.
@@ -6,16 +8,7 @@ study = dict(
     title='BCCD val: AP in %',
     metric='bbox_mAP',
     factor=100,
-    baseline='fpn',
-    shape=(240, 320),
-    rows=dict(
-        fpn=dict(),
-        pafpn=dict(model=dict(neck=dict(type='PAFPN'))),
-        bup=dict(model=dict(neck=dict(type='BottomUpPyramid'))),
-        light=dict(model=dict(neck=dict(type='FPT', preset='light'))),
-        default=dict(model=dict(neck=dict(type='FPT'))),
-        full=dict(model=dict(neck=dict(type='FPT', preset='full'))),
-        paper=dict(model=dict(neck=dict(type='FPT', preset='paper')))))
+    shape=(240, 320))
 
 model = dict(
     neck=dict(type='FPN', num_outs=5),

@@ -1,4 +1,6 @@
-_base_ = 'mmseg::_base_/default_runtime.py'
+_base_ = [
+    '../quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py', '_base_/necks.py'
+]
 custom_imports = dict(
     imports=['fpt_plugin', 'fpt_plugin.commands.study.camvid'],
     allow_failed_imports=False)
@@ -9,57 +11,17 @@ custom_imports = dict(
 study = dict(
     title='CamVid val: mIoU in %',
     metric='mIoU',
-    baseline='fpn',
-    shape=(240, 320),
-    rows=dict(
-        fpn=dict(),
-        pafpn=dict(model=dict(neck=dict(type='mmdet.PAFPN'))),
-        bup=dict(model=dict(neck=dict(type='BottomUpPyramid'))),
-        light=dict(model=dict(neck=dict(type='FPT', preset='light'))),
-        default=dict(model=dict(neck=dict(type='FPT'))),
-        full=dict(model=dict(neck=dict(type='FPT', preset='full'))),
-        paper=dict(model=dict(neck=dict(type='FPT', preset='paper')))))
+    shape=(240, 320))
 
 size = (240, 320)
-norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=11,
-        size=size),
-    backbone=dict(
-        type='MobileNetV2',
-        out_indices=(1, 2, 4, 6),
-        frozen_stages=2,
-        norm_eval=True,
-        norm_cfg=norm_cfg,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='data/pretrained/mobilenet_v2_mmseg.pth')),
-    neck=dict(
-        type='FPN',
-        in_channels=[24, 32, 96, 320],
-        out_channels=128,
-        num_outs=4),
+    data_preprocessor=dict(seg_pad_val=11, size=size),
+    neck=dict(type='FPN'),
     decode_head=dict(
-        type='FPNHead',
-        in_channels=[128] * 4,
-        in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
-        channels=64,
-        dropout_ratio=0.1,
         num_classes=11,
         ignore_index=11,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+        loss_decode=dict(
+            _delete_=True, type='CrossEntropyLoss', avg_non_ignore=True)))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -86,8 +48,8 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
+        _delete_=True,
         type='CamVid',
         data_root=data_root,
         data_prefix=train_folders,
@@ -96,8 +58,8 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=4,
     num_workers=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        _delete_=True,
         type='CamVid',
         data_root=data_root,
         data_prefix=train_folders,
@@ -106,23 +68,16 @@ val_dataloader = dict(
 test_dataloader = dict(
     val_dataloader,
     dataset=dict(
+        _delete_=True,
         type='CamVid',
         data_root=data_root,
         data_prefix=dict(img_path='val', seg_map_path='valannot'),
         pipeline=test_pipeline))
-val_evaluator = dict(type='IoUMetric', ignore_index=11, iou_metrics=['mIoU'])
+val_evaluator = dict(ignore_index=11)
 test_evaluator = val_evaluator
 
 max_epochs = 12
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0., bypass_duplicate=True),
-    clip_grad=dict(max_norm=10, norm_type=2))
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
     dict(
@@ -135,9 +90,4 @@ param_scheduler = [
         convert_to_iter_based=True)
 ]
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=True),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
-log_processor = dict(by_epoch=True)
+    logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
