@@ -189,11 +189,11 @@ def test_what_no_training_could_go_on_from(palette, readable, tmp_path,
         assert 'arrays of numbers' in warning and 'metainfo' in warning
 
 
-@pytest.mark.parametrize('save_best', [None, 'auto', 'acc', ['acc', 'loss']])
-@pytest.mark.parametrize('kind', [WHOLE, 'CheckpointHook'])
+# mmengine's own hook fails here with save_best.
+@pytest.mark.parametrize('kind, save_best', [
+    (WHOLE, None), (WHOLE, 'auto'), (WHOLE, 'acc'), (WHOLE, ['acc', 'loss']),
+    ('CheckpointHook', None)])
 def test_validating_alone_saves_nothing(kind, save_best, tmp_path):
-    if kind != WHOLE and save_best:
-        pytest.skip("mmengine's own fails")
     with alone():
         runner = untrained(
             tmp_path, checkpoint=dict(type=kind, save_best=save_best),

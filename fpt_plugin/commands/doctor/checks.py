@@ -89,6 +89,22 @@ class Finding:
     cure: str = ''
 
 
+class Judged:
+    """What has findings, and whether they let a run fail."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether something would fail or go wrong; warnings do not count."""
+        return any(finding.status == FAIL for finding in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 1 where something would fail."""
+        return int(self.failed)
+
+
 def release(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: ``2.1.0rc1`` is (2, 1, 0)."""
     return tuple(map(int, re.match(r'(\d+(?:\.\d+)*)?', version)[0].split('.'))) \

@@ -27,6 +27,7 @@ from .checks import (
     WARN,
     Facts,
     Finding,
+    Judged,
     Result,
     diagnose,
 )
@@ -40,21 +41,11 @@ STYLES = {OK: 'green', WARN: 'yellow', FAIL: 'bold red', SKIP: 'dim'}
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Judged):
     """Facts and what they mean."""
 
     facts: Facts
     findings: tuple[Finding, ...]
-
-    @property
-    def failed(self) -> bool:
-        """Whether something would fail; warnings do not count."""
-        return any(finding.status == FAIL for finding in self.findings)
-
-    @property
-    def exit_code(self) -> int:
-        """Of the command: 1 where something would fail."""
-        return int(self.failed)
 
     def to_dict(self) -> dict:
         """All of it in plain types."""

@@ -11,27 +11,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .checks import FAIL, Finding
+from .checks import Finding, Judged
 
 PROBE = f'{__package__}.data_probe'
 
 
 @dataclass(frozen=True)
-class DataDiagnosis:
+class DataDiagnosis(Judged):
     """What was found out about the data of a config."""
 
     config: str
     findings: tuple[Finding, ...]
-
-    @property
-    def failed(self) -> bool:
-        """Whether a run would fail or go wrong; warnings do not count."""
-        return any(finding.status == FAIL for finding in self.findings)
-
-    @property
-    def exit_code(self) -> int:
-        """Of the command: 1 where a run would fail."""
-        return int(self.failed)
 
     def to_dict(self) -> dict:
         """All of it in plain types."""
