@@ -123,7 +123,7 @@ class _State:
 
 @dataclass(frozen=True)
 class AlternativesCase(Case):
-    """A Faster R-CNN R50 with one neck after the other, or the necks alone.
+    """A Faster R-CNN R50 with one neck after the other, or only the necks.
 
     The detector is backbone, neck, RPN head and box head: all that runs before
     boxes are made of it. The box head sees as many RoIs as in testing, or with
@@ -197,7 +197,7 @@ class AlternativesCase(Case):
         return rois.to(self.device, getattr(torch, self.dtype))
 
     def leaves(self, state: _State) -> list[Tensor]:
-        """Parameters, and the maps that a neck alone reads."""
+        """Parameters, and the maps that a neck reads without a detector."""
         maps = state.inputs if self.part == 'neck' else ()
         return [*state.model.parameters(), *maps]
 
@@ -246,7 +246,7 @@ def detector_config(name: str) -> Any:
 
 def cases(names: Sequence[str], shape: tuple[int, int],
           **common: Any) -> list[AlternativesCase]:
-    """The whole detector, then the necks alone.
+    """The whole detector, then only the necks.
 
     Raises:
         ValueError: The baseline is not among the names.
