@@ -19,9 +19,12 @@ from ..common import config_folder
 from ..complexity.command import complexity
 from ..quickstart.detection import CACHE
 from ..quickstart.mobilenet import prepare_mobilenet_v2
+from ..quickstart.nuclei import prepare_nuclei
+from ..quickstart.trees import prepare_trees
 from ..same_settings import TrainingTime, train_or_go_on
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+DATA = dict(trees=prepare_trees, nuclei=prepare_nuclei)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Study:
         shape: Height and width of the images that multiply-adds are counted
             on.
         factor: What figures are multiplied by in the table.
+        data: Name in :data:`DATA` of the images that the command can fetch;
+            None: the user has them.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Study:
     rows: dict[str, dict]
     shape: tuple[int, int]
     factor: float = 1.
+    data: str | None = None
 
     @classmethod
     def load(cls, name: str) -> Study:
@@ -80,6 +86,9 @@ class Study:
         if study.baseline not in study.rows:
             raise ValueError(f'baseline must be one of the rows '
                              f'{list(study.rows)}, got {study.baseline!r}')
+        if study.data is not None and study.data not in DATA:
+            raise ValueError(f'data must be None or one of {list(DATA)}, got '
+                             f'{study.data!r}')
         return study
 
     def config_of(self, row: str, seed: int) -> Config:
@@ -125,6 +134,8 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     if data_root is not None:
         for loader in LOADERS:
             config[loader].dataset.data_root = data_root
+    elif study.data is not None:
+        DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
     config.work_dir = str(work_dir)
     _prepare_weights(config)
     runner = train_or_go_on(config, fresh)

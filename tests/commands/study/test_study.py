@@ -84,7 +84,8 @@ def test_rows_are_trained_and_skipped_when_finished(study, capsys):
     assert json.loads(files[1].read_text())['macs'] > light['macs']
 
 
-@pytest.mark.parametrize('name', ['look-up', 'camvid', 'camvid_sgd', 'bccd'])
+@pytest.mark.parametrize('name', [
+    'look-up', 'camvid', 'camvid_sgd', 'bccd', 'trees', 'nuclei'])
 def test_shipped_studies_have_different_rows(name):
     study = Study.load(name)
     configs = [study.config_of(row, 0) for row in study.rows]

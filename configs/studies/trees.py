@@ -1,0 +1,37 @@
+_base_ = [
+    '../quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py', '_base_/necks.py'
+]
+
+# The quickstart's detector. Choices are made on every fifth tile of train, which
+# is held out; what is reported is the quickstart's validation tiles.
+study = dict(
+    title="The quickstart's trees: AP in %",
+    metric='bbox_mAP',
+    factor=100,
+    shape=(512, 512),
+    data='trees')
+
+model = dict(neck=dict(type='FPN', num_outs=5))
+images = 36
+held_out = list(range(0, images, 5))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(512, 512), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor', 'instances'))
+]
+train_dataloader = dict(
+    dataset=dict(indices=[i for i in range(images) if i not in held_out]))
+val_dataloader = dict(
+    dataset=dict(
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        indices=held_out,
+        pipeline=pipeline))
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+# Without a file it takes the boxes of the images that it is given.
+val_evaluator = dict(ann_file=None)
+test_evaluator = val_evaluator
