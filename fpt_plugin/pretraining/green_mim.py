@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..openmmlab.registry import register
 from .masked_image_model import MaskedImageModel
-from .masks import beside, one_of_each_cell, others, random_units
+from .masks import beside, cells_of, one_of_each_cell, others, random_units
 from .swin import compact_features, visible_features
 from .units import pick_units, split_units
 
@@ -91,12 +92,45 @@ class GreenMIM(MaskedImageModel):
                 grid: tuple[int, int]) -> Tensor:
         """Predict the hidden units: (B, M, pixels of a unit)."""
         hidden = beside(others(visible, grid[0] * grid[1])[0], inputs)
-        features = self.encode(inputs, visible, grid)
+        features = self._features(inputs, visible, grid)
         return self.decoder(features, beside(visible[0], inputs), hidden, grid)
 
-    def encode(self, inputs: Tensor, visible: Tensor,
-               grid: tuple[int, int]) -> Tensor:
-        """Compute the features of visible units: (B, V, channels of a unit)."""
+    def encode(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Compute the features of the visible units of images.
+
+        Args:
+            images: (B, C, H, W), normalised.
+            mask: (H / mask_unit, W / mask_unit), bool, true where units are
+                hidden, in all images.
+
+        Returns:
+            (B, V, channels of a unit), of the last stage behind its norm, in the
+            order of the units, row by row.
+
+        Raises:
+            TypeError: ``images`` are no batch of floating point images, or
+                ``mask`` is not of bools.
+            ValueError: Their shapes are not as above, nothing is visible, or for
+                ``sampling='uniform'`` not one unit of each cell of 2x2.
+        """
+        grid = self.grid_of(images)
+        if getattr(mask, 'dtype', None) != torch.bool:
+            given = getattr(mask, 'dtype', type(mask).__name__)
+            raise TypeError(f'mask must be a tensor of bools, got {given}')
+        if mask.shape != grid:
+            raise ValueError(f'mask must be {grid}, rows and columns of units, got '
+                             f'{tuple(mask.shape)}')
+        visible = (~mask).flatten().nonzero().view(1, -1).cpu()
+        if not visible.numel():
+            raise ValueError('mask must leave a unit visible')
+        if self.sampling == 'groups':
+            return self._features(images, visible, grid)
+        cells, order = cells_of(visible[0], grid)
+        return self._features(images, cells, grid)[:, beside(order, images)]
+
+    def _features(self, inputs: Tensor, visible: Tensor,
+                  grid: tuple[int, int]) -> Tensor:
+        """The features of visible units, in the order in which they are given."""
         units = pick_units(
             split_units(inputs, self.mask_unit), beside(visible, inputs))
         if self.sampling == 'groups':

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..functional.checks import accumulation_dtype
@@ -13,18 +12,6 @@ from ..layers.checks import check_positive_int
 from .masks import beside, count_visible, others
 from .swin import build_swin, stride_of
 from .units import join_units, pick_units, split_units
-
-
-class Reconstruction(NamedTuple):
-    """Images with predicted pixels where units were hidden.
-
-    Attributes:
-        images: (B, C, H, W), normalised as the inputs are.
-        hidden: (B, H, W), true where pixels were hidden.
-    """
-
-    images: Tensor
-    hidden: Tensor
 
 
 class MaskedImageModel(BaseModel):
@@ -72,17 +59,20 @@ class MaskedImageModel(BaseModel):
 
     def forward(self,
                 inputs: Tensor,
-                data_samples: list | None = None,
-                mode: str = 'tensor') -> Tensor | dict[str, Tensor] | Reconstruction:
+                data_samples: list[BaseDataElement] | None = None,
+                mode: str = 'tensor'
+                ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
         """Predict units that are drawn and hidden.
 
         Args:
             inputs: (B, C, H, W), normalised; sides are multiples of
                 ``mask_unit``.
-            data_samples: Not used.
-            mode: ``'loss'``: a dict with the loss; ``'tensor'``: predictions
-                (B, M, pixels of a unit); ``'predict'``: a
-                :class:`Reconstruction`.
+            data_samples: What predictions are added to; None: new ones.
+            mode: ``'loss'``: a dict with the loss; ``'tensor'``: the images
+                (B, C, H, W) with predicted pixels where they were hidden;
+                ``'predict'``: a sample for each image, with ``pred``, these
+                pixels (C, H, W), and ``mask`` (H, W), true where hidden.
+                Predicted pixels are normalised as the inputs are.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
@@ -90,14 +80,18 @@ class MaskedImageModel(BaseModel):
         """
         grid = self.grid_of(inputs)
         visible = self.draw(len(inputs), grid)
-        if mode == 'tensor':
-            return self.predict(inputs, visible, grid)
         if mode == 'loss':
             return dict(loss=self.loss(inputs, visible, grid))
-        if mode == 'predict':
-            return self.reconstruct(inputs, visible, grid)
-        raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
-                         f'got {mode!r}')
+        if mode not in ('tensor', 'predict'):
+            raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
+                             f'got {mode!r}')
+        images, hidden = self.reconstruct(inputs, visible, grid)
+        if mode == 'tensor':
+            return images
+        samples = data_samples or [BaseDataElement() for _ in images]
+        for sample, image, mask in zip(samples, images, hidden):
+            sample.pred, sample.mask = image, mask
+        return samples
 
     def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
         """Draw the visible units: (1, V) for all images or (B, V), on the CPU."""
@@ -124,12 +118,14 @@ class MaskedImageModel(BaseModel):
         return self.distance(
             self.predict(inputs, visible, grid).to(dtype), target)
 
-    @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible: Tensor,
-                    grid: tuple[int, int]) -> Reconstruction:
+                    grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Put predictions in the place of hidden units.
 
         Where targets are normalised, mean and deviation of a unit are its own.
+
+        Returns:
+            The images (B, C, H, W), and where pixels were hidden (B, H, W).
         """
         hidden = beside(others(visible, grid[0] * grid[1]), inputs)
         predicted = self.predict(inputs, visible, grid).to(inputs.dtype)
@@ -137,14 +133,12 @@ class MaskedImageModel(BaseModel):
             mean, deviation = _moments(self._pixels(inputs, hidden))
             predicted = predicted * deviation + mean
         units = split_units(inputs, self.mask_unit)
-        mask = torch.zeros_like(units[:, :, :1])
+        mask = torch.zeros_like(units[:, :, :1], dtype=torch.bool)
         rows = torch.arange(len(inputs), device=inputs.device)[:, None]
         hidden = hidden.expand(len(inputs), -1)
         units[rows, hidden] = predicted.unflatten(2, units.shape[2:])
-        mask[rows, hidden] = 1
-        return Reconstruction(
-            join_units(units, grid[1]),
-            join_units(mask, grid[1])[:, 0] > 0)
+        mask[rows, hidden] = True
+        return join_units(units, grid[1]), join_units(mask, grid[1])[:, 0]
 
     def grid_of(self, inputs: Tensor) -> tuple[int, int]:
         """Rows and columns of units in images.

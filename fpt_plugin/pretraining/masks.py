@@ -54,6 +54,30 @@ def one_of_each_cell(rows: int, columns: int) -> Tensor:
     return row.clamp_(max=rows - 1) * columns + column.clamp_(max=columns - 1)
 
 
+def cells_of(visible: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Bring visible units in the order of the cells of 2x2 that they are of.
+
+    Args:
+        visible: (V,), in ascending order.
+        grid: Rows and columns of units.
+
+    Returns:
+        The units in the order of their cells (1, V), and where each of
+        ``visible`` is in there (V,).
+
+    Raises:
+        ValueError: A cell has none or several of them.
+    """
+    columns = -(-grid[1] // 2)
+    cells = visible // grid[1] // 2 * columns + visible % grid[1] // 2
+    order = cells.argsort()
+    wanted = torch.arange(-(-grid[0] // 2) * columns, device=cells.device)
+    if not torch.equal(cells[order], wanted):
+        raise ValueError("for sampling='uniform' mask must show one unit of each "
+                         f'cell of 2x2, got the units {visible.tolist()}')
+    return visible[order].view(1, -1), order.argsort()
+
+
 def beside(numbers: Tensor, tensor: Tensor) -> Tensor:
     """Copy numbers to the device of a tensor; nothing waits for the device."""
     return numbers.to(tensor.device, non_blocking=True)

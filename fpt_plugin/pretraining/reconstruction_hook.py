@@ -90,11 +90,12 @@ def draw_reconstructions(model: MaskedImageModel, batch: dict) -> np.ndarray:
         side by side, an image a row.
     """
     inputs = model.data_preprocessor(batch)['inputs']
-    images, hidden = model(inputs, mode='predict')
+    samples = model(inputs, mode='predict')
     shown = _pixels(model, inputs)
-    seen = shown.masked_fill(hidden[:, None], GREY)
-    rows = [torch.cat([_framed(image) for image in row], dim=2)
-            for row in zip(shown, seen, _pixels(model, images))]
+    drawn = _pixels(model, torch.stack([sample.pred for sample in samples]))
+    rows = [torch.cat([_framed(image) for image in
+                       (image, image.masked_fill(sample.mask, GREY), guess)], dim=2)
+            for sample, image, guess in zip(samples, shown, drawn)]
     picture = torch.cat(rows, dim=1).permute(1, 2, 0)
     return picture.to(torch.uint8).cpu().numpy()
 

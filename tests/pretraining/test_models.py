@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.masked_swins import LIBRARIES, SMALL, green_mim, hide_keys, sim_mim, swin
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from fpt_plugin import GreenMIM, SimMIM
@@ -45,7 +46,7 @@ def test_other_backbones(make, settings):
     x = torch.randn(2, settings.get('in_channels', 3), 96, 96)
     model(x, mode='loss')['loss'].backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model(x, mode='predict').images.shape == x.shape
+    assert model(x, mode='tensor').shape == x.shape
 
 
 @models
@@ -94,6 +95,36 @@ def test_groups_equal_the_dense_model_with_hidden_keys():
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
 
 
+def mask_of(visible, rows, columns):
+    mask = torch.ones(rows * columns, dtype=torch.bool)
+    mask[visible] = False
+    return mask.view(rows, columns)
+
+
+def test_features_without_a_mask_are_the_librarys():
+    model, x = green_mim().double(), images(128, 192, dtype=torch.float64)
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    torch.testing.assert_close(
+        model.encode(x, mask), model.backbone(x)[0].flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize('mask, error, text', [
+    (torch.zeros(3, 4), TypeError, 'mask must be a tensor of bools'),
+    (None, TypeError, 'mask must be a tensor of bools, got NoneType'),
+    (torch.zeros(4, 3, dtype=torch.bool), ValueError, r'mask must be \(3, 4\)'),
+    (torch.ones(3, 4, dtype=torch.bool), ValueError, 'leave a unit visible'),
+])
+def test_refused_masks(mask, error, text):
+    with pytest.raises(error, match=text):
+        green_mim().encode(images(), mask)
+
+
+@pytest.mark.parametrize('visible', [[0, 3], [0, 2, 8, 10, 11], [0, 1, 8, 10]])
+def test_uniform_refuses_other_masks(visible):
+    with pytest.raises(ValueError, match='one unit of each cell'):
+        green_mim(sampling='uniform').encode(images(), mask_of(visible, 3, 4))
+
+
 def test_uniform_is_the_librarys_forward_on_a_smaller_image():
     model, x = green_mim(sampling='uniform').double(), images(
         128, 192, dtype=torch.float64)
@@ -101,8 +132,8 @@ def test_uniform_is_the_librarys_forward_on_a_smaller_image():
     units = split_units(x, 32)[:, visible[0]]
     small = units.view(2, 2, 3, 3, 32, 32).permute(0, 3, 1, 4, 2, 5)
     wanted = model.backbone(small.reshape(2, 3, 64, 96))[0]
-    torch.testing.assert_close(
-        model.encode(x, visible, (4, 6)), wanted.flatten(2).transpose(1, 2))
+    wanted = wanted.flatten(2).transpose(1, 2)[:, visible[0].argsort()]
+    torch.testing.assert_close(model.encode(x, mask_of(visible[0], 4, 6)), wanted)
 
 
 def test_simmim_is_the_librarys_forward_with_mask_tokens():
@@ -131,12 +162,20 @@ def test_simmim_is_the_librarys_forward_with_mask_tokens():
 
 @models
 def test_a_reconstruction_keeps_visible_pixels(make):
-    model, x = make(), images()
-    out = model(x, mode='predict')
-    seen = ~out.hidden[:, None].expand_as(x)
-    assert out.images.shape == x.shape and out.hidden.shape == (2, 96, 128)
-    assert torch.equal(out.images[seen], x[seen])
-    assert (out.images[~seen] != x[~seen]).any()
+    model, x = make().eval(), images()
+    torch.manual_seed(1)
+    samples = model(x, mode='predict')
+    for sample, image in zip(samples, x):
+        assert sample.pred.shape == image.shape
+        assert sample.mask.shape == (96, 128) and sample.mask.dtype == torch.bool
+        seen = ~sample.mask.expand_as(image)
+        assert torch.equal(sample.pred[seen], image[seen])
+        assert (sample.pred[~seen] != image[~seen]).all()
+    torch.manual_seed(1)
+    assert torch.equal(model(x), torch.stack([s.pred for s in samples]))
+    given = [BaseDataElement(metainfo=dict(img_path=name)) for name in 'ab']
+    assert [s.img_path for s in model(x, given, mode='predict')] == ['a', 'b']
+    assert given[1].pred.shape == (3, 96, 128)
 
 
 def test_a_perfect_prediction_reconstructs_the_image():
@@ -148,7 +187,7 @@ def test_a_perfect_prediction_reconstructs_the_image():
         pixels.var(2, keepdim=True) + 1e-6).sqrt()
     model.predict = lambda *args: pixels
     torch.testing.assert_close(
-        model.reconstruct(x, visible, grid).images, x, rtol=1e-4, atol=1e-4)
+        model.reconstruct(x, visible, grid)[0], x, rtol=1e-4, atol=1e-4)
     assert model.loss(x, visible, grid) < 1e-10
 
 
@@ -211,7 +250,9 @@ def test_decoder_knows_where_units_are():
 def test_smaller_units_and_a_decoder_of_ones_own():
     model = GreenMIM(
         swin(depths=(2, 2, 2), num_heads=(1, 2, 2)), decoder=SMALL, mask_unit=16)
-    assert model(images(48, 64), mode='tensor').shape[1:] == (9, 3 * 16**2)
+    x = images(48, 64)
+    assert model(x, mode='tensor').shape == x.shape
+    assert model.encode(x, mask_of([1, 5, 6], 3, 4)).shape[:2] == (2, 3)
 
     class Mean(nn.Linear):
 
