@@ -30,7 +30,7 @@ def cached_scores(device: torch.device) -> int:
 
 
 def chunk_length(device: torch.device, queries: int, scores: int) -> int:
-    """Queries whose scores are made at once.
+    """Queries whose scores are made at once, about as many in each chunk.
 
     Args:
         device: Of the tensors.
@@ -40,4 +40,6 @@ def chunk_length(device: torch.device, queries: int, scores: int) -> int:
     scores = max(1, scores)
     fitting = score_budget(device) // scores
     cached = cached_scores(device) // scores
-    return max(1, min(queries, fitting, max(ROWS, cached)))
+    longest = max(1, min(queries, fitting, max(ROWS, cached)))
+    chunks = max(1, -(-queries // longest))
+    return max(1, -(-queries // chunks))

@@ -15,7 +15,7 @@ from ..complexity.command import complexity
 from ..complexity.forward import RoICounts
 from .cases import BACKBONE, FPN, level_size
 from .markdown import milliseconds, ratio, row, table_head
-from .measuring import Case
+from .measuring import MAP_SCALE, Case
 
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 PARTS = ('detector', 'neck')
@@ -179,7 +179,8 @@ class AlternativesCase(Case):
         """The backbone's, (B, C, H, W) of strides 4 to 32."""
         return tuple(
             self._randn(
-                self.batch, width, *level_size(shape, level), seed=level)
+                self.batch, width, *level_size(shape, level), seed=level,
+                scale=MAP_SCALE)
             for level, width in enumerate(FPN['in_channels'], 2))
 
     def _rois(self, count: int) -> Tensor:

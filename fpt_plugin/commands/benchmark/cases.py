@@ -19,7 +19,7 @@ from ...functional import (
 )
 from ...functional.paths import LOCAL_PATHS, MIXTURE_PATHS
 from ...necks import presets
-from .measuring import Case, relative_error
+from .measuring import MAP_SCALE, Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
 PARTS = dict(st=2, gt=4)
@@ -284,7 +284,8 @@ class NeckCase(Case):
             levels = (2, 3, 3, 3) if self.preset == 'ufp' else (2, 3, 4, 5)
             inputs = tuple(
                 self._randn(
-                    self.batch, width, *level_size(self.shape, level), seed=i)
+                    self.batch, width, *level_size(self.shape, level), seed=i,
+                    scale=MAP_SCALE)
                 for i, (width, level) in enumerate(zip(channels, levels)))
             args = dict(in_channels=channels, out_channels=256, num_outs=4) \
                 if whole else dict(

@@ -21,7 +21,7 @@ from ...layers import (
 from ...layers.mixture import pool_keys
 from .cases import level_size
 from .markdown import row, table_head
-from .measuring import Case, relative_error
+from .measuring import MAP_SCALE, Case, relative_error
 
 PRESETS = ('light', 'default', 'full')
 CANDIDATES = ('fpt_plugin', 'formula')
@@ -127,7 +127,8 @@ class BranchCase(Case):
         """The layer, and the maps that it reads."""
         maps = tuple(
             self._randn(
-                self.batch, CHANNELS, *level_size(self.shape, level), seed=level)
+                self.batch, CHANNELS, *level_size(self.shape, level), seed=level,
+                scale=MAP_SCALE)
             for level in LEVELS)
         *_, layer, args, options = _neck(self.preset).branch_inputs(
             maps)[self.index]
