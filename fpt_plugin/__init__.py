@@ -70,6 +70,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         SimMIM,
         UnlabelledImages,
     )
+    from .restoration import PSNR, SSIM, Degrade
 
     mends.apply()
     __all__ += [
@@ -81,7 +82,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook'
+        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM'
     ]
 else:
 
