@@ -67,6 +67,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         PackImage,
         RandomResizedCrop,
         ReconstructionHook,
+        RestorationPretrainer,
         SimMIM,
         UnlabelledImages,
     )
@@ -82,7 +83,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM'
+        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM',
+        'RestorationPretrainer'
     ]
 else:
 
