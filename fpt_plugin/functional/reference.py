@@ -179,6 +179,27 @@ def window_attention(qkv: Tensor,
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
+def patch_contrastive_loss(features: Tensor) -> Tensor:
+    """-log(exp(d(f_j^n, f_j^m)) / sum_{k != j} exp(d(f_j^n, f_k^m))), d the cosine.
+
+    Args:
+        features: (B, N, C), N patches of B images (IPT, Eq. 7 and 8).
+
+    Returns:
+        The mean over all images j and patches n and m.
+    """
+    def similarity(j, n, k, m):
+        return F.cosine_similarity(features[j, n], features[k, m], dim=0)
+
+    images, patches, _ = features.shape
+    losses = [
+        torch.stack([similarity(j, n, k, m)
+                     for k in range(images) if k != j]).logsumexp(dim=0)
+        - similarity(j, n, j, m)
+        for j in range(images) for n in range(patches) for m in range(patches)]
+    return torch.stack(losses).mean()
+
+
 def content_lambda(key: Tensor, value: Tensor) -> Tensor:
     """Softmax over positions, then a sum over them (LambdaNetworks, Eq. 1).
 

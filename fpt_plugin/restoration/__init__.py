@@ -1,0 +1,1 @@
+"""Restoration of images: dense prediction of pixels."""
