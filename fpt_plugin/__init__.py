@@ -67,9 +67,11 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         PackImage,
         RandomResizedCrop,
         ReconstructionHook,
+        RestorationPretrainer,
         SimMIM,
         UnlabelledImages,
     )
+    from .restoration import PSNR, SSIM, Degrade
 
     mends.apply()
     __all__ += [
@@ -81,7 +83,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook'
+        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM',
+        'RestorationPretrainer'
     ]
 else:
 

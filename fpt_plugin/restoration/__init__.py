@@ -1,1 +1,6 @@
-"""Restoration of images: dense prediction of pixels."""
+"""Restoration of images: degradations to undo, and metrics of the result."""
+
+from .degradations import Degrade
+from .metrics import PSNR, SSIM
+
+__all__ = ['Degrade', 'PSNR', 'SSIM']
