@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from fpt_plugin.functional import reference
 from fpt_plugin.functional.contrastive import patch_contrastive_loss
 from fpt_plugin.restoration.crops import in_crops
-from fpt_plugin.restoration.ipt import TASKS, IPTNet
+from fpt_plugin.restoration.degradations import TASKS
+from fpt_plugin.restoration.ipt import IPTNet
 from fpt_plugin.restoration.transformer import Attention, DecoderLayer
 
 SMALL = dict(channels=4, crop=12, depth=2, num_heads=3)
