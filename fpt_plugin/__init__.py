@@ -71,7 +71,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         SimMIM,
         UnlabelledImages,
     )
-    from .restoration import PSNR, SSIM, Degrade
+    from .restoration import IPT, PSNR, SSIM, Degrade
 
     mends.apply()
     __all__ += [
@@ -83,7 +83,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM',
+        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
         'RestorationPretrainer'
     ]
 else:

@@ -19,7 +19,7 @@ from ..openmmlab.models import image_channels
 from ..openmmlab.pins import SCOPES
 from ..openmmlab.registry import register
 from ..restoration.degradations import TASKS, check_tasks
-from .pixels import to_pixels
+from ..restoration.pixels import to_pixels
 from .restoration_tail import RestorationTail
 
 
