@@ -113,6 +113,26 @@ def test_filters_are_those_of_unfolded_neighbours(side, size):
     torch.testing.assert_close(grads, wanted)
 
 
+@pytest.mark.parametrize('size', [(64, 64), (33, 50)])
+def test_the_tail_may_see_pixels(size):
+    model = restorer(detector_parts('FPN'), tail=dict(channels=16, see_pixels=True))
+    inputs, samples = batch_of(size)
+    assert torch.equal(model(inputs, samples), inputs)
+    for parameter in model.tail.predict.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model(inputs, samples, mode='loss')['loss'].backward()
+    assert not without_gradient(model)
+    # It has an effect beyond the filters' reach of two pixels.
+    model.eval()
+    changed = inputs.clone()
+    changed[..., 0, 0] += 1
+    maps = model.neck(model.backbone(inputs))
+    tasks = torch.zeros(2, dtype=torch.long)
+    seen = model.tail(maps, inputs, tasks) != model.tail(maps, changed, tasks)
+    assert seen[..., :8, :8].any(1).all()  # the cell and its neighbours
+    assert not seen[..., 8:, :].any() and not seen[..., 8:].any()
+
+
 def test_bfloat16():
     model = restorer(segmentor_parts('FPT'))
     inputs, samples = batch_of((64, 64))
