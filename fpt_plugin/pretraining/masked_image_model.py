@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_positive_int
-from .masks import beside, count_visible, others
 from ..restoration.pixels import to_pixels
+from .masks import beside, count_visible, others
 from .swin import build_swin, stride_of
 from .units import join_units, pick_units, split_units
 
