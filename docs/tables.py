@@ -30,8 +30,9 @@ def documents() -> list[Path]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a Markdown table."""
-    return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in [
-        header, ['---'] * len(header), *rows]).replace('|  |', '| |')
+    lines = ['|' + ''.join(f' {cell} |' if str(cell) else ' |' for cell in row)
+             for row in (header, *rows)]
+    return '\n'.join([lines[0], '|' + '---|' * len(header), *lines[1:]])
 
 
 def renew(text: str, make: Callable[[str], str], where: str) -> str:
