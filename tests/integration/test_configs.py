@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from itertools import combinations
 from math import prod
 
@@ -12,14 +11,10 @@ import torch
 from helpers.shipped_configs import (
     ALL,
     CONFIGS,
-    STACK,
     build,
     folder,
-    host_has,
-    host_of,
     load,
     load_host,
-    without_fpt,
 )
 from helpers.train_step import SIZE, train_step
 from mmengine.config import Config
@@ -232,106 +227,3 @@ def test_the_plugin_keeps_a_trained_resnet(tmp_path):
         expected = resnet(x)
         for backbone in (loaded, initialised):
             assert all(map(torch.equal, backbone(x), expected))
-
-
-# ------------------------------------------------------------------ READMEs
-
-
-# What rows say of a config, and of the model beside it, which some lack: millions
-# of parameters, GMACs, those of the part; GiB kept by one image, of the neck and
-# of all.
-OWN = re.compile(r'\| (?P<parameters>\d+\.\d) \| (?P<macs>\d+) \| (?P<part>\d+) \|'
-                 r'( (?P<neck_gib>\d+\.\d\d), (?P<gib>\d+\.\d\d) \|)?')
-OTHER = re.compile(r'\| (?P<parameters>\d+\.\d), (?P<macs>\d+)(, (?P<part>\d+))?'
-                   r'(, (?P<gib>\d+\.\d\d))? \|')
-
-
-def costs_of_readmes() -> list[tuple[str, dict, dict, tuple | None]]:
-    """Configs, what the READMEs say they cost, and the models beside them.
-
-    Last the size of the image, where it is not the usual one. Braces of names
-    are spelt out.
-    """
-    found = []
-    for name in PARTS:
-        for line in (CONFIGS / name / 'README.md').read_text().splitlines():
-            match = re.match(r'\| `([\w{},-]+)` \|', line)
-            if not match:
-                continue
-            own, other = (
-                {key: value for key, value in (cell.groupdict() if cell else {})
-                 .items() if value is not None}
-                for cell in (OWN.search(line), OTHER.search(line)))
-            size = re.search(r'\| (\d+)x(\d+) \|', line)
-            head, *options = re.split(r'\{(.*)\}', match[1])
-            for option in options[0].split(',') if options else ['']:
-                config = head + option + (options[1] if options else '')
-                found.append((f'{name}/{config}.py', own, other,
-                              tuple(map(int, size.groups())) if size else None))
-    return found
-
-
-def test_readmes_name_every_config():
-    assert {name for name, *_ in costs_of_readmes()} == {
-        name for name in ALL if folder(name) in PARTS
-    }
-
-
-@cache
-def counted(config: str, part: str, size: tuple[int, int] | None,
-            depth: int | None = None, fpt: bool = True) -> dict[str, str]:
-    from fpt_plugin.commands.complexity.command import complexity
-    result = complexity(
-        config if fpt else without_fpt(config), size,
-        cfg_options=depth and {'model.backbone.depth': depth})
-    assert result.complete
-    neck = [p for p in result.parts if p.name in ('pyramid', 'fpt')]
-    macs = sum(p.macs for p in result.parts if p.name == part)
-    return dict(
-        parameters=f'{result.total.parameters / 1e6:.1f}',
-        macs=f'{result.total.macs / 1e9:.0f}',
-        part=f'{macs / 1e9:.0f}',
-        neck_gib=f'{sum(p.saved_bytes for p in neck) / 2**30:.2f}',
-        gib=f'{result.total.saved_bytes / 2**30:.2f}')
-
-
-def assert_told(told: dict[str, str], counted: dict[str, str]) -> None:
-    """To the digit; some models of the fork are a little larger."""
-    for key, figure in told.items():
-        assert float(figure) == pytest.approx(
-            float(counted[key]), rel=0.005 if STACK == 'onedl' else 0, abs=0), key
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name, own, other, size', costs_of_readmes())
-def test_costs_of_the_readmes(name, own, other, size):
-    """Beside a host's config, whose ResNet is as deep; else without FPT."""
-    part = PARTS[folder(name)]
-    wanted = {'parameters', 'macs', 'part'}
-    assert set(own) == (wanted | {'neck_gib', 'gib'} if part == 'fpt' else wanted)
-    assert_told(own, counted(str(CONFIGS / name), part, size))
-    if not other:
-        return
-    if host_has(name):
-        depth = load(name).model.backbone.get('depth')
-        depth = depth if depth is None or isinstance(depth, int) else 50
-        expected = counted(host_of(name), part, size, depth)
-    else:
-        expected = counted(name, part, size, fpt=False)
-    assert_told(other, expected)
-
-
-def test_the_projects_readme_says_the_same():
-    """Its rows link to configs, whose own rows the test above counts."""
-    rows = {name: (own, other) for name, own, other, _ in costs_of_readmes()}
-    linked = re.findall(
-        r'\| ([\d.]+), (\d+), ([\d.]+) '
-        r'\| \[([\d.]+), (\d+), ([\d.]+)\]\(configs/(.*?)\) '
-        r'\| (\d+); ([\d.]+) \|',
-        (CONFIGS.parent / 'README.md').read_text())
-    assert len(linked) == 18
-    for *numbers, name, part, neck_gib in linked:
-        own, other = rows[name]
-        keys = ('parameters', 'macs', 'gib')
-        assert numbers == [*map(other.get, keys), *map(own.get, keys)]
-        assert (part, neck_gib) == (own['part'], own['neck_gib'])
