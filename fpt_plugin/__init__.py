@@ -66,6 +66,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         GreenMIMDecoder,
         PackImage,
         RandomResizedCrop,
+        ReconstructionError,
         ReconstructionHook,
         SimMIM,
         UnlabelledImages,
@@ -81,7 +82,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook'
+        'ReconstructionError', 'ReconstructionHook'
     ]
 else:
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from helpers.masked_swins import LIBRARIES, SMALL, green_mim, hide_keys, sim_mim, swin
@@ -189,6 +191,29 @@ def test_a_perfect_prediction_reconstructs_the_image():
     torch.testing.assert_close(
         model.reconstruct(x, visible, grid)[0], x, rtol=1e-4, atol=1e-4)
     assert model.loss(x, visible, grid) < 1e-10
+
+
+@pytest.mark.parametrize('make', [green_mim, sim_mim])
+def test_errors_are_those_of_the_hidden_pixels(make):
+    """In float64, unit by unit, from the samples' own images and masks."""
+    model, x = make().double(), images().double()
+    for image, sample in zip(x, model(x, mode='predict')):
+        hidden = sample.mask.expand_as(image)
+        colour = (image * ~sample.mask).sum((1, 2)) / (~sample.mask).sum()
+        errors, flat = [], []
+        for row, column in product(range(3), range(4)):
+            unit = (..., slice(32 * row, 32 * row + 32),
+                    slice(32 * column, 32 * column + 32))
+            if not hidden[unit].all():
+                continue
+            true, guess = image[unit], colour[:, None, None]
+            scale = 1.
+            if make is green_mim:
+                guess, scale = true.mean(), (true.var() + 1e-6).sqrt()
+            errors.append(((sample.pred[unit] - true) / scale).square().mean())
+            flat.append(((guess - true) / scale).square().mean())
+        torch.testing.assert_close(sample.error, torch.stack(errors).mean())
+        torch.testing.assert_close(sample.flat_error, torch.stack(flat).mean())
 
 
 def test_masks_follow_the_seed():
