@@ -40,6 +40,34 @@ class TrainingTime(Hook):
             self.KEY, before + time.perf_counter() - self._start)
 
 
+def rescale_schedule(cfg: Config, length: int) -> None:
+    """Train for another number of epochs, or of iterations where those count.
+
+    Schedulers that count the same are stretched along. In a training of epochs a
+    warm-up of iterations stays as it is.
+    """
+    by_epoch = 'max_iters' not in cfg.train_cfg
+    key = 'max_epochs' if by_epoch else 'max_iters'
+    old = cfg.train_cfg[key]
+
+    def stretched(count: int) -> int:
+        return count and max(1, round(count * length / old))
+
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get('by_epoch', True) != by_epoch:
+            continue
+        begin = scheduler.get('begin', 0)
+        if 'T_max' in scheduler:
+            scheduler.T_max = stretched(begin + scheduler.T_max) - stretched(begin)
+        for name in {'begin', 'end'} & set(scheduler):
+            scheduler[name] = stretched(scheduler[name])
+        if 'milestones' in scheduler:
+            scheduler.milestones = [*map(stretched, scheduler.milestones)]
+    cfg.train_cfg[key] = length
+    if 'val_interval' in cfg.train_cfg:
+        cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, length)
+
+
 def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
     """Train in ``cfg.work_dir``, or go on with what is there.
 

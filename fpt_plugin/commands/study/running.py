@@ -17,9 +17,9 @@ from ...openmmlab.models import load_config
 from ..benchmark.measuring import environment
 from ..common import config_folder
 from ..complexity.command import complexity
-from ..quickstart.detection import CACHE
 from ..quickstart.mobilenet import prepare_mobilenet_v2
 from ..quickstart.nuclei import prepare_nuclei
+from ..quickstart.task import CACHE
 from ..quickstart.trees import prepare_trees
 from ..same_settings import TrainingTime, train_or_go_on
 
