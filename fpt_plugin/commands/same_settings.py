@@ -21,13 +21,26 @@ class TrainingTime(Hook):
     """Counts the seconds of training, validation left out.
 
     The count is kept in the checkpoints, so a resumed run goes on counting.
+
+    Args:
+        loading: Whether waiting for the data, and all else between two
+            iterations, counts too.
     """
 
     KEY = 'train_seconds'
+    CPU_KEY = 'train_cpu_seconds'  # of this process, all threads together
+
+    def __init__(self, loading: bool = False) -> None:
+        self.loading = loading
+
+    def before_train(self, runner) -> None:
+        """Stop the clocks: a resumed loop loads first what it trained on before."""
+        self._start = None
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+        """Start the clocks."""
+        if not self.loading or self._start is None:
+            self._start = self._now()
 
     def after_train_iter(self,
                          runner,
@@ -35,9 +48,15 @@ class TrainingTime(Hook):
                          data_batch=None,
                          outputs=None) -> None:
         """Add what the iteration took."""
-        before = runner.message_hub.get_info(self.KEY, 0.0)
-        runner.message_hub.update_info(
-            self.KEY, before + time.perf_counter() - self._start)
+        now = self._now()
+        for key, start, end in zip((self.KEY, self.CPU_KEY), self._start, now):
+            before = runner.message_hub.get_info(key, 0.0)
+            runner.message_hub.update_info(key, before + end - start)
+        self._start = now
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
 
 
 def rescale_schedule(cfg: Config, length: int) -> None:
@@ -68,7 +87,8 @@ def rescale_schedule(cfg: Config, length: int) -> None:
         cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, length)
 
 
-def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
+def train_or_go_on(cfg: Config, fresh: bool = False,
+                   clock: TrainingTime | None = None) -> Runner:
     """Train in ``cfg.work_dir``, or go on with what is there.
 
     The settings are noted beside the checkpoints: those of other settings are
@@ -77,6 +97,7 @@ def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
     Args:
         cfg: The config, work folder included.
         fresh: Train again although a run of the same settings is there.
+        clock: What counts the seconds; None: iterations alone.
     """
     work_dir = Path(cfg.work_dir)
     key = dict(
@@ -97,6 +118,6 @@ def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)
         write_json(settings, key)
     runner = build_runner(cfg)
-    runner.register_hook(TrainingTime(), priority='VERY_LOW')
+    runner.register_hook(clock or TrainingTime(), priority='VERY_LOW')
     runner.train()
     return runner

@@ -115,7 +115,7 @@ class MaskedImageModel(BaseModel):
              grid: tuple[int, int]) -> Tensor:
         """Compare predictions of the hidden units with their pixels."""
         dtype = accumulation_dtype(inputs)
-        target = self._targets(inputs, visible, grid)
+        target = self._targets(inputs, others(visible, grid[0] * grid[1]))
         return self.distance(
             self.predict(inputs, visible, grid).to(dtype), target)
 
@@ -131,17 +131,15 @@ class MaskedImageModel(BaseModel):
 
         Returns:
             The error of the prediction and that of a flat guess, (B,) each. The
-            guess is the mean colour of the visible pixels. Where targets are
-            normalised unit by unit it is their mean: it is as bright as each
-            hidden unit, which the prediction is not asked for.
+            guess is the mean colour of the visible units in each image, as
+            targets: where these are normalised unit by unit, it has the
+            brightness and contrast of each hidden unit, which the prediction is
+            not asked for either.
         """
-        target = self._targets(inputs, visible, grid)
-        flat = torch.zeros_like(target[:, :1])
-        if not self.normalises:
-            units = self._pixels(inputs, visible).unflatten(
-                2, (self.in_channels, -1))
-            colour = units.to(target.dtype).mean((1, 3))  # (B, C)
-            flat = colour.repeat_interleave(self.mask_unit**2, dim=1)[:, None]
+        target = self._targets(inputs, others(visible, grid[0] * grid[1]))
+        seen = self._targets(inputs, visible).unflatten(2, (self.in_channels, -1))
+        colour = seen.mean((1, 3), keepdim=True)  # (B, 1, C, 1)
+        flat = colour.expand(-1, -1, -1, self.mask_unit**2).flatten(2)
         return tuple((guess.to(target.dtype) - target).square().mean((1, 2))
                      for guess in (predicted, flat))
 
@@ -199,11 +197,9 @@ class MaskedImageModel(BaseModel):
         """How many units of an image stay visible."""
         return count_visible(grid[0] * grid[1], self.mask_ratio)
 
-    def _targets(self, inputs: Tensor, visible: Tensor,
-                 grid: tuple[int, int]) -> Tensor:
-        """What is to be predicted of hidden units: (B, M, P), at least float32."""
-        hidden = others(visible, grid[0] * grid[1])
-        target = self._pixels(inputs, hidden).to(accumulation_dtype(inputs))
+    def _targets(self, inputs: Tensor, chosen: Tensor) -> Tensor:
+        """Some units as they are to be predicted: (B, K, P), at least float32."""
+        target = self._pixels(inputs, chosen).to(accumulation_dtype(inputs))
         if self.normalises:
             mean, deviation = _moments(target)
             target = (target - mean) / deviation

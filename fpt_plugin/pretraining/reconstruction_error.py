@@ -17,9 +17,9 @@ class ReconstructionError(BaseMetric):
     ``error`` is the model's, ``flat_error`` that of the guess, and ``explained``
     the share of the guess's error that the model takes away: 0 for a model that
     draws flat units, 1 for one that draws them perfectly. The guess is the mean
-    colour of the visible pixels for SimMIM. GreenMIM is only asked for what is
-    inside a unit, so the guess knows the mean of each hidden unit, and its error
-    is close to 1. Models of different targets cannot be compared by it.
+    colour of the visible units of an image. GreenMIM is only asked for what is
+    inside a unit, not for its brightness and contrast, so the guess is given these
+    too: models of different targets cannot be compared by it.
 
     Args:
         collect_device: See BaseMetric.

@@ -85,9 +85,9 @@ class Pretraining(Task):
     def lines(self, summary: dict) -> list[str]:
         """What the figures mean, and what to do with the weights."""
         return [
-            '1 would be perfect. The flat guess knows the mean of each hidden '
-            'square, of simmim only the colour of the visible ones: its figures '
-            'do not compare with the others',
+            'The flat guess is the mean colour of the visible squares, with the '
+            'brightness and contrast of each hidden one but for simmim, whose '
+            'figures do not compare with the others',
             f'Backbone: {summary["backbone"]}, for a config with',
             *(f'    {line}' for line in summary['usage']),
             f'such as configs/{self.detector}'

@@ -342,7 +342,7 @@ def test_pretraining(small_pretraining, capsys, monkeypatch):
     assert summary['train_images'] == summary['val_images'] == 2
     assert summary['explained'] == pytest.approx(
         1 - summary['error'] / summary['flat_error'])
-    assert summary['flat_error'] == pytest.approx(1, abs=0.01)
+    assert summary['flat_error'] == pytest.approx(1, abs=0.05)
     picture = cv2.imread(summary['picture'])
     assert picture.shape == (2 * 68, 3 * 68, 3)
     # As the tiles are, from a part of them; grey where squares are hidden.
