@@ -66,6 +66,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         GreenMIMDecoder,
         PackImage,
         RandomResizedCrop,
+        ReconstructionError,
         ReconstructionHook,
         RestorationPretrainer,
         SimMIM,
@@ -83,7 +84,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
+        'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
         'RestorationPretrainer'
     ]
 else:

@@ -38,7 +38,7 @@ MODULES = dict(
     fpt=(FPT, BottomUpPyramid, UFP),
     lambda_resnet=LambdaLayer,
     pretraining=(GreenMIM, SimMIM, RestorationPretrainer, FPT),
-    quickstart=FPT)
+    quickstart=(FPT, GreenMIM))
 PARTS = dict(fpt='fpt', lambda_resnet='backbone')
 REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
