@@ -38,18 +38,17 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp('restoration')
     images = str(draw_photographs(folder / 'images'))
     cfg = Config.fromfile(MINI)
-    cfg.model.update(detector_parts('FPT'), tail=dict(channels=16),
-                     data_preprocessor=PREPROCESSOR)
-    cfg.model.pop('_delete_', None)
+    cfg.model = dict(
+        type=cfg.model.type, data_preprocessor=PREPROCESSOR,
+        tail=dict(channels=16), **detector_parts('FPT'))
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)
     cfg.train_dataloader.dataset.data_root = images
     cfg.train_dataloader.dataset.pipeline[1].scale = (64, 48)
     cfg.val_dataloader.num_workers = 0
     for dataset in cfg.val_dataloader.dataset.datasets:
-        dataset.data_root = images
+        dataset.update(data_root=images, indices=2)
     cfg.train_cfg.update(max_iters=4, val_interval=4)
     cfg.default_hooks.checkpoint.interval = 2
-    cfg.custom_hooks[0].interval = 4
     cfg.randomness = dict(seed=3)
     cfg.dump(folder / 'config.py')
     return folder / 'config.py'
@@ -77,6 +76,7 @@ def test_draws_and_compares_with_doing_nothing(trained):
         assert 0 < found[f'{task}/SSIM_input'] < 1
 
 
+@pytest.mark.slow
 def test_resumes_exactly(trained, config, tmp_path):
     train(tmp_path, 'train_cfg.max_iters=2', config=config)
     runner = train(tmp_path, 'randomness.seed=3', config=config, flags=('--resume', ))
