@@ -15,11 +15,13 @@ PINS = runpy.run_path(str(ROOT / 'fpt_plugin' / 'openmmlab' / 'pins.py'))
 
 # cityscapesscripts: mmdet's metric of Cityscapes, both hosts' converters; pyarrow:
 # the polygons of the quickstart's second microscope image; onnx...: what
-# tools/export.py writes and compares; nbclient, ipykernel: docs/tutorial.ipynb.
+# tools/export.py writes and compares; scikit-image: what PSNR and SSIM must equal;
+# nbclient, ipykernel: docs/tutorial.ipynb.
 DEV = [
     'pytest>=8', 'pytest-cov', 'pytest-xdist[psutil]', 'hypothesis', 'ruff',
     'safetensors', 'cityscapesscripts', 'pyarrow', 'onnx>=1.16',
-    'onnxruntime>=1.18', 'onnxscript>=0.2', 'nbclient>=0.10', 'ipykernel>=6.29'
+    'onnxruntime>=1.18', 'onnxscript>=0.2', 'scikit-image', 'nbclient>=0.10',
+    'ipykernel>=6.29'
 ]
 # The guide: mkdocs.yml.
 DOCS = [

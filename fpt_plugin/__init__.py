@@ -66,10 +66,13 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         GreenMIMDecoder,
         PackImage,
         RandomResizedCrop,
+        ReconstructionError,
         ReconstructionHook,
+        RestorationPretrainer,
         SimMIM,
         UnlabelledImages,
     )
+    from .restoration import IPT, PSNR, SSIM, Degrade
 
     mends.apply()
     __all__ += [
@@ -81,7 +84,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook'
+        'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
+        'RestorationPretrainer'
     ]
 else:
 

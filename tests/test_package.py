@@ -52,11 +52,13 @@ def test_import_registers_everything():
     from mmengine.registry import (
         DATASETS,
         HOOKS,
+        METRICS,
         MODELS,
         OPTIM_WRAPPER_CONSTRUCTORS,
         TRANSFORMS,
     )
-    registries = (DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
+    registries = (DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS,
+                  TRANSFORMS)
     for name in fpt_plugin.__all__:
         if name != '__version__':
             assert getattr(fpt_plugin, name) in [
@@ -83,7 +85,10 @@ LAYERS = {
     'backbones': ({'functional', 'layers', 'openmmlab'}, {'torch', *HOSTS}),
     'detectors': ({'functional', 'layers', 'necks', 'openmmlab'},
                   {'torch', 'mmengine'}),
-    'pretraining': ({'functional', 'layers', 'openmmlab'},
+    'restoration': ({'functional', 'layers', 'openmmlab'},
+                    {'torch', 'numpy', *HOSTS}),
+    'pretraining': ({'functional', 'layers', 'necks', 'openmmlab',
+                     'restoration'},
                     {'torch', 'numpy', *HOSTS}),
     'engine': ({'io', 'openmmlab', 'functional', 'layers', 'necks', 'backbones',
                 'detectors', 'pretraining'}, {'torch', 'numpy', 'PIL', *HOSTS}),

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.structures import PixelData
 
 from fpt_plugin.detectors.strides import watch_strides
+from helpers.restorers import batch_of
 from helpers.shipped_configs import build
 
 SIZE = (96, 128)  # of the images
@@ -63,6 +64,8 @@ def train_step(cfg: Config) -> None:
         data = detection_batch(cfg, model)
     else:  # images without labels
         data = dict(inputs=[torch.randint(256, (3, *SIZE)) for _ in range(2)])
+        if hasattr(model, 'tasks'):  # with what was degraded
+            data['data_samples'] = batch_of(SIZE)[1]
     data = model.data_preprocessor(data, True)
     assert data['inputs'].shape == (2, 3, *SIZE)
     total, _ = model.parse_losses(model(**data, mode='loss'))

@@ -27,6 +27,7 @@ from fpt_plugin import (
     GreenMIM,
     LambdaLayer,
     LambdaResNet,
+    RestorationPretrainer,
     SimMIM,
 )
 from fpt_plugin.necks.fusion import ConcatFusion
@@ -35,8 +36,8 @@ from fpt_plugin.necks.fusion import ConcatFusion
 MODULES = dict(
     fpt=(FPT, BottomUpPyramid, UFP),
     lambda_resnet=LambdaLayer,
-    pretraining=(GreenMIM, SimMIM, FPT),
-    quickstart=FPT)
+    pretraining=(GreenMIM, SimMIM, RestorationPretrainer, FPT),
+    quickstart=(FPT, GreenMIM))
 REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
     'fpt/retinanet_r50_fpt_1x_coco.py',
@@ -52,6 +53,7 @@ REPRESENTATIVES = (
     'lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py',
     'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py',
     'pretraining/greenmim_swin-mini-p4-w7_1xb16-2k_192.py',
+    'pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
     'pretraining/simmim_swin-t-p4-w7_8xb256-800e_224.py',
     'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py',
 )
