@@ -34,7 +34,7 @@ def names() -> list[str]:
     """Return the configs whose costs are recorded."""
     from helpers.shipped_configs import ALL, folder
     return [name for name in ALL if folder(name) in PARTS and (
-        folder(name) != 'pretraining' or '8xb' in name and 'coco' not in name)]
+        folder(name) != 'pretraining' or 'mim_' in name and '8xb' in name)]
 
 
 def count(name: str) -> dict[str, dict]:

@@ -6,7 +6,7 @@ import re
 
 import griffe
 
-ROLE = re.compile(r':(?:class|func|mod|meth|data|attr):`~?(?:\.*)([^`]+)`')
+ROLE = re.compile(r':(?:math|class|func|mod|meth|data|attr):`~?(?:\.*)([^`]+)`')
 TABLE = re.compile(r'^(=+(?: +=+)+)\n(.+?)^\1\n(.+?)^\1$', re.S | re.M)
 
 
@@ -21,6 +21,7 @@ class PlainDocstrings(griffe.Extension):
 
 def markdown(text: str) -> str:
     """Return a docstring without reStructuredText."""
+    text = re.sub(r'^ *\.\. math::\n|(?<=\w:):(?=\n\n)', '', text, flags=re.M)
     text = TABLE.sub(lambda m: f'```text\n{m[2]}{m[3]}```', text)
     text = re.sub(r'(?<!`)``(?!`)', '`', ROLE.sub(r'`\1`', text))
     return re.sub(r'^Example:$', 'Examples:', text, flags=re.M)

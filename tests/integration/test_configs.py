@@ -33,15 +33,13 @@ from fpt_plugin import (
 )
 from fpt_plugin.necks.fusion import ConcatFusion
 
-# What a folder's configs are about: the modules, and the part of the model
-# that has a column of its own in the folder's README.
+# The modules that a folder's configs are about.
 MODULES = dict(
     fpt=(FPT, BottomUpPyramid, UFP),
     ipt=IPT,
     lambda_resnet=LambdaLayer,
     pretraining=(GreenMIM, SimMIM, RestorationPretrainer, FPT),
     quickstart=(FPT, GreenMIM))
-PARTS = dict(fpt='fpt', lambda_resnet='backbone')
 REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
     'fpt/retinanet_r50_fpt_1x_coco.py',
