@@ -76,9 +76,13 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         IPT,
         PSNR,
         SSIM,
+        TTSR,
+        CropWithReference,
         Degrade,
         LoadCleanImage,
+        LoadReference,
         PairedImages,
+        ReferencePairs,
     )
 
     mends.apply()
@@ -92,7 +96,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
         'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
-        'PairedImages', 'LoadCleanImage', 'RestorationPretrainer'
+        'TTSR', 'PairedImages', 'LoadCleanImage',
+        'ReferencePairs', 'LoadReference', 'CropWithReference', 'RestorationPretrainer'
     ]
 else:
 

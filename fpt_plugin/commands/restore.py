@@ -14,7 +14,7 @@ from torch import nn
 
 from ..io.checkpoints import read_state_dict
 from ..io.files import check_writable, replacing
-from ..restoration import Degrade
+from ..restoration import IPT, TTSR, Degrade
 from ..restoration.degradations import TASKS, checked_image, resize
 from ..restoration.metrics import psnr
 from .common import add_cfg_options, add_config, load_model, load_weights
@@ -26,14 +26,17 @@ GAP = 8  # white pixels between panels
 def parser() -> argparse.ArgumentParser:
     """The flags of tools/restore.py."""
     parser = argparse.ArgumentParser(
-        description='Restore an image by a model such as IPT. Two files are written: '
+        description='Restore an image by an IPT or a TTSR. Two files are written: '
         'the restored image, and a picture of the degraded and the restored image '
         'side by side; with --degrade of the clean one, too.')
     add_config(parser)
     parser.add_argument('checkpoint', help='the trained model')
     parser.add_argument('image', help='image file')
-    parser.add_argument('--task', required=True, choices=tuple(TASKS),
-                        help='what is to be undone')
+    parser.add_argument('--task', default='sr4', choices=tuple(TASKS),
+                        help='what is to be undone (default: %(default)s)')
+    parser.add_argument(
+        '--reference', nargs='+', metavar='IMAGE',
+        help='pictures of one size or several, whose textures TTSR may take')
     parser.add_argument(
         '--degrade', action='store_true',
         help='the image is a clean one: degrade it first, and print the PSNR')
@@ -59,18 +62,27 @@ def main(args: argparse.Namespace) -> dict:
     beside = out.with_name(f'{out.stem}_beside{out.suffix}')
     for path in (out, beside):
         check_writable(path, suffixes=('.png', '.jpg', '.bmp', '.tif'),
-                       read=(args.image, args.checkpoint), force=args.force)
+                       read=(args.image, args.checkpoint, *(args.reference or ())),
+                       force=args.force)
     model = _load(args.config, args.checkpoint, args.cfg_options)
-    image = mmcv.imread(args.image)
-    if image is None:
-        raise ValueError(f'{args.image} is no image that can be read')
-    image = checked_image(image, args.image)[..., ::-1].copy()  # RGB
+    image = _read(args.image)
     clean = None
     if args.degrade:
         results = Degrade(args.task, seed=0).transform(
             dict(img=image, img_path=args.image))
         image, clean = results['img'], results['gt_img']
-    restored = restore_image(model, image, args.task, args.flips)
+    options = dict(flips=True) if args.flips else {}
+    if isinstance(model, TTSR):
+        if args.task != 'sr4' or args.flips:
+            raise ValueError("TTSR takes --task sr4, without --flips, got "
+                             f'{args.task}{" with --flips" if args.flips else ""}')
+        references = [_maps(_read(path)) for path in args.reference or ()]
+        restored = restore_image(model, image, references or None)
+    elif args.reference:
+        raise ValueError('--reference is for models such as TTSR, got '
+                         f'{type(model).__name__}')
+    else:
+        restored = restore_image(model, image, args.task, **options)
     shown = resize(image.astype(np.float32), restored.shape[:2])
     panels = [_pixels(shown), restored] + ([clean] if args.degrade else [])
     _write(out, restored)
@@ -93,29 +105,45 @@ def _load(config: str | Path | Config, checkpoint: str | Path,
         ValueError: It does not restore images, or the checkpoint is of another.
     """
     model, _ = load_model(config, cfg_options)
-    if not callable(getattr(model, 'restore', None)) or not hasattr(model, 'net'):
-        raise ValueError('the model must restore images of any size, as IPT does, '
-                         f'got {type(model).__name__}')
+    if not isinstance(model, (IPT, TTSR)):
+        raise ValueError('the model must restore images of any size, as IPT and TTSR '
+                         f'do, got {type(model).__name__}')
     load_weights(model, read_state_dict(checkpoint).state_dict, checkpoint)
     return model.eval()
 
 
-def restore_image(model: nn.Module, image: np.ndarray, task: str,
-                  flips: bool = False) -> np.ndarray:
+def restore_image(model: nn.Module, image: np.ndarray, *args: object,
+                  **kwargs: object) -> np.ndarray:
     """Restore one image.
 
     Args:
-        model: Has ``restore(images, task, flips)``.
+        model: An :class:`~fpt_plugin.IPT` or :class:`~fpt_plugin.TTSR`.
         image: (H, W, 3), RGB, in 0..255.
-        task: What is to be undone.
-        flips: See :meth:`fpt_plugin.IPT.restore`.
+        *args: Of its ``restore``, behind the images.
+        **kwargs: Likewise.
 
     Returns:
         (s * H, s * W, 3), uint8.
     """
-    maps = torch.tensor(image, dtype=torch.float32).permute(2, 0, 1)[None]
-    restored = model.restore(maps, task, flips=flips)[0]
+    restored = model.restore(_maps(image), *args, **kwargs)[0]
     return _pixels(restored.permute(1, 2, 0).numpy())
+
+
+def _read(path: str) -> np.ndarray:
+    """An RGB image (H, W, 3).
+
+    Raises:
+        ValueError: It cannot be read, or has not 8 bits a channel.
+    """
+    image = mmcv.imread(path)
+    if image is None:
+        raise ValueError(f'{path} is no image that can be read')
+    return checked_image(image, path)[..., ::-1].copy()
+
+
+def _maps(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) to (1, 3, H, W)."""
+    return torch.tensor(image, dtype=torch.float32).permute(2, 0, 1)[None]
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:

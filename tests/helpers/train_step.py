@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import FUNCTIONS
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
 
 from fpt_plugin.detectors.strides import watch_strides
 from helpers.restorers import batch_of
@@ -74,6 +74,13 @@ def train_step(cfg: Config) -> None:
         data = FUNCTIONS.get(collate.pop('type'))(
             [dict(img=np.random.randint(256, size=(256, 256, 3), dtype=np.uint8))
              for _ in range(2)], **collate)
+    elif cfg.model.type == 'TTSR':
+        size = (16, 20)
+        samples = [BaseDataElement(
+            gt_img=torch.randint(256, (3, 64, 80)).byte(),
+            ref_img=torch.randint(256, (3, 48, 40)).byte()) for _ in range(2)]
+        data = dict(inputs=[255 * torch.rand(3, *size) for _ in samples],
+                    data_samples=samples)
     else:  # images without labels
         data = dict(inputs=[torch.randint(256, (3, *SIZE)) for _ in range(2)])
         if hasattr(model, 'tasks'):  # with what was degraded

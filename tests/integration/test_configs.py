@@ -23,6 +23,7 @@ from mmengine.registry import MODELS, DefaultScope
 from fpt_plugin import (
     FPT,
     IPT,
+    TTSR,
     UFP,
     BottomUpPyramid,
     GreenMIM,
@@ -39,7 +40,8 @@ MODULES = dict(
     ipt=IPT,
     lambda_resnet=LambdaLayer,
     pretraining=(GreenMIM, SimMIM, RestorationPretrainer, FPT),
-    quickstart=(FPT, GreenMIM))
+    quickstart=(FPT, GreenMIM),
+    ttsr=TTSR)
 REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
     'fpt/retinanet_r50_fpt_1x_coco.py',
@@ -59,6 +61,7 @@ REPRESENTATIVES = (
     'pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
     'pretraining/simmim_swin-t-p4-w7_8xb256-800e_224.py',
     'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py',
+    'ttsr/ttsr-mini_1xb4-2k_camvid-96.py',
 )
 # What others are compared with.
 PLAIN = 'quickstart/deformable-detr_mobilenet-v2_four-tiles.py'
