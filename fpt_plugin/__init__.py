@@ -72,7 +72,14 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         SimMIM,
         UnlabelledImages,
     )
-    from .restoration import IPT, PSNR, SSIM, Degrade
+    from .restoration import (
+        IPT,
+        PSNR,
+        SSIM,
+        Degrade,
+        LoadCleanImage,
+        PairedImages,
+    )
 
     mends.apply()
     __all__ += [
@@ -85,7 +92,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
         'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
-        'RestorationPretrainer'
+        'PairedImages', 'LoadCleanImage', 'RestorationPretrainer'
     ]
 else:
 

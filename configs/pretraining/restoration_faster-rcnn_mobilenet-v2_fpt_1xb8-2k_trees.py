@@ -26,3 +26,4 @@ val_dataloader = dict(
             dict(dataset, data_root=data_root + 'val')
             for dataset in _base_.val_dataloader.dataset.datasets
         ]))
+test_dataloader = val_dataloader

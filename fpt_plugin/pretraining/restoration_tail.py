@@ -22,10 +22,10 @@ class RestorationTail(BaseModule):
 
     Maps of stride 4 and more do not hold single pixels, so these come from the
     degraded image: for each pixel the tail predicts a filter over its neighbours,
-    added to the identity, and a residual (kernel prediction,
-    https://arxiv.org/abs/1712.02327). So the maps need to know what is where, which
-    dense prediction needs too, and not to carry the image. The last convolution
-    starts at zero: an untrained tail returns the degraded image bit for bit.
+    added to the identity, and a residual (kernel prediction, Mildenhall et al.,
+    CVPR 2018). So the maps need to know what is where, which dense prediction
+    needs too, and not to carry the image. The last convolution starts at zero: an
+    untrained tail returns the degraded image bit for bit.
 
     All maps are read by one convolution, as heads of detectors read them, and
     added at stride 4. There is one tail for all tasks: a scale and a shift of its

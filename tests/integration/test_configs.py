@@ -22,6 +22,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from fpt_plugin import (
     FPT,
+    IPT,
     UFP,
     BottomUpPyramid,
     GreenMIM,
@@ -35,6 +36,7 @@ from fpt_plugin.necks.fusion import ConcatFusion
 # The modules that a folder's configs are about.
 MODULES = dict(
     fpt=(FPT, BottomUpPyramid, UFP),
+    ipt=IPT,
     lambda_resnet=LambdaLayer,
     pretraining=(GreenMIM, SimMIM, RestorationPretrainer, FPT),
     quickstart=(FPT, GreenMIM))
@@ -46,6 +48,7 @@ REPRESENTATIVES = (
     'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
     'fpt/upernet_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
     'fpt/retinanet_pvt-t_fpt_1x_coco.py',
+    'ipt/ipt-mini_1xb16-3k_48.py',
     'fpt/sem-fpn_pvtv2-b0_fpt_4xb4-160k_ade20k-512x512.py',
     'lambda_resnet/faster-rcnn_lambda-r50_fpt_1x_coco.py',
     'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py',

@@ -10,6 +10,7 @@ pipeline = [
     dict(type='PackImage')
 ]
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=pipeline))
+test_dataloader = test_evaluator = test_cfg = None
 
 # 1e-3 for each 256 images of a step.
 auto_scale_lr = dict(base_batch_size=256)

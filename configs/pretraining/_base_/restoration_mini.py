@@ -38,6 +38,10 @@ val_evaluator = [
     dict(type='SSIM', compare_input=True)
 ]
 val_cfg = dict(type='ValLoop')
+# The base has none of them.
+test_dataloader = dict(val_dataloader, _delete_=True)
+test_evaluator = val_evaluator
+test_cfg = dict(_delete_=True, type='TestLoop')
 
 iterations, warmup = 2000, 100
 auto_scale_lr = dict(base_batch_size=8)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from fpt_plugin.commands.convert_weights.command import main, parser
 from fpt_plugin.commands.convert_weights.pretrained import convert_pretrained
+from fpt_plugin.commands.study.running import Study
 
 
 def segmentor(neck='FPT'):
@@ -251,3 +252,23 @@ def test_shipped_configs_load_what_is_written(source, target, save, tmp_path):
                for key in transfer.new)
     assert transfer.usage[0].startswith('load_from')
     assert into.load_from.rpartition('/')[2].startswith('restoration_')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['nuclei_restoration', 'camvid_restoration'])
+def test_rows_of_studies_take_their_pretraining(name, save, tmp_path):
+    study = Study.load(name)
+    for row, settings in study.rows.items():
+        if 'pretrain' not in settings:
+            continue
+        before = Config.fromfile(CONFIGS / settings['pretrain']['config'])
+        before.merge_from_dict(settings['pretrain']['settings'])
+        with DefaultScope.overwrite_default_scope('mmengine'):
+            model = MODELS.build(before.model)
+        transfer = convert_pretrained(
+            save(model), tmp_path / f'{row}.pth', study.config_of(row, 0))
+        assert all(key.startswith('tail.') for key in transfer.left)
+        assert all(key.startswith('decode_head.conv_seg.') for key in transfer.new)
+        seen = set(before.train_dataloader.dataset['indices'])
+        assert not seen & set(study.config.val_dataloader.dataset['indices'])
+        assert seen >= set(study.config.train_dataloader.dataset['indices'])
