@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,20 +67,21 @@ def count(name: str) -> dict[str, dict]:
     if folder(name) == 'pretraining':
         return dict(own=own) if 'simmim' in name else dict(
             own=own, other=_counted(str(CONFIGS / name), part, shape,
-                                    {'model.type': 'SimMIM'}))
+                                    (('model.type', 'SimMIM'), )))
     if not host_has(name):
         return dict(own=own, other=_counted(without_fpt(name), part, shape))
     # Hosts' ResNets are brought to the depth that is wanted.
     depth = load(name).model.backbone.get('depth')
-    options = {} if depth is None else {
-        'model.backbone.depth': depth if isinstance(depth, int) else 50}
+    options = () if depth is None else ((
+        'model.backbone.depth', depth if isinstance(depth, int) else 50), )
     return dict(own=own, other=_counted(host_of(name), part, shape, options))
 
 
+@cache  # several configs have one model beside them
 def _counted(config, part: str, shape: tuple[int, int] | None,
-             options: dict | None = None) -> dict:
+             options: tuple = ()) -> dict:
     from fpt_plugin.commands.complexity.command import complexity
-    result = complexity(config, shape, cfg_options=options)
+    result = complexity(config, shape, cfg_options=dict(options))
     if not result.complete:
         raise RuntimeError(f'{config}: {result.notes}')
     neck = [p for p in result.parts if p.name in ('pyramid', 'fpt')]
