@@ -53,11 +53,13 @@ def test_import_registers_everything():
     from mmengine.registry import (
         DATASETS,
         HOOKS,
+        METRICS,
         MODELS,
         OPTIM_WRAPPER_CONSTRUCTORS,
         TRANSFORMS,
     )
-    registries = (DATASETS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
+    registries = (DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS,
+                  TRANSFORMS)
     for name in fpt_plugin.__all__:
         if name != '__version__':
             assert getattr(fpt_plugin, name) in [

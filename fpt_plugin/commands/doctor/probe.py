@@ -132,13 +132,14 @@ def try_names(host: str) -> dict:
     from mmengine.registry import (
         DATASETS,
         HOOKS,
+        METRICS,
         MODELS,
         OPTIM_WRAPPER_CONSTRUCTORS,
         TRANSFORMS,
     )
 
     import fpt_plugin
-    kinds = (DATASETS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
+    kinds = (DATASETS, HOOKS, METRICS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
     names = [name for name in fpt_plugin.__all__ if name != '__version__']
     for name in names:
         kind = next((kind for kind in kinds if name in kind.module_dict), MODELS)
