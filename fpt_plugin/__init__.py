@@ -68,8 +68,17 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         RandomResizedCrop,
         ReconstructionError,
         ReconstructionHook,
+        RestorationPretrainer,
         SimMIM,
         UnlabelledImages,
+    )
+    from .restoration import (
+        IPT,
+        PSNR,
+        SSIM,
+        Degrade,
+        LoadCleanImage,
+        PairedImages,
     )
 
     mends.apply()
@@ -82,7 +91,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionError', 'ReconstructionHook'
+        'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
+        'PairedImages', 'LoadCleanImage', 'RestorationPretrainer'
     ]
 else:
 

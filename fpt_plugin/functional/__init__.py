@@ -1,8 +1,9 @@
 """Attention as functions of tensors; needs torch and nothing else.
 
-What torch can do with them. ``bounded``: in the memory of the budget, whatever
-the size. ``plain``: by plain operators, which hold all scores, windows or lambdas
-at once. Both give the same numbers.
+What torch can do with those of necks and backbones. ``bounded``: in the memory of
+the budget, whatever the size. ``plain``: by plain operators, which hold all scores,
+windows or lambdas at once. Both give the same numbers. The functions of pre-training
+and restoration have first derivatives.
 
 =======================  =======  =======  ==========  =======  =======  =======
 function                 first    compile  torch.func  forward  higher   export
@@ -25,8 +26,11 @@ content_lambda           bounded  bounded  bounded     bounded  bounded  bounded
 from .attention import mixture_attention
 from .lambdas import content_lambda, position_lambda
 from .local_attention import local_mixture_attention
+from .texture_transfer import texture_transfer
+from .window_groups import grouped_window_attention, pack_windows
 
 __all__ = [
     'mixture_attention', 'local_mixture_attention', 'content_lambda',
-    'position_lambda'
+    'position_lambda', 'grouped_window_attention', 'pack_windows',
+    'texture_transfer'
 ]

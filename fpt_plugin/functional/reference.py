@@ -179,6 +179,63 @@ def window_attention(qkv: Tensor,
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
+def texture_transfer(query: Tensor, key: Tensor, values: list[Tensor],
+                     patch: int = 3) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Unfold, compare, take the best, fold (TTSR, Eq. 3 to 6).
+
+    Args:
+        query: (B, C, h, w).
+        key: (B, C, hk, wk).
+        values: (B, C_i, s_i * hk, s_i * wk) for each scale.
+        patch: Side of the patches.
+
+    Returns:
+        (B, C_i, s_i * h, s_i * w) for each scale, the mean of the parts that cover
+        a pixel; soft attention (B, 1, h, w); number of the match (B, h, w).
+    """
+    def patches(maps, scale=1):
+        return F.unfold(maps, scale * patch, padding=scale * (patch // 2),
+                        stride=scale)
+
+    size = query.shape[2:]
+    relevance = torch.einsum(
+        'bck,bcq->bkq', F.normalize(patches(key), dim=1),
+        F.normalize(patches(query), dim=1))
+    soft, index = relevance.max(dim=1)
+    outs = []
+    for value in values:
+        scale = value.shape[2] // key.shape[2]
+        parts = patches(value, scale)
+        parts = parts.gather(2, index[:, None].expand(-1, parts.shape[1], -1))
+        total, count = (
+            F.fold(x, [scale * side for side in size], scale * patch,
+                   padding=scale * (patch // 2), stride=scale)
+            for x in (parts, torch.ones_like(parts)))
+        outs.append(total / count)
+    return outs, soft.view(-1, 1, *size), index.view(-1, *size)
+
+
+def patch_contrastive_loss(features: Tensor) -> Tensor:
+    """-log(exp(d(f_j^n, f_j^m)) / sum_{k != j} exp(d(f_j^n, f_k^m))), d the cosine.
+
+    Args:
+        features: (B, N, C), N patches of B images (IPT, Eq. 7 and 8).
+
+    Returns:
+        The mean over all images j and patches n and m.
+    """
+    def similarity(j, n, k, m):
+        return F.cosine_similarity(features[j, n], features[k, m], dim=0)
+
+    images, patches, _ = features.shape
+    losses = [
+        torch.stack([similarity(j, n, k, m)
+                     for k in range(images) if k != j]).logsumexp(dim=0)
+        - similarity(j, n, j, m)
+        for j in range(images) for n in range(patches) for m in range(patches)]
+    return torch.stack(losses).mean()
+
+
 def content_lambda(key: Tensor, value: Tensor) -> Tensor:
     """Softmax over positions, then a sum over them (LambdaNetworks, Eq. 1).
 

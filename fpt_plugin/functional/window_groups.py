@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import accumulation_dtype, check_floating, shapes_of
+from .checks import accumulation_dtype, check_floating, check_ranks, shapes_of
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,84 @@ def first_fit_decreasing(counts: Sequence[int], size: int) -> list[int]:
     return groups
 
 
-def grouped_window_attention(qkv: Tensor,
-                             table: Tensor,
-                             groups: WindowGroups,
+def pack_windows(counts: Sequence[int], size: int | None = None) -> list[list[int]]:
+    """Pack windows into groups, first-fit decreasing.
+
+    Args:
+        counts: Tokens of each window.
+        size: Most tokens of a group; None is the largest count.
+
+    Returns:
+        The numbers of the windows in each group; a window without tokens is in
+        none.
+
+    Raises:
+        ValueError: A count is negative, or more than ``size``.
+    """
+    counts = [int(count) for count in counts]
+    most = max(counts, default=0)
+    size = most if size is None else size
+    if min(counts, default=0) < 0 or most > size:
+        raise ValueError('counts must be from 0 to size='
+                         f'{size}, got {min(counts)} to {most}')
+    filled = [window for window, count in enumerate(counts) if count]
+    packed = first_fit_decreasing([counts[window] for window in filled], size)
+    groups: list[list[int]] = [[] for _ in range(max(packed, default=-1) + 1)]
+    for window, group in zip(filled, packed):
+        groups[group].append(window)
+    return groups
+
+
+def grouped_window_attention(query: Tensor,
+                             key: Tensor,
+                             value: Tensor,
+                             plan: WindowGroups,
+                             bias: Tensor,
                              *,
                              scale: float | None = None,
                              dropout: float = 0.) -> Tensor:
     """Attention of each token to the tokens of its window.
+
+    Args:
+        query: (B, h, N, d), of N tokens.
+        key: Likewise.
+        value: Likewise.
+        plan: Of :func:`group_windows` for the tokens.
+        bias: The table of a Swin Transformer's window of side w, by the relative
+            position of query and key, row by row: ((2w - 1)^2, h) or
+            (h, (2w - 1)^2).
+        scale: Factor of the products; None is 1 / sqrt(d).
+        dropout: Probability that a weight is zeroed.
+
+    Returns:
+        (B, h, N, d).
+
+    Raises:
+        TypeError: A tensor is not floating point.
+        ValueError: Shapes do not fit.
+    """
+    operands = dict(query=query, key=key, value=value)
+    check_floating(dict(operands, bias=bias))
+    check_ranks(operands, (4, 4, 4))
+    if not query.shape == key.shape == value.shape:
+        raise ValueError('query, key and value must have one shape, got '
+                         f'{shapes_of(operands)}')
+    rows = (2 * plan.window - 1)**2
+    if bias.shape == (query.shape[1], rows) and bias.shape[0] != rows:
+        bias = bias.t()
+    # (B, h, N, d) to (B, N, 3, h, d)
+    qkv = torch.stack([x.transpose(1, 2) for x in (query, key, value)], dim=2)
+    out = attend_in_groups(qkv, bias, plan, scale=scale, dropout=dropout)
+    return out.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+
+
+def attend_in_groups(qkv: Tensor,
+                     table: Tensor,
+                     groups: WindowGroups,
+                     *,
+                     scale: float | None = None,
+                     dropout: float = 0.) -> Tensor:
+    """:func:`grouped_window_attention` in the layout of a Swin Transformer.
 
     Args:
         qkv: (B, N, 3, h, d), queries, keys and values of h heads.

@@ -5,10 +5,11 @@ from .green_mim import GreenMIM
 from .images import UnlabelledImages
 from .reconstruction_error import ReconstructionError
 from .reconstruction_hook import ReconstructionHook
+from .restoration import RestorationPretrainer
 from .sim_mim import SimMIM
 from .transforms import PackImage, RandomResizedCrop
 
 __all__ = [
     'GreenMIM', 'SimMIM', 'GreenMIMDecoder', 'UnlabelledImages', 'RandomResizedCrop',
-    'PackImage', 'ReconstructionError', 'ReconstructionHook'
+    'PackImage', 'ReconstructionError', 'ReconstructionHook', 'RestorationPretrainer'
 ]

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_positive_int
+from ..restoration.pixels import to_pixels
 from .masks import beside, count_visible, others
 from .swin import build_swin, stride_of
 from .units import join_units, pick_units, split_units
+
+GREY = 127  # of hidden pixels in pictures
 
 
 class MaskedImageModel(BaseModel):
@@ -97,6 +100,24 @@ class MaskedImageModel(BaseModel):
             sample.pred, sample.mask = image, mask
             sample.error, sample.flat_error = errors
         return samples
+
+    def panels(self, batch: dict) -> list[Tensor]:
+        """What :class:`ReconstructionHook` draws.
+
+        Args:
+            batch: As it comes from the data set.
+
+        Returns:
+            Images, their visible pixels, and reconstructions: (B, C, H, W) each,
+            in 0..255, channels as in the files.
+        """
+        inputs = self.data_preprocessor(batch)['inputs']
+        samples = self(inputs, mode='predict')
+        images, made = (
+            to_pixels(self.data_preprocessor, x)
+            for x in (inputs, torch.stack([sample.pred for sample in samples])))
+        hidden = torch.stack([sample.mask for sample in samples])[:, None]
+        return [images, images.masked_fill(hidden, GREY), made]
 
     def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
         """Draw the visible units: (1, V) for all images or (B, V), on the CPU."""

@@ -1,4 +1,4 @@
-"""Pictures of what a masked image model predicts."""
+"""Pictures of what a model that is pre-trained makes of images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.checks import check_positive_int
 from ..openmmlab.registry import register
-from .masked_image_model import MaskedImageModel
 
-GREY, GAP = 127, 4
+GAP = 4
 
 
 @register(HOOKS)
@@ -28,6 +27,7 @@ class ReconstructionHook(Hook):
     row. It uses images of the batch that was trained on, and leaves the random
     numbers of the training as they are. GreenMIM predicts pixels normalised unit by
     unit: mean and deviation of a hidden unit in a picture are the true ones.
+    RestorationPretrainer saw the degraded image.
 
     Args:
         interval: Iterations between pictures; one more is drawn at the end.
@@ -35,7 +35,7 @@ class ReconstructionHook(Hook):
 
     Raises:
         TypeError: An argument is no int.
-        ValueError: One is below 1, or the model is no masked image model.
+        ValueError: One is below 1, or the model reconstructs no images.
     """
 
     def __init__(self, interval: int = 1000, images: int = 4) -> None:
@@ -61,57 +61,48 @@ class ReconstructionHook(Hook):
         try:
             # Masks are drawn on the CPU.
             with torch.random.fork_rng([]), torch.no_grad():
-                picture = draw_reconstructions(
-                    model, dict(inputs=data_batch['inputs'][:self.images]))
+                picture = draw_reconstructions(model, {
+                    key: value[:self.images] for key, value in data_batch.items()})
         finally:
             model.train(training)
         path = Path(runner.work_dir, 'reconstructions', f'iter_{done}.png')
         mmcv.imwrite(picture, str(path))
 
     @staticmethod
-    def _model(runner) -> MaskedImageModel:
+    def _model(runner) -> nn.Module:
         model = runner.model.module if is_model_wrapper(runner.model) \
             else runner.model
-        if not isinstance(model, MaskedImageModel):
-            raise ValueError('ReconstructionHook needs a masked image model, such '
-                             f'as GreenMIM, got {type(model).__name__}')
+        if not hasattr(model, 'panels'):
+            raise ValueError('ReconstructionHook needs a model that reconstructs '
+                             f'images, such as GreenMIM, got {type(model).__name__}')
         return model
 
 
-def draw_reconstructions(model: MaskedImageModel, batch: dict) -> np.ndarray:
+def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
     """Draw a picture of a batch as it comes from the data set.
 
     Args:
-        model: In evaluation mode.
-        batch: ``inputs``, images (C, H, W).
+        model: In evaluation mode, with ``panels``: a method that takes the batch
+            and returns images (B, C, H, W) in 0..255, BGR, in the order in which
+            they stand side by side.
+        batch: ``inputs``, images (C, H, W), and what else the model needs.
 
     Returns:
-        (rows, columns, 3), uint8, BGR: image, visible pixels and reconstruction
-        side by side, an image a row.
+        (rows, columns, 3), uint8, BGR: an image a row.
     """
-    inputs = model.data_preprocessor(batch)['inputs']
-    samples = model(inputs, mode='predict')
-    shown = _pixels(model, inputs)
-    drawn = _pixels(model, torch.stack([sample.pred for sample in samples]))
-    rows = [torch.cat([_framed(image) for image in
-                       (image, image.masked_fill(sample.mask, GREY), guess)], dim=2)
-            for sample, image, guess in zip(samples, shown, drawn)]
-    picture = torch.cat(rows, dim=1).permute(1, 2, 0)
+    columns = [_framed(_coloured(images)) for images in model.panels(batch)]
+    picture = torch.cat(columns, dim=3)  # (B, 3, H, columns)
+    picture = picture.permute(0, 2, 3, 1).flatten(0, 1)
     return picture.to(torch.uint8).cpu().numpy()
 
 
-def _pixels(model: MaskedImageModel, images: Tensor) -> Tensor:
-    """Undo the normalisation: (B, 3, H, W) in [0, 255], BGR."""
-    preprocessor = model.data_preprocessor
-    if getattr(preprocessor, '_enable_normalize', False):
-        images = images * preprocessor.std + preprocessor.mean
-    if getattr(preprocessor, '_channel_conversion', False):
-        images = images.flip(1)
+def _coloured(images: Tensor) -> Tensor:
+    """Make three channels of whole numbers in 0..255."""
     if images.shape[1] != 3:  # grey, or the mean of many channels
         images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return images.round().clamp(0, 255)
 
 
-def _framed(image: Tensor) -> Tensor:
+def _framed(images: Tensor) -> Tensor:
     """Leave white space to the right and below."""
-    return torch.nn.functional.pad(image, (0, GAP, 0, GAP), value=255)
+    return torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=255)

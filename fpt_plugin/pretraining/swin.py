@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..functional.window_groups import (
     WindowGroups,
+    attend_in_groups,
     group_windows,
-    grouped_window_attention,
 )
 from ..openmmlab.pins import SCOPES
 from ..openmmlab.registry import lookup
@@ -208,7 +208,7 @@ def _run(block: nn.Module, x: Tensor, groups: WindowGroups) -> Tensor:
         attention, windows = block.attn, block.attn.w_msa
         qkv = windows.qkv(block.norm1(x)).unflatten(
             2, (3, windows.num_heads, -1))  # (B, N, 3, h, d)
-        out = grouped_window_attention(
+        out = attend_in_groups(
             qkv,
             windows.relative_position_bias_table,
             groups,

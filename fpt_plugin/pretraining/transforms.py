@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
+from mmengine.structures import BaseDataElement
 
 from ..layers.checks import check_positive_int
 from ..openmmlab.registry import register
@@ -96,9 +97,22 @@ class PackImage(BaseTransform):
     """Make a sample of an image for mmengine's ImgDataPreprocessor."""
 
     def transform(self, results: dict) -> dict:
-        """Return ``inputs``, the image as a tensor (C, H, W)."""
-        image = results['img']
-        if image.ndim == 2:
-            image = image[..., None]
-        image = np.ascontiguousarray(image.transpose(2, 0, 1))
-        return dict(inputs=torch.from_numpy(image))
+        """Return ``inputs``, the image as a tensor (C, H, W).
+
+        Behind :class:`~fpt_plugin.Degrade` there is a data sample, too, with
+        ``gt_img``, the clean image as a tensor, and the name of the ``task``.
+        """
+        packed = dict(inputs=_to_tensor(results['img']))
+        if 'gt_img' in results:
+            packed['data_samples'] = BaseDataElement(
+                metainfo=dict(
+                    task=results['task'], img_path=results.get('img_path')),
+                gt_img=_to_tensor(results['gt_img']))
+        return packed
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W[, C]) to (C, H, W)."""
+    if image.ndim == 2:
+        image = image[..., None]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

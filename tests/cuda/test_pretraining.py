@@ -9,8 +9,8 @@ import torch
 from helpers.masked_swins import green_mim, sim_mim
 
 from fpt_plugin.functional.window_groups import (
+    attend_in_groups,
     group_windows,
-    grouped_window_attention,
 )
 
 pytestmark = pytest.mark.cuda
@@ -68,7 +68,7 @@ def test_attention_does_not_wait(device, no_sync):
     table = torch.randn(49, 2, device=device, requires_grad=True)
     groups = group_windows(coords, 4, 2, device)
     with no_sync():
-        grouped_window_attention(qkv, table, groups).square().sum().backward()
+        attend_in_groups(qkv, table, groups).square().sum().backward()
     assert qkv.grad.isfinite().all() and table.grad.isfinite().all()
 
 

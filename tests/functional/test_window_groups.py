@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from fpt_plugin.functional import reference
 from fpt_plugin.functional.window_groups import (
+    attend_in_groups,
     first_fit_decreasing,
     group_windows,
     grouped_window_attention,
+    pack_windows,
 )
 
 
@@ -38,7 +40,7 @@ def case(coords, window, heads=2, depth=3, batch=2):
 def check(coords, window, shift):
     qkv, table = case(coords, window)
     groups = group_windows(coords, window, shift)
-    out = grouped_window_attention(qkv, table, groups)
+    out = attend_in_groups(qkv, table, groups)
     wanted = reference.window_attention(
         qkv, table, coords, window=window, shift=shift)
     torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
@@ -76,7 +78,7 @@ def test_second_derivatives_ignore_empty_slots():
     groups = group_windows(coords, window, 1)
     assert groups.slots.numel() > len(coords)  # some are empty
     found = []
-    for out in (grouped_window_attention(qkv, table, groups),
+    for out in (attend_in_groups(qkv, table, groups),
                 reference.window_attention(
                     qkv, table, coords, window=window, shift=1)):
         grads = torch.autograd.grad(
@@ -90,8 +92,8 @@ def test_images_do_not_mix():
     coords = some_of(grid(9, 9), 40)
     qkv, table = case(coords, 3)
     groups = group_windows(coords, 3, 1)
-    out = grouped_window_attention(qkv, table, groups)
-    alone = grouped_window_attention(qkv[1:], table, groups)
+    out = attend_in_groups(qkv, table, groups)
+    alone = attend_in_groups(qkv[1:], table, groups)
     torch.testing.assert_close(out[1:], alone, rtol=0, atol=1e-14)
     gradient, = torch.autograd.grad(out[0].sum(), qkv)
     assert gradient[0].any() and not gradient[1].any()
@@ -113,16 +115,48 @@ def test_packing_fits_and_is_first_fit(counts):
     assert min(room) >= 0
 
 
+@pytest.mark.parametrize('counts, size, groups', [
+    ([3, 0, 2, 1, 2], None, [[0], [2, 3], [4]]),
+    ([3, 0, 2, 1, 2], 5, [[0, 2], [3, 4]]),
+    ([0, 0], None, []), ([], None, []), ([4], None, [[0]]), ([1, 1, 1], 1,
+                                                             [[0], [1], [2]])])
+def test_windows_in_groups(counts, size, groups):
+    assert pack_windows(counts, size) == groups
+    assert pack_windows(torch.tensor(counts, dtype=torch.long), size) == groups
+
+
+@pytest.mark.parametrize('counts, size', [([3, -1], None), ([3, 1], 2)])
+def test_refused_counts(counts, size):
+    with pytest.raises(ValueError, match='counts must be from 0 to size'):
+        pack_windows(counts, size)
+
+
+@pytest.mark.parametrize('shift', [0, 1])
+@pytest.mark.parametrize('turned', [False, True])
+def test_queries_keys_and_values_apart(shift, turned):
+    coords = some_of(grid(7, 8), 20)
+    qkv, table = case(coords, 3)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, h, N, d)
+    out = grouped_window_attention(
+        query, key, value, group_windows(coords, 3, shift),
+        table.t() if turned else table)
+    wanted = reference.window_attention(qkv, table, coords, window=3, shift=shift)
+    torch.testing.assert_close(out.transpose(1, 2).flatten(2), wanted)
+    with pytest.raises(ValueError, match='query, key and value must have one shape'):
+        grouped_window_attention(
+            query, key[:, :, 1:], value, group_windows(coords, 3), table)
+
+
 def test_low_precision_softmax_in_float32():
     coords = some_of(grid(9, 9), 40)
     qkv, table = case(coords, 3)
     groups = group_windows(coords, 3)
-    exact = grouped_window_attention(qkv, table, groups)
-    half = grouped_window_attention(qkv.bfloat16(), table.float(), groups)
+    exact = attend_in_groups(qkv, table, groups)
+    half = attend_in_groups(qkv.bfloat16(), table.float(), groups)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.double(), exact, rtol=0.05, atol=0.05)
     with torch.autocast('cpu', torch.bfloat16):
-        out = grouped_window_attention(qkv.float(), table.float(), groups)
+        out = attend_in_groups(qkv.float(), table.float(), groups)
     torch.testing.assert_close(out.double(), exact, rtol=0.05, atol=0.05)
 
 
@@ -131,11 +165,11 @@ def test_dropout_needs_no_other_numbers():
     qkv, table = case(coords, 3)
     groups = group_windows(coords, 3)
     torch.manual_seed(0)
-    first = grouped_window_attention(qkv, table, groups, dropout=0.5)
+    first = attend_in_groups(qkv, table, groups, dropout=0.5)
     torch.manual_seed(0)
-    again = grouped_window_attention(qkv, table, groups, dropout=0.5)
+    again = attend_in_groups(qkv, table, groups, dropout=0.5)
     assert torch.equal(first, again)
-    assert not torch.equal(first, grouped_window_attention(qkv, table, groups))
+    assert not torch.equal(first, attend_in_groups(qkv, table, groups))
 
 
 @pytest.mark.parametrize('coords, window, shift, text', [
@@ -160,4 +194,4 @@ def test_refused_plans(coords, window, shift, text):
 def test_refused_tensors(qkv, table, error):
     groups = group_windows(grid(2, 2), 2)
     with pytest.raises(error, match='qkv'):
-        grouped_window_attention(torch.rand(qkv), torch.rand(table), groups)
+        attend_in_groups(torch.rand(qkv), torch.rand(table), groups)

@@ -302,6 +302,12 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         metavar='CONFIG',
         help='the detector or segmentor, as in train')
+    pretrained.add_argument(
+        '--onto',
+        metavar='TRAINED',
+        help='checkpoint of that model with the plain pyramid, trained, which goes '
+        'into OUT: its outputs stay the same, bit for bit. For pre-training with '
+        'keep_identity=True')
     add_cfg_options(pretrained)
     return parser
 
@@ -321,7 +327,7 @@ def main(args: argparse.Namespace) -> Report | Transfer:
     """What tools/convert_weights.py does."""
     if args.command == 'pretrained':
         report = convert_pretrained(
-            args.source, args.out, args.into, args.cfg_options)
+            args.source, args.out, args.into, args.cfg_options, args.onto)
     else:
         report = convert_weights(task_of(args), args.source, args.out)
     print_lines(report.lines())

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,13 +25,20 @@ from ...io.checkpoints import (
     write_weights,
 )
 from ...io.files import check_writable
+from ...necks import FPT
 from ..common import load_model
 
 # What pre-training and the models of the libraries have in common, by name.
 PARTS = ('backbone.', 'neck.', 'decode_head.')
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
-# Norms of maps that one of the models does not give, and counters.
-_MAY_LACK = re.compile(r'backbone\.norm\d+\.(weight|bias)|.*\.num_batches_tracked')
+# What is taken of a RestorationPretrainer with this key: FPT's branches only.
+IDENTITY = 'keep_identity'
+BRANCHES = tuple(f'neck.{child}.' for child in FPT.OWN_CHILDREN[1:4])
+# Norms of maps that one of the models does not give, counters, and the layer of the
+# classes, which pre-training does not have.
+_MAY_LACK = re.compile(
+    r'backbone\.norm\d+\.(weight|bias)|.*\.num_batches_tracked'
+    r'|decode_head\.conv_seg\.(weight|bias)')
 
 
 @dataclass
@@ -43,7 +51,9 @@ class Transfer:
         new: Keys of the model that stay as they are initialised.
         left: Keys of the checkpoint that the model does not take.
         keys: All keys of the model.
+        trained: Keys of the model that a checkpoint of the trained one fills.
         source: The checkpoint, once it is read from a file.
+        onto: The checkpoint of the trained model, if there is one.
         out: The file that was written.
         usage: Lines of a config that load it.
     """
@@ -53,19 +63,26 @@ class Transfer:
     new: list[str]
     left: list[str]
     keys: list[str]
+    trained: list[str] = field(default_factory=list)
     source: Path | None = None
+    onto: Path | None = None
     out: Path | None = None
     usage: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report, line by line."""
-        given = [*self.state_dict, *self.left]
+        taken = [key for key in self.state_dict if key not in set(self.trained)]
+        given = [*taken, *self.left]
+        onto = [] if self.onto is None else [
+            f'trained   {len(self.trained)} of {len(self.keys)} keys of the model, '
+            f'from {self.onto}: ' + self._names(self.trained, self.keys)]
         return [
             f'read      {self.source}',
-            f'taken     {len(self.state_dict)} of {len(given)} keys: '
-            + self._names(self.state_dict, given),
+            f'taken     {len(taken)} of {len(given)} keys: '
+            + self._names(taken, given),
             f'resized   {len(self.resized)} tables of another window: '
             + self._names(self.resized, self.resized),
+            *onto,
             f'stays new {len(self.new)} of {len(self.keys)} keys of the model: '
             + self._names(self.new, self.keys),
             f'left over {len(self.left)} keys of the checkpoint: '
@@ -82,24 +99,32 @@ class Transfer:
 def convert_pretrained(source: str | Path,
                        out: str | Path,
                        config: str | Path | Config,
-                       cfg_options: dict | None = None) -> Transfer:
+                       cfg_options: dict | None = None,
+                       onto: str | Path | None = None) -> Transfer:
     """Write the weights of pre-training that the model of a config takes.
 
-    The model is built and loaded with them before anything is written.
+    The model is built and loaded with them before anything is written. Of a
+    RestorationPretrainer with ``keep_identity=True`` the branches of FPT are taken
+    and nothing else: its fusions start at zero.
 
     Args:
         source: A checkpoint of pre-training.
         out: The file to write.
         config: Of the detector or segmentor.
         cfg_options: Settings that override the config's.
+        onto: A checkpoint of the same model with the plain pyramid, trained. Its
+            weights are written, too, and the model of both computes what it did,
+            bit for bit. It needs ``keep_identity=True``.
 
     Raises:
         OSError: A file cannot be read or written.
         ValueError: ``source`` is no checkpoint of pre-training, or of another
-            backbone, neck or head; ``out`` would harm it.
+            backbone, neck or head; ``onto`` is of another model; ``out`` would
+            harm them.
     """
     source, out = Path(source), Path(out)
-    check_writable(out, refused=UNWRITABLE, read=[source])
+    onto = None if onto is None else Path(onto)
+    check_writable(out, refused=UNWRITABLE, read=[source, *[onto] * (onto is not None)])
     given = read_state_dict(source).state_dict
     model, cfg = load_model(config, cfg_options)
     transfer = transferred(given, model, str(source))
@@ -107,6 +132,8 @@ def convert_pretrained(source: str | Path,
     if result.unexpected_keys:  # a model that renames keys as it loads
         raise ValueError(f'{type(model).__name__} does not take '
                          f'{some(result.unexpected_keys)} of {source}')
+    if onto is not None:
+        _add_trained(transfer, model, onto, given)
     write_weights(transfer.state_dict, out)
     transfer.source, transfer.out = source, out
     transfer.usage = usage(transfer.state_dict, model, cfg, out)
@@ -132,7 +159,12 @@ def transferred(given: Mapping[str, Tensor], model: nn.Module,
         if not _has(keys, 'backbone.'):
             raise ValueError(f'{what}, with keys that begin with backbone., got '
                              f'{some(keys)}')
-    parts = tuple(part for part in PARTS if _has(given, part) and _has(wanted, part))
+    identity = IDENTITY in given
+    parts = tuple(part for part in (BRANCHES if identity else PARTS)
+                  if _has(given, part) and _has(wanted, part))
+    if identity and not parts:
+        raise ValueError(f'{source} was pre-trained with keep_identity=True, and the '
+                         f'neck of {type(model).__name__} must be an FPT')
     taken, resized, wrong = {}, [], []
     for key, value in given.items():
         if not key.startswith(parts) or key.endswith(INDEX):
@@ -166,6 +198,49 @@ def transferred(given: Mapping[str, Tensor], model: nn.Module,
         new=[key for key in keys if key not in taken],
         left=[key for key in given if key not in taken and not key.endswith(INDEX)],
         keys=keys)
+
+
+def _add_trained(transfer: Transfer, model: nn.Module, onto: Path,
+                 pretrained: Mapping[str, Tensor]) -> None:
+    """Add the weights of a trained model that has the plain pyramid.
+
+    Raises:
+        ValueError: They are of another model or of one with FPT, or not those that
+            the branches were pre-trained on.
+    """
+    if IDENTITY not in pretrained:
+        raise ValueError('onto needs a checkpoint that was pre-trained with '
+                         'keep_identity=True, so that the trained model computes '
+                         'what it did')
+    given = read_state_dict(onto).state_dict
+    own = (*BRANCHES, 'neck.fusions.')
+    found = [key for key in given if key.startswith(own)]
+    if found:
+        raise ValueError(f'onto must be a checkpoint of the model with the plain '
+                         f'pyramid, got one with {some(found)}')
+    model.load_state_dict(transfer.state_dict, strict=False)
+    try:
+        result = model.load_state_dict(given, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f'onto={str(onto)!r} is of another model: {error}') from error
+    lacks = [key for key in result.missing_keys if not key.startswith(own)]
+    if lacks or result.unexpected_keys:
+        raise ValueError(
+            f'onto={str(onto)!r} is of another model than this '
+            f'{type(model).__name__}: it lacks {some(lacks) or "nothing"} and has '
+            f'{some(result.unexpected_keys) or "nothing"} beside it')
+    state_dict = model.state_dict()
+    transfer.trained = [key for key in transfer.keys if not key.startswith(own)]
+    other = [key for key in transfer.trained if key in pretrained
+             and not torch.equal(state_dict[key], pretrained[key])]
+    if other:
+        raise ValueError(
+            f'onto={str(onto)!r} must be the load_from of the pre-training, whose '
+            f'backbone and pyramid are others: {len(other)} tensors differ, '
+            f'{some(other)}')
+    transfer.state_dict.update({key: state_dict[key] for key in transfer.trained})
+    transfer.new = [key for key in transfer.new if key.startswith(own)]
+    transfer.onto = onto
 
 
 def resize_table(table: Tensor, rows: int) -> Tensor:

@@ -1,0 +1,61 @@
+_base_ = 'camvid.py'
+
+# A tenth of CamVid's labels. Each neck with ImageNet's backbone only, and after
+# backbone, neck and head have learnt to restore all training images without labels,
+# except those for choices.
+restoration = dict(
+    config='pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
+    images='train')
+images, choices = 367, list(range(5, 367, 10))
+shared = dict(
+    train_dataloader=dict(
+        num_workers=0,
+        persistent_workers=False,
+        dataset=dict(
+            indices=[i for i in range(images) if i not in choices],
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='RandomResizedCrop', scale=128, area=(0.1, 0.5)),
+                dict(type='RandomFlip', prob=0.5),
+                dict(type='Degrade', enlarge=True),
+                dict(type='PackImage')
+            ])),
+    val_dataloader=None,
+    val_evaluator=None,
+    val_cfg=None)
+study = dict(
+    title='CamVid val, 37 labelled images, with and without restoration before: '
+    'mIoU in %',
+    rows=dict(
+        _delete_=True,
+        fpn=dict(),
+        fpn_restored=dict(
+            pretrain=dict(
+                settings=dict(
+                    model=dict(neck=dict(type='mmseg.FPN')), **shared),
+                **restoration)),
+        default=dict(model=dict(neck=dict(type='FPT'))),
+        default_restored=dict(
+            model=dict(neck=dict(type='FPT')),
+            pretrain=dict(settings=shared, **restoration))))
+
+# Every tenth image of train, and every tenth from the fifth for choices.
+train_dataloader = dict(
+    dataset=dict(sequences=None, indices=list(range(0, images, 10))))
+val_dataloader = dict(dataset=dict(sequences=None, indices=choices))
+
+# 600 steps.
+max_epochs = 60
+train_cfg = dict(max_epochs=max_epochs, val_interval=30)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=0,
+        begin=0,
+        T_max=max_epochs,
+        end=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]
+default_hooks = dict(checkpoint=dict(interval=5))

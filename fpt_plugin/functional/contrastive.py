@@ -1,0 +1,39 @@
+"""Patches of one image together, patches of different images apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checks import accumulation_dtype
+
+
+def patch_contrastive_loss(features: Tensor) -> Tensor:
+    """The contrastive loss of IPT (arXiv 2012.00364, Eq. 7 and 8).
+
+    With d the cosine similarity and f_j^n patch n of image j, the mean over all
+    j, n and m of -log(exp(d(f_j^n, f_j^m)) / sum_{k != j} exp(d(f_j^n, f_k^m))).
+
+    Args:
+        features: (B, N, C), N patches of B images.
+
+    Returns:
+        A scalar in float32 or wider; zero for a single image, which has no
+        others.
+
+    Raises:
+        ValueError: ``features`` are of another shape, or empty.
+    """
+    if features.dim() != 3 or 0 in features.shape:
+        raise ValueError('features must be (B, N, C) and not empty, got '
+                         f'{tuple(features.shape)}')
+    x = F.normalize(features.to(accumulation_dtype(features)), dim=2)
+    if len(x) == 1:
+        return x.sum() * 0
+    # (B, N, C), (B, N, C) to (B, N, B, N): d(f_j^n, f_k^m)
+    similarity = torch.einsum('jnc,kmc->jnkm', x, x)
+    same = torch.eye(len(x), dtype=torch.bool, device=x.device)[:, None, :, None]
+    others = similarity.masked_fill(same, -torch.inf).logsumexp(dim=2)
+    together = similarity.diagonal(dim1=0, dim2=2)  # (N, N, B)
+    return others.mean() - together.mean()

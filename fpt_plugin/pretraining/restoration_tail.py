@@ -1,0 +1,127 @@
+"""From the maps of a neck to restored pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers.checks import check_positive_int
+
+# Pixels a side of a cell whose pixels are predicted together: the usual stride of
+# a neck's finest map.
+CELL = 4
+
+
+class RestorationTail(BaseModule):
+    """Restore images by small filters that a neck's maps tell.
+
+    Maps of stride 4 and more do not hold single pixels, so these come from the
+    degraded image: for each pixel the tail predicts a filter over its neighbours,
+    added to the identity, and a residual (kernel prediction, Mildenhall et al.,
+    CVPR 2018). So the maps need to know what is where, which dense prediction
+    needs too, and not to carry the image. The last convolution starts at zero: an
+    untrained tail returns the degraded image bit for bit.
+
+    All maps are read by one convolution, as heads of detectors read them, and
+    added at stride 4. There is one tail for all tasks: a scale and a shift of its
+    channels depend on the task, so each step trains every parameter.
+
+    Args:
+        in_channels: Of each map.
+        tasks: Number of tasks.
+        image_channels: Of images.
+        channels: Width of the tail.
+        kernel_size: Side of the filters, odd; 1 is a factor for each pixel.
+        init_cfg: See BaseModule.
+
+    Raises:
+        TypeError: An argument is no int.
+        ValueError: One is below 1, or ``kernel_size`` is even.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 tasks: int,
+                 image_channels: int = 3,
+                 channels: int = 64,
+                 kernel_size: int = 5,
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        check_positive_int('channels', channels)
+        if check_positive_int('kernel_size', kernel_size) % 2 == 0:
+            raise ValueError(f'kernel_size must be odd, got {kernel_size}')
+        self.reduce = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.task_embedding = nn.Embedding(tasks, 2 * channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        self.predict = nn.Conv2d(
+            channels, CELL**2 * (kernel_size**2 + image_channels), 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the last convolution; small differences between tasks."""
+        nn.init.normal_(self.task_embedding.weight, std=0.02)
+        nn.init.zeros_(self.predict.weight)
+        nn.init.zeros_(self.predict.bias)
+
+    def init_weights(self) -> None:
+        """Reset again what a parent's init_cfg may have overwritten."""
+        super().init_weights()
+        self.reset_parameters()
+
+    def forward(self, maps: Sequence[Tensor], images: Tensor,
+                tasks: Tensor) -> Tensor:
+        """Restore images.
+
+        Args:
+            maps: (B, in_channels, h_i, w_i), of any strides.
+            images: (B, image_channels, H, W), degraded.
+            tasks: (B,), numbers of the tasks.
+
+        Returns:
+            (B, image_channels, H, W).
+        """
+        height, width = images.shape[2:]
+        size = (-(-height // CELL), -(-width // CELL))
+        x = sum(self._resized(self.reduce(x), size) for x in maps) / len(maps)
+        scale, shift = self.task_embedding(tasks)[..., None, None].chunk(2, dim=1)
+        x = F.gelu(x * (1 + scale) + shift)
+        x = F.gelu(self.mix(x))  # (B, channels, H / 4, W / 4)
+        x = F.pixel_shuffle(self.predict(x), CELL)[..., :height, :width]
+        # The sum over neighbours wants the images' precision, under autocast too.
+        x = x.to(images.dtype)
+        kernels, residual = x.split([x.shape[1] - images.shape[1], images.shape[1]], 1)
+        return images + residual + filtered(images, kernels)
+
+    @staticmethod
+    def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+        if x.shape[2:] == size:
+            return x
+        return F.interpolate(x, size, mode='bilinear', align_corners=False)
+
+
+def filtered(images: Tensor, kernels: Tensor) -> Tensor:
+    """Apply a filter of its own to each pixel; the border is repeated.
+
+    Args:
+        images: (B, C, H, W).
+        kernels: (B, k * k, H, W), the weights of the k x k neighbours of a pixel,
+            row by row, for all channels.
+
+    Returns:
+        (B, C, H, W).
+    """
+    side = isqrt(kernels.shape[1])
+    height, width = images.shape[2:]
+    padded = F.pad(images, [side // 2] * 4, mode='replicate')
+    out = torch.zeros_like(images)
+    # Neighbours are views: k * k copies of the images would be saved otherwise.
+    for i, weight in enumerate(kernels.split(1, dim=1)):
+        top, left = divmod(i, side)
+        out = torch.addcmul(
+            out, weight, padded[..., top:top + height, left:left + width])
+    return out

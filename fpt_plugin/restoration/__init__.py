@@ -1,0 +1,12 @@
+"""Restoration of images: degradations to undo, models, metrics of the result."""
+
+from .batches import one_task_collate
+from .degradations import Degrade
+from .ipt import IPT
+from .metrics import PSNR, SSIM
+from .paired_images import LoadCleanImage, PairedImages
+
+__all__ = [
+    'Degrade', 'PSNR', 'SSIM', 'IPT', 'one_task_collate', 'PairedImages',
+    'LoadCleanImage'
+]

@@ -1,0 +1,207 @@
+"""PSNR and SSIM of restored images, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..layers.checks import check_flags
+from ..openmmlab.registry import register
+from .degradations import TASKS
+
+# Red, green and blue in the luma of ITU-R BT.601, of images in 0..255.
+LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 255
+# SSIM's Gaussian window (Wang et al., 2004, Sec. III-C): 11 pixels, sigma 1.5.
+WINDOW, SIGMA = 11, 1.5
+
+
+def psnr(image: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of values in 0..255; inf if equal.
+
+    Args:
+        image: (C, H, W).
+        target: The same.
+    """
+    error = (image.double() - target.double()).square().mean()
+    return (10 * torch.log10(255**2 / error)).item()
+
+
+def ssim(image: Tensor, target: Tensor) -> float:
+    """Structural similarity of values in 0..255, the mean over channels.
+
+    Wang et al., 2004: a Gaussian window, K1 = 0.01, K2 = 0.03, where the window
+    is inside the image.
+
+    Args:
+        image: (C, H, W), sides of at least 11.
+        target: The same.
+
+    Raises:
+        ValueError: A side is shorter than the window.
+    """
+    if min(image.shape[1:]) < WINDOW:
+        raise ValueError(f'images must have sides of at least {WINDOW} for SSIM, '
+                         f'got {tuple(image.shape)}')
+    x, y = image.double()[:, None], target.double()[:, None]
+    weights = (-0.5 * ((torch.arange(WINDOW) - WINDOW // 2).double() / SIGMA)**2).exp()
+    weights = (weights / weights.sum()).to(x.device)
+
+    def mean(maps: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(maps, weights.view(1, 1, -1, 1)),
+                        weights.view(1, 1, 1, -1))
+
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255)**2, (0.03 * 255)**2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.mean().item()
+
+
+def luminance(image: Tensor, channel_order: str = 'bgr') -> Tensor:
+    """Luma of ITU-R BT.601: (3, H, W) in 0..255 to (1, H, W) in 16..235.
+
+    Raises:
+        ValueError: The image has not three channels.
+    """
+    if len(image) != 3:
+        raise ValueError('luminance needs images of three channels, got '
+                         f'{tuple(image.shape)}')
+    weights = LUMA.to(image.device)
+    weights = weights.flip(0) if channel_order == 'bgr' else weights
+    return 16 + (weights[:, None, None] * image.double()).sum(0, keepdim=True)
+
+
+class RestorationMetric(BaseMetric):
+    """Base of metrics that compare restored images with clean ones.
+
+    A data sample has ``pred_img`` and ``gt_img``, (C, H, W) in 0..255, and may
+    have ``task``: a figure for each task is ``TASK/NAME``, and the mean over all
+    images is ``NAME``. Restored images are rounded and clipped, as a file holds
+    them.
+
+    Args:
+        luminance: Whether only the luma counts.
+        crop_border: Pixels at each side that do not count; ``'scale'``: the factor
+            by which the task enlarges images, else none.
+        channel_order: ``'bgr'``, as mmcv reads images, or ``'rgb'``.
+        compare_input: Whether to add the figures of doing nothing, ``NAME_input``:
+            those of the degraded images, enlarged bicubically where they are
+            smaller.
+        collect_device: See BaseMetric.
+        prefix: See BaseMetric.
+        collect_dir: See BaseMetric.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: An argument is not one of those named.
+    """
+
+    name: str
+    default_prefix = None
+
+    def __init__(self,
+                 luminance: bool = False,
+                 crop_border: int | str = 0,
+                 channel_order: str = 'bgr',
+                 compare_input: bool = False,
+                 collect_device: str = 'cpu',
+                 prefix: str | None = None,
+                 collect_dir: str | None = None) -> None:
+        super().__init__(collect_device, prefix, collect_dir)
+        check_flags(luminance=luminance, compare_input=compare_input)
+        if crop_border != 'scale' and (
+                not isinstance(crop_border, int) or crop_border < 0):
+            raise ValueError("crop_border must be pixels or 'scale', got "
+                             f'{crop_border!r}')
+        if channel_order not in ('bgr', 'rgb'):
+            raise ValueError("channel_order must be 'bgr' or 'rgb', got "
+                             f'{channel_order!r}')
+        self.luminance, self.crop_border = luminance, crop_border
+        self.channel_order, self.compare_input = channel_order, compare_input
+
+    def figure(self, image: Tensor, target: Tensor) -> float:
+        """Compare two images (C, H, W)."""
+        raise NotImplementedError
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Compare the images of a batch.
+
+        Args:
+            data_batch: ``inputs`` are the degraded images, (C, H, W) in 0..255.
+            data_samples: What the model returned, as dicts.
+
+        Raises:
+            ValueError: A restored image has another size than the clean one.
+        """
+        for i, sample in enumerate(data_samples):
+            task = sample.get('task', '')
+            target = sample['gt_img'].cpu()
+            found = {self.name: self._compare(sample['pred_img'].cpu(), target, task)}
+            if self.compare_input:
+                image = data_batch['inputs'][i].float().cpu()
+                if image.shape != target.shape:
+                    image = F.interpolate(
+                        image[None], target.shape[1:], mode='bicubic',
+                        antialias=True)[0]
+                found[f'{self.name}_input'] = self._compare(image, target, task)
+            self.results.append((task, found))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Average over images, and over those of each task."""
+        figures: dict[str, list[float]] = {}
+        for task, found in results:
+            for name, value in found.items():
+                figures.setdefault(name, []).append(value)
+                if task:
+                    figures.setdefault(f'{task}/{name}', []).append(value)
+        return {name: sum(values) / len(values)
+                for name, values in sorted(figures.items())}
+
+    def _compare(self, image: Tensor, target: Tensor, task: str) -> float:
+        if image.shape != target.shape:
+            raise ValueError('pred_img must have the shape of gt_img, '
+                             f'{tuple(target.shape)}, got {tuple(image.shape)}')
+        border = self.crop_border
+        if border == 'scale':
+            scale = TASKS[task].scale if task in TASKS else 1
+            border = scale if scale > 1 else 0
+        height, width = target.shape[1:]
+        if 2 * border >= min(height, width):
+            raise ValueError(f'crop_border={border} leaves nothing of an image of '
+                             f'{height}x{width}')
+        # A negative zero end would be an empty slice.
+        inside = (..., slice(border, height - border), slice(border, width - border))
+        image, target = image.float().round().clamp(0, 255)[inside], target[inside]
+        if self.luminance:
+            image, target = (luminance(x, self.channel_order)
+                             for x in (image, target))
+        return self.figure(image, target)
+
+
+@register(METRICS)
+class PSNR(RestorationMetric):
+    """Peak signal-to-noise ratio in dB, see :class:`RestorationMetric`."""
+
+    name = 'PSNR'
+
+    def figure(self, image: Tensor, target: Tensor) -> float:
+        """Compare two images (C, H, W)."""
+        return psnr(image, target)
+
+
+@register(METRICS)
+class SSIM(RestorationMetric):
+    """Structural similarity, at most 1, see :class:`RestorationMetric`."""
+
+    name = 'SSIM'
+
+    def figure(self, image: Tensor, target: Tensor) -> float:
+        """Compare two images (C, H, W)."""
+        return ssim(image, target)

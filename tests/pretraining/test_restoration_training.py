@@ -1,0 +1,110 @@
+"""Restoration from a folder of images to a checkpoint and figures."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+from helpers.pretraining_runs import train
+from helpers.restorers import PREPROCESSOR, detector_parts
+from helpers.shipped_configs import CONFIGS
+from mmengine.config import Config
+
+MINI = CONFIGS / 'pretraining/restoration_faster-rcnn_mobilenet-v2_fpt_1xb8-2k_trees.py'
+
+
+def draw_photographs(folder, count=4):
+    """Discs on a plain ground: one grey, one of 16 bits, one small."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        image = np.full((60 + 8 * i, 72, 3), rng.integers(256, size=3), np.uint8)
+        for _ in range(8):
+            cv2.circle(image, rng.integers(72, size=2).tolist(), 12,
+                       rng.integers(256, size=3).tolist(), -1)
+        if i == 1:
+            image = image[..., 0]
+        if i == 2:
+            image = image.astype(np.uint16) * 257
+        mmcv.imwrite(image, str(folder / f'{i}.png'))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    """The shipped one over small parts, and its file."""
+    folder = tmp_path_factory.mktemp('restoration')
+    images = str(draw_photographs(folder / 'images'))
+    cfg = Config.fromfile(MINI)
+    cfg.model = dict(
+        type=cfg.model.type, data_preprocessor=PREPROCESSOR,
+        tail=dict(channels=16), **detector_parts('FPT'))
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)
+    cfg.train_dataloader.dataset.data_root = images
+    cfg.train_dataloader.dataset.pipeline[1].scale = (64, 48)
+    cfg.val_dataloader.num_workers = 0
+    for dataset in cfg.val_dataloader.dataset.datasets:
+        dataset.update(data_root=images, indices=2)
+    cfg.train_cfg.update(max_iters=4, val_interval=4)
+    cfg.default_hooks.checkpoint.interval = 2
+    cfg.randomness = dict(seed=3)
+    cfg.dump(folder / 'config.py')
+    return folder / 'config.py'
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('work')
+    runner = train(work_dir, 'randomness.seed=3', config=config)
+    return work_dir, {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+
+def test_draws_and_compares_with_doing_nothing(trained):
+    work_dir, _ = trained
+    picture = mmcv.imread(str(work_dir / 'reconstructions/iter_4.png'))
+    assert picture.shape == (2 * 68, 3 * 52, 3)
+    clean, degraded = picture[:64, :48], picture[:64, 52:100]
+    assert not np.array_equal(clean, degraded)
+    lines = [json.loads(line) for path in work_dir.glob('*/vis_data/scalars.json')
+             for line in path.read_text().splitlines()]
+    found = next(line for line in lines if 'PSNR' in line)
+    for task in ('noise30', 'noise50', 'rain', 'sr2', 'sr3', 'sr4'):
+        assert 5 < found[f'{task}/PSNR_input'] < 50
+        assert abs(found[f'{task}/PSNR'] - found[f'{task}/PSNR_input']) < 5
+        assert 0 < found[f'{task}/SSIM_input'] < 1
+
+
+@pytest.mark.slow
+def test_resumes_exactly(trained, config, tmp_path):
+    train(tmp_path, 'train_cfg.max_iters=2', config=config)
+    runner = train(tmp_path, 'randomness.seed=3', config=config, flags=('--resume', ))
+    for name, value in runner.model.state_dict().items():
+        assert np.array_equal(value, trained[1][name]), name
+
+
+@pytest.mark.parametrize('write, text', [
+    (lambda path: path.write_bytes(b'no image'), r'0\.png'),
+    (lambda path: mmcv.imwrite(np.zeros((20, 99, 3), np.uint8), str(path)),
+     r'20x99 in .*0\.png')])
+def test_bad_images_are_named(write, text, config, tmp_path):
+    write(draw_photographs(tmp_path / 'images', 1) / '0.png')
+    with pytest.raises(ValueError, match=text):
+        train(tmp_path, f'train_dataloader.dataset.data_root={tmp_path}/images',
+              config=config)
+
+
+@pytest.mark.slow
+def test_learns_to_restore(config, tmp_path):
+    """Noise of sigma 50 on discs: far above doing nothing after a few steps."""
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.pipeline[4].tasks = ['noise50']
+    cfg.train_cfg.update(max_iters=60, val_interval=60)
+    cfg.param_scheduler = None
+    cfg.custom_hooks = []
+    cfg.dump(tmp_path / 'config.py')
+    train(tmp_path / 'work', 'randomness.seed=3', config=tmp_path / 'config.py')
+    line = next((tmp_path / 'work').glob('*/vis_data/scalars.json')).read_text()
+    found = json.loads(line.splitlines()[-1])
+    assert found['noise50/PSNR'] > found['noise50/PSNR_input'] + 3

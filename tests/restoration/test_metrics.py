@@ -1,0 +1,115 @@
+"""PSNR and SSIM are scikit-image's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.structures import BaseDataElement
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from fpt_plugin import PSNR, SSIM
+
+
+def images(seed=0, shape=(3, 40, 53)):
+    rng = np.random.default_rng(seed)
+    target = rng.integers(256, size=shape)
+    target[:, 10:30] = target[:, 10:30].mean((1, 2), keepdims=True)
+    image = (target + rng.normal(0, 20, shape)).round().clip(0, 255)
+    return (torch.from_numpy(x.astype(np.uint8)) for x in (image, target))
+
+
+def theirs(name, image, target):
+    """scikit-image's, of (H, W, C)."""
+    if name == 'PSNR':
+        return peak_signal_noise_ratio(target, image, data_range=255)
+    return structural_similarity(
+        target, image, data_range=255, channel_axis=-1, gaussian_weights=True,
+        sigma=1.5, use_sample_covariance=False)
+
+
+def figure(metric, image, target, task=None, **batch):
+    sample = dict(pred_img=image, gt_img=target)
+    metric.process(batch, [dict(sample, task=task) if task else sample])
+    return metric.evaluate(1)
+
+
+@pytest.mark.parametrize('metric', [PSNR, SSIM])
+@pytest.mark.parametrize('order', ['bgr', 'rgb'])
+@pytest.mark.parametrize('border', [0, 3])
+@pytest.mark.parametrize('luminance', [False, True])
+def test_equal_scikit_images(metric, order, border, luminance):
+    image, target = images()
+    found = figure(metric(
+        luminance=luminance, crop_border=border, channel_order=order), image, target)
+    inside = slice(border, -border or None)
+    both = [x.permute(1, 2, 0).numpy()[inside, inside] for x in (image, target)]
+    if luminance:
+        both = [x[..., ::-1] if order == 'bgr' else x for x in both]
+        both = [rgb2ycbcr(x)[..., :1] for x in both]
+    assert found == {metric.name: pytest.approx(
+        theirs(metric.name, *both), rel=1e-7)}
+
+
+def test_restored_images_are_rounded_and_clipped():
+    image, target = images()
+    noisy = image.float() + 0.3
+    noisy[image == 255] = 400
+    assert figure(PSNR(), noisy, target) == figure(PSNR(), image, target)
+
+
+def test_equal_images():
+    image, _ = images()
+    assert figure(PSNR(), image, image) == dict(PSNR=np.inf)
+    assert figure(SSIM(), image, image) == dict(SSIM=pytest.approx(1))
+
+
+def test_tasks_and_doing_nothing():
+    evaluator = Evaluator([PSNR(compare_input=True), SSIM(prefix='x')])
+    inputs, samples = [], []
+    for seed, task in enumerate(['sr2', 'rain', 'sr2']):
+        image, target = images(seed, (3, 40, 52))
+        small = image[:, ::2, ::2].float() if task == 'sr2' else image
+        inputs.append(small)
+        samples.append(BaseDataElement(
+            metainfo=dict(task=task), pred_img=image, gt_img=target))
+    evaluator.process(samples, dict(inputs=inputs))
+    found = evaluator.evaluate(3)
+    single = [figure(PSNR(), s.pred_img, s.gt_img)['PSNR'] for s in samples]
+    assert found['sr2/PSNR'] == pytest.approx((single[0] + single[2]) / 2)
+    assert found['rain/PSNR'] == found['rain/PSNR_input'] == single[1]
+    assert found['PSNR'] == pytest.approx(sum(single) / 3)
+    assert found['sr2/PSNR_input'] < found['sr2/PSNR']
+    assert {'x/SSIM', 'x/rain/SSIM', 'x/sr2/SSIM'} < set(found)
+
+
+def test_the_border_of_a_scale():
+    image, target = images()
+    metric = PSNR(crop_border='scale')
+    for task, border in (('sr3', 3), ('rain', 0), (None, 0)):
+        assert figure(metric, image, target, task)['PSNR'] == figure(
+            PSNR(crop_border=border), image, target)['PSNR']
+
+
+@pytest.mark.parametrize('settings, text', [
+    (dict(crop_border=-1), 'crop_border'), (dict(crop_border='x'), 'crop_border'),
+    (dict(channel_order='gbr'), 'channel_order')])
+def test_refused_settings(settings, text):
+    with pytest.raises(ValueError, match=text):
+        PSNR(**settings)
+
+
+def test_refused_images():
+    image, target = images()
+    with pytest.raises(ValueError, match=r'pred_img must have the shape'):
+        figure(PSNR(), image[:, 1:], target)
+    with pytest.raises(ValueError, match='crop_border=20 leaves nothing'):
+        figure(PSNR(crop_border=20), image, target)
+    with pytest.raises(ValueError, match='sides of at least 11'):
+        figure(SSIM(crop_border=15), image, target)
+    with pytest.raises(ValueError, match='three channels'):
+        figure(PSNR(luminance=True), image[:1], target[:1])
+    with pytest.raises(TypeError, match='luminance'):
+        PSNR(luminance=1)
