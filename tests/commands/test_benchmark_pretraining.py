@@ -46,13 +46,12 @@ def test_every_parameter_learns(candidate, dtype):
     state = case.prepare(candidate)
     case.run(candidate, state).backward()
     assert all(leaf.grad is not None for leaf in case.leaves(state))
-    assert case.least_bytes(candidate) > 0
 
 
 def test_too_much_memory_is_skipped_by_name(tmp_path):
     out = main(parser().parse_args([
-        'pretraining', '--cases', 'mini-128', '--batch', '1', '--repeats', '1',
-        '--no-memory', '--limit-gib', '0.005', '--out', str(tmp_path / 'a.json')]))
+        'pretraining', '--cases', 'mini-192', '--batch', '1', '--repeats', '1',
+        '--no-memory', '--limit-gib', '0.02', '--out', str(tmp_path / 'a.json')]))
     record, = json.loads(out.read_text())['records']
     assert 'would hold' in record['candidates']['SimMIM']['skipped']
     assert 'both' in record['candidates']['GreenMIM groups']

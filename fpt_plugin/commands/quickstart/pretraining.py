@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ...io.files import replacing
 from ...openmmlab.models import load_config
 from ...pretraining import UnlabelledImages
 from ...pretraining.reconstruction_hook import draw_reconstructions
@@ -20,6 +22,7 @@ from .task import CACHE, Task
 from .trees import DEEPFOREST, prepare_trees
 
 PICTURE_TILES = 4
+LOSS = 'loss.png'
 
 
 class Pretraining(Task):
@@ -65,7 +68,8 @@ class Pretraining(Task):
         return {name: metrics[f'reconstruction/{name}'] for name in self.shown}
 
     def draw(self, runner: Runner, path: Path) -> Path:
-        """Draw held-out tiles."""
+        """Draw held-out tiles, and beside them the loss of the training."""
+        draw_loss(runner, path.with_name(LOSS))
         dataset = runner.test_loop.dataloader.dataset
         count = min(PICTURE_TILES, len(dataset))
         inputs = [dataset[i]['inputs'] for i in range(count)]
@@ -88,10 +92,28 @@ class Pretraining(Task):
             'The flat guess is the mean colour of the visible squares, with the '
             'brightness and contrast of each hidden one but for simmim, whose '
             'figures do not compare with the others',
+            f'Loss: {Path(summary["picture"]).with_name(LOSS)}',
             f'Backbone: {summary["backbone"]}, for a config with',
             *(f'    {line}' for line in summary['usage']),
             f'such as configs/{self.detector}'
         ]
+
+
+def draw_loss(runner: Runner, path: Path) -> None:
+    """Draw the loss of every step, resumed ones included, and its course."""
+    from matplotlib.figure import Figure
+    losses, _ = runner.message_hub.get_scalar('train/loss').data
+    width = max(1, len(losses) // 50)
+    means = np.convolve(losses, np.full(width, 1 / width), 'valid')
+    figure = Figure(figsize=(6, 3), layout='constrained')
+    axes = figure.subplots()
+    axes.plot(losses, color='lightgrey', linewidth=0.5)
+    axes.plot(np.arange(len(means)) + (width - 1) / 2, means)
+    axes.set_xlabel('step')
+    axes.set_ylabel(f'loss, and means of {width} steps', fontsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format='png')
 
 
 @contextmanager

@@ -349,6 +349,8 @@ def test_pretraining(small_pretraining, capsys, monkeypatch):
     tile = cv2.imread('data/trees/val/0.png')
     assert np.array_equal(picture[:64, :64], tile)
     assert (picture[:64, 68:132] == 127).all(-1).mean() == 0.75
+    curve = cv2.imread(str(folder / 'loss.png'))
+    assert curve.shape == (450, 900, 3) and curve.std() > 1
     shown = capsys.readouterr().out
     assert 'EXPLAINED' in shown and '--task pretraining --method uniform' in shown
     assert f'checkpoint={summary["backbone"]!r}' in shown
@@ -372,6 +374,7 @@ def test_pretraining(small_pretraining, capsys, monkeypatch):
     assert run('--task', 'pretraining', '--epochs', '2') == summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['uniform', 'simmim'])
 def test_other_methods_of_pretraining(small_pretraining, method):
     summary = run('--task', 'pretraining', '--epochs', '1', '--method', method)

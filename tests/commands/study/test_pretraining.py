@@ -20,7 +20,7 @@ _base_ = {base!r}
 backbone = dict(embed_dims=8, num_heads=(1, 1, 1, 2), window_size=2)
 settings = dict(
     model=dict(backbone=backbone),
-    train_dataloader=dict(batch_size=2),
+    train_dataloader=dict(batch_size=2, dataset=dict(indices=None)),
     default_hooks=dict(checkpoint=dict(interval=1)))
 study = dict(rows=dict(
     greenmim=dict(pretrain=dict(length=3, settings=settings)),
@@ -101,7 +101,8 @@ def test_settings_of_a_pretraining_count(study):
     """Those of the row's own config do not change it."""
     marks = []
     for old, new in (('length=3', 'length=3'), ('length=3', 'length=4'),
-                     ('batch_size=2)', 'batch_size=3)'), ('[0, 1]', '[1, 2]')):
+                     ('batch_size=2, dataset', 'batch_size=3, dataset'),
+                     ('[0, 1]', '[1, 2]')):
         study.write_text(study.read_text().replace(old, new, 1))
         configs = Study.load(str(study)).configs_of('greenmim', 0)
         marks.append((fingerprint(*configs), fingerprint(configs[1])))
