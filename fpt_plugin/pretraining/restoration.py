@@ -130,9 +130,10 @@ class RestorationPretrainer(BaseModel):
         Args:
             inputs: (B, C, H, W), degraded, normalised, of any size that the
                 backbone takes.
-            data_samples: One for each image, with its ``task`` and, except for
-                ``'tensor'``, ``gt_img``, the clean image (C, H', W') in 0..255,
-                which may be smaller where the batch is padded.
+            data_samples: One for each image, with its ``task`` and ``gt_img``, the
+                clean image (C, H', W') in 0..255, which may be smaller where the
+                batch is padded. ``'tensor'`` needs no clean images, and takes the
+                model's first task for a sample without one.
             mode: ``'loss'``: a dict with the loss; ``'tensor'``: restored images
                 (B, C, H, W), normalised; ``'predict'``: the samples with
                 ``pred_img`` (C, H', W') in 0..255, not rounded.
@@ -145,7 +146,8 @@ class RestorationPretrainer(BaseModel):
         if mode not in ('loss', 'tensor', 'predict'):
             raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
                              f'got {mode!r}')
-        restored = self.restore(inputs, self.tasks_of(inputs, data_samples))
+        default = self.tasks[0] if mode == 'tensor' else None
+        restored = self.restore(inputs, self.tasks_of(inputs, data_samples, default))
         if mode == 'tensor':
             return restored
         if mode == 'loss':
@@ -171,9 +173,14 @@ class RestorationPretrainer(BaseModel):
             maps = [self.decode_head(maps)]
         return self.tail(maps, inputs, tasks)
 
-    def tasks_of(self, inputs: Tensor,
-                 data_samples: list[BaseDataElement] | None) -> Tensor:
+    def tasks_of(self, inputs: Tensor, data_samples: list[BaseDataElement] | None,
+                 default: str | None = None) -> Tensor:
         """The numbers of the images' tasks: (B,).
+
+        Args:
+            inputs: (B, C, H, W).
+            data_samples: One for each image.
+            default: The task of a sample without one.
 
         Raises:
             ValueError: There is not a sample for each image, or its task is not
@@ -183,7 +190,7 @@ class RestorationPretrainer(BaseModel):
             given = 'None' if data_samples is None else len(data_samples)
             raise ValueError(f'data_samples must tell the task of each of '
                              f'{len(inputs)} images, got {given}')
-        names = [sample.get('task') for sample in data_samples]
+        names = [sample.get('task', default) for sample in data_samples]
         for name in names:
             if name not in self.tasks:
                 raise ValueError(f'the task of an image must be one of {self.tasks}, '

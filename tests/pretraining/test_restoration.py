@@ -6,8 +6,10 @@ import pytest
 import torch
 from helpers.restorers import NECKS, batch_of, detector_parts, restorer, segmentor_parts
 from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
 from torch.nn import functional as F
 
+from fpt_plugin.commands.complexity.command import complexity
 from fpt_plugin.pretraining.restoration_tail import filtered
 from fpt_plugin.restoration.degradations import TASKS
 
@@ -222,6 +224,10 @@ def test_refused_inputs():
         model(inputs, samples[:1])
     for sample in samples:
         sample.set_metainfo(dict(task='rain'))
+    bare = [BaseDataElement() for _ in samples]
+    with pytest.raises(ValueError, match='got None'):
+        model(inputs, bare, mode='predict')
+    assert torch.equal(model(inputs, bare), model(inputs, samples))
     with pytest.raises(ValueError, match='mode must be'):
         model(inputs, samples, mode='losses')
     with pytest.raises(TypeError, match='floating point'):
@@ -232,6 +238,14 @@ def test_refused_inputs():
         sample.gt_img = sample.gt_img[:, :32]
     with pytest.raises(ValueError, match='clean images must have the size'):
         model(inputs, samples, mode='loss')
+
+
+@pytest.mark.parametrize('parts', [detector_parts, segmentor_parts])
+def test_its_cost_is_counted(parts):
+    model = restorer(parts('FPT'))
+    cost = complexity(model, (64, 96))
+    assert cost.total.macs > 0
+    assert cost.total.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_it_is_registered():

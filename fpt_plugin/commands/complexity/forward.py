@@ -87,7 +87,7 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
     for module in model.modules():
         if hasattr(module, 'roi_layers'):
             module.forward = functools.partial(_roi_features, module)
-    if hasattr(model, 'decode_head'):
+    if hasattr(model, 'encode_decode'):
         _run_segmentor(model, images, samples, attempt)
     elif has_plain_roi_head(model):
         _run_two_stage(model, images, attempt)
