@@ -66,12 +66,24 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         GreenMIMDecoder,
         PackImage,
         RandomResizedCrop,
+        ReconstructionError,
         ReconstructionHook,
         RestorationPretrainer,
         SimMIM,
         UnlabelledImages,
     )
-    from .restoration import IPT, PSNR, SSIM, Degrade
+    from .restoration import (
+        IPT,
+        PSNR,
+        SSIM,
+        TTSR,
+        CropWithReference,
+        Degrade,
+        LoadCleanImage,
+        LoadReference,
+        PairedImages,
+        ReferencePairs,
+    )
 
     mends.apply()
     __all__ += [
@@ -83,8 +95,9 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'TrainGraftOnlyHook', 'ReseedHook', 'WholeCheckpointHook',
         'GraftOptimWrapperConstructor', 'GreenMIM', 'SimMIM', 'GreenMIMDecoder',
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
-        'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
-        'RestorationPretrainer'
+        'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
+        'TTSR', 'PairedImages', 'LoadCleanImage',
+        'ReferencePairs', 'LoadReference', 'CropWithReference', 'RestorationPretrainer'
     ]
 else:
 

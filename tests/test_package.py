@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,17 +139,3 @@ def test_files_stay_short():
         if (count := len(file.read_text().splitlines())) > 450
     }
     assert not long
-
-
-def test_the_readmes_layers_run():
-    """As they stand, each block in a process of its own."""
-    readme = (PACKAGE.parent / 'README.md').read_text()
-    section = readme[readme.index('## Put it into my project'):]
-    section = section[:section.index('\n### ')]
-    blocks = re.findall(r'^```python\n(.*?)^```$', section, re.M | re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        result = subprocess.run([sys.executable, '-W', 'ignore', '-c', block],
-                                capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith('[(1, 128, 64, 64), (1, 128, 32, 32)')

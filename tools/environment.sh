@@ -116,8 +116,8 @@ built || build_mmcv
 if [ "$stack" = onedl ]; then
     install "onedl-mmdetection" --no-build-isolation "$mmdet"
 fi
-install "this package with the $stack distribution and the test tools" \
-    --no-build-isolation -e ".[$stack,dev]"
+install "this package with the $stack distribution, the tools of tests and docs" \
+    --no-build-isolation -e ".[$stack,dev,docs]"
 # opencv-python links the system's libGL and glib, which servers often lack;
 # the headless build brings the same module without them.
 if ! "$python" -c 'import cv2' 2>/dev/null; then

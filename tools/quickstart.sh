@@ -2,11 +2,13 @@
 # From nothing to a trained model: makes the environment, fetches pictures and
 # ImageNet weights, trains a detector of trees in aerial photographs (or, with
 # --task segmentation, a segmentor of nuclei in a microscope image) with an FPT
-# neck, evaluates it and draws what it found.
+# neck, evaluates it and draws what it found. --task pretraining trains a backbone on
+# the photographs without their boxes, for a detector of such photographs.
 #
 #   bash tools/quickstart.sh [--stack stock|onedl]
-#                            [--task detection|segmentation]
-#                            [--neck fpt|fpn|ufp] [--epochs N] [--seed N] [--fresh]
+#                            [--task detection|segmentation|pretraining]
+#                            [--neck fpt|fpn|ufp] [--method greenmim|uniform|simmim]
+#                            [--epochs N] [--seed N] [--fresh]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python_of_stack.sh" "$@"
 

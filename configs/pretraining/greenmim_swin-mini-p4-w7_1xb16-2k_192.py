@@ -14,6 +14,9 @@ train_dataloader = dict(
     num_workers=1,
     sampler=dict(type='InfiniteSampler'),
     dataset=dict(pipeline=pipeline))
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = (192, 192)
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
 iterations, warmup = 2000, 100
 train_cfg = dict(

@@ -59,6 +59,7 @@ COMMANDS = {
                          'measure speed, memory and error side by side'),
     'plot_benchmark': Command('plot_benchmark',
                               'plot the results of the benchmark'),
+    'restore': Command('restore', 'restore an image by a trained model'),
     'study': Command('study.command',
                      'compare necks with several seeds, at equal budget'),
     'quickstart': Command('quickstart.command',

@@ -21,13 +21,26 @@ class TrainingTime(Hook):
     """Counts the seconds of training, validation left out.
 
     The count is kept in the checkpoints, so a resumed run goes on counting.
+
+    Args:
+        loading: Whether waiting for the data, and all else between two
+            iterations, counts too.
     """
 
     KEY = 'train_seconds'
+    CPU_KEY = 'train_cpu_seconds'  # of this process, all threads together
+
+    def __init__(self, loading: bool = False) -> None:
+        self.loading = loading
+
+    def before_train(self, runner) -> None:
+        """Stop the clocks: a resumed loop loads first what it trained on before."""
+        self._start = None
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+        """Start the clocks."""
+        if not self.loading or self._start is None:
+            self._start = self._now()
 
     def after_train_iter(self,
                          runner,
@@ -35,12 +48,47 @@ class TrainingTime(Hook):
                          data_batch=None,
                          outputs=None) -> None:
         """Add what the iteration took."""
-        before = runner.message_hub.get_info(self.KEY, 0.0)
-        runner.message_hub.update_info(
-            self.KEY, before + time.perf_counter() - self._start)
+        now = self._now()
+        for key, start, end in zip((self.KEY, self.CPU_KEY), self._start, now):
+            before = runner.message_hub.get_info(key, 0.0)
+            runner.message_hub.update_info(key, before + end - start)
+        self._start = now
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
 
 
-def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
+def rescale_schedule(cfg: Config, length: int) -> None:
+    """Train for another number of epochs, or of iterations where those count.
+
+    Schedulers that count the same are stretched along. In a training of epochs a
+    warm-up of iterations stays as it is.
+    """
+    by_epoch = 'max_iters' not in cfg.train_cfg
+    key = 'max_epochs' if by_epoch else 'max_iters'
+    old = cfg.train_cfg[key]
+
+    def stretched(count: int) -> int:
+        return count and max(1, round(count * length / old))
+
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get('by_epoch', True) != by_epoch:
+            continue
+        begin = scheduler.get('begin', 0)
+        if 'T_max' in scheduler:
+            scheduler.T_max = stretched(begin + scheduler.T_max) - stretched(begin)
+        for name in {'begin', 'end'} & set(scheduler):
+            scheduler[name] = stretched(scheduler[name])
+        if 'milestones' in scheduler:
+            scheduler.milestones = [*map(stretched, scheduler.milestones)]
+    cfg.train_cfg[key] = length
+    if 'val_interval' in cfg.train_cfg:
+        cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, length)
+
+
+def train_or_go_on(cfg: Config, fresh: bool = False,
+                   clock: TrainingTime | None = None) -> Runner:
     """Train in ``cfg.work_dir``, or go on with what is there.
 
     The settings are noted beside the checkpoints: those of other settings are
@@ -49,6 +97,7 @@ def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
     Args:
         cfg: The config, work folder included.
         fresh: Train again although a run of the same settings is there.
+        clock: What counts the seconds; None: iterations alone.
     """
     work_dir = Path(cfg.work_dir)
     key = dict(
@@ -69,6 +118,6 @@ def train_or_go_on(cfg: Config, fresh: bool = False) -> Runner:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)
         write_json(settings, key)
     runner = build_runner(cfg)
-    runner.register_hook(TrainingTime(), priority='VERY_LOW')
+    runner.register_hook(clock or TrainingTime(), priority='VERY_LOW')
     runner.train()
     return runner

@@ -1,6 +1,7 @@
 """Test a detector or a segmentor from a config, as mmdet's and mmseg's tools do.
 
-One command serves both libraries: the config's ``default_scope`` says whose.
+One command serves both libraries: the config's ``default_scope`` says whose. It is
+``'mmengine'`` for models that are pre-trained without labels.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from ..engine.data_checks import check_data, unscoped_type
 from ..engine.device_checks import check_sync_bn
 from ..engine.resume import check_checkpoint
 from ..engine.running import run_test
+from ..openmmlab.pins import SCOPES
 from .common import launch_config, launch_parser, reporting
 
+# What a config says of a test.
+PARTS = ('test_dataloader', 'test_evaluator', 'test_cfg')
 # Metrics of mmseg that write label maps.
 WRITERS = ('IoUMetric', 'CityscapesMetric')
 
@@ -48,7 +52,7 @@ def test_config(args: argparse.Namespace) -> Config:
     Raises:
         ValueError: A flag does not fit the config.
     """
-    cfg = launch_config(args)
+    cfg = launch_config(args, (*SCOPES, 'mmengine'))
     cfg.load_from = args.checkpoint
     detection = cfg.default_scope == 'mmdet'
     if args.show or args.show_dir:
@@ -62,6 +66,9 @@ def test_config(args: argparse.Namespace) -> Config:
                              f'config, got none in {args.config}')
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    if args.out is not None and cfg.default_scope == 'mmengine':
+        raise ValueError('--out writes detections or label maps, and the model of '
+                         f'{args.config} has none, got {args.out!r}')
     if args.out is not None and not detection:
         _keep_label_maps(cfg.test_evaluator, args.out)
     if args.out is not None and detection \
@@ -157,6 +164,10 @@ def prepare_test(args: argparse.Namespace) -> Config:
             says, or the checkpoint is damaged.
     """
     cfg = test_config(args)
+    missing = [key for key in PARTS if cfg.get(key) is None]
+    if missing:
+        raise ValueError(f'the config must have {", ".join(PARTS)} to be tested; '
+                         f'{", ".join(missing)} is missing in {args.config}')
     check_sync_bn(cfg)
     check_data(cfg, 'test')
     check_checkpoint(cfg.load_from)

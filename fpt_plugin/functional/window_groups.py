@@ -65,11 +65,7 @@ def group_windows(coords: Tensor,
         raise ValueError('window and shift must satisfy 0 <= shift < window, got '
                          f'window={window}, shift={shift}')
     count = len(coords)
-    rows, columns = ((coords + window - shift) // window).unbind(1)
-    windows, counts = torch.unique(
-        rows * (columns.max() + 1) + columns,
-        return_inverse=True,
-        return_counts=True)[1:]
+    windows, counts = count_tokens(coords, window, shift)
     # Few tokens are one group: one small product costs less than many.
     size = count if count <= window**2 else int(counts.max())
     group_of = torch.tensor(
@@ -91,6 +87,25 @@ def group_windows(coords: Tensor,
         for tensor in (slots.view(-1, size), inside.view(-1, size), places, coords))
     return WindowGroups(slots, places, _pairs(coords[slots], inside, window),
                         window)
+
+
+def count_tokens(coords: Tensor, window: int,
+                 shift: int = 0) -> tuple[Tensor, Tensor]:
+    """Find the windows of some tokens of a map.
+
+    Args:
+        coords: (N, 2), row and column of each token.
+        window: Side of a window.
+        shift: By how much windows are moved up and left.
+
+    Returns:
+        The window of each token (N,), and how many tokens each window has.
+    """
+    rows, columns = ((coords + window - shift) // window).unbind(1)
+    return torch.unique(
+        rows * (columns.max() + 1) + columns,
+        return_inverse=True,
+        return_counts=True)[1:]
 
 
 def _pairs(coords: Tensor, inside: Tensor, window: int) -> Tensor:

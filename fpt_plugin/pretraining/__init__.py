@@ -3,6 +3,7 @@
 from .decoder import GreenMIMDecoder
 from .green_mim import GreenMIM
 from .images import UnlabelledImages
+from .reconstruction_error import ReconstructionError
 from .reconstruction_hook import ReconstructionHook
 from .restoration import RestorationPretrainer
 from .sim_mim import SimMIM
@@ -10,5 +11,5 @@ from .transforms import PackImage, RandomResizedCrop
 
 __all__ = [
     'GreenMIM', 'SimMIM', 'GreenMIMDecoder', 'UnlabelledImages', 'RandomResizedCrop',
-    'PackImage', 'ReconstructionHook', 'RestorationPretrainer'
+    'PackImage', 'ReconstructionError', 'ReconstructionHook', 'RestorationPretrainer'
 ]

@@ -74,8 +74,9 @@ class MaskedImageModel(BaseModel):
             mode: ``'loss'``: a dict with the loss; ``'tensor'``: the images
                 (B, C, H, W) with predicted pixels where they were hidden;
                 ``'predict'``: a sample for each image, with ``pred``, these
-                pixels (C, H, W), and ``mask`` (H, W), true where hidden.
-                Predicted pixels are normalised as the inputs are.
+                pixels (C, H, W), ``mask`` (H, W), true where hidden, and
+                ``error`` and ``flat_error``, see :meth:`errors`. Predicted
+                pixels are normalised as the inputs are.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
@@ -88,12 +89,16 @@ class MaskedImageModel(BaseModel):
         if mode not in ('tensor', 'predict'):
             raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
                              f'got {mode!r}')
-        images, hidden = self.reconstruct(inputs, visible, grid)
+        predicted = self.predict(inputs, visible, grid)
+        images, hidden = self._joined(inputs, predicted, visible, grid)
         if mode == 'tensor':
             return images
         samples = data_samples or [BaseDataElement() for _ in images]
-        for sample, image, mask in zip(samples, images, hidden):
+        for sample, image, mask, *errors in zip(
+                samples, images, hidden,
+                *self.errors(inputs, predicted, visible, grid)):
             sample.pred, sample.mask = image, mask
+            sample.error, sample.flat_error = errors
         return samples
 
     def panels(self, batch: dict) -> list[Tensor]:
@@ -131,13 +136,33 @@ class MaskedImageModel(BaseModel):
              grid: tuple[int, int]) -> Tensor:
         """Compare predictions of the hidden units with their pixels."""
         dtype = accumulation_dtype(inputs)
-        hidden = others(visible, grid[0] * grid[1])
-        target = self._pixels(inputs, hidden).to(dtype)
-        if self.normalises:
-            mean, deviation = _moments(target)
-            target = (target - mean) / deviation
+        target = self._targets(inputs, others(visible, grid[0] * grid[1]))
         return self.distance(
             self.predict(inputs, visible, grid).to(dtype), target)
+
+    def errors(self, inputs: Tensor, predicted: Tensor, visible: Tensor,
+               grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Mean squared errors of the hidden units of each image.
+
+        Args:
+            inputs: (B, C, H, W), normalised.
+            predicted: (B, M, pixels of a unit), what :meth:`predict` returns.
+            visible: (1 or B, V), the visible units.
+            grid: Rows and columns of units in an image.
+
+        Returns:
+            The error of the prediction and that of a flat guess, (B,) each. The
+            guess is the mean colour of the visible units in each image, as
+            targets: where these are normalised unit by unit, it has the
+            brightness and contrast of each hidden unit, which the prediction is
+            not asked for either.
+        """
+        target = self._targets(inputs, others(visible, grid[0] * grid[1]))
+        seen = self._targets(inputs, visible).unflatten(2, (self.in_channels, -1))
+        colour = seen.mean((1, 3), keepdim=True)  # (B, 1, C, 1)
+        flat = colour.expand(-1, -1, -1, self.mask_unit**2).flatten(2)
+        return tuple((guess.to(target.dtype) - target).square().mean((1, 2))
+                     for guess in (predicted, flat))
 
     def reconstruct(self, inputs: Tensor, visible: Tensor,
                     grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -148,8 +173,14 @@ class MaskedImageModel(BaseModel):
         Returns:
             The images (B, C, H, W), and where pixels were hidden (B, H, W).
         """
+        return self._joined(
+            inputs, self.predict(inputs, visible, grid), visible, grid)
+
+    def _joined(self, inputs: Tensor, predicted: Tensor, visible: Tensor,
+                grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What :meth:`reconstruct` returns, of a prediction."""
         hidden = beside(others(visible, grid[0] * grid[1]), inputs)
-        predicted = self.predict(inputs, visible, grid).to(inputs.dtype)
+        predicted = predicted.to(inputs.dtype)
         if self.normalises:
             mean, deviation = _moments(self._pixels(inputs, hidden))
             predicted = predicted * deviation + mean
@@ -186,6 +217,14 @@ class MaskedImageModel(BaseModel):
     def count_visible(self, grid: tuple[int, int]) -> int:
         """How many units of an image stay visible."""
         return count_visible(grid[0] * grid[1], self.mask_ratio)
+
+    def _targets(self, inputs: Tensor, chosen: Tensor) -> Tensor:
+        """Some units as they are to be predicted: (B, K, P), at least float32."""
+        target = self._pixels(inputs, chosen).to(accumulation_dtype(inputs))
+        if self.normalises:
+            mean, deviation = _moments(target)
+            target = (target - mean) / deviation
+        return target
 
     def _pixels(self, inputs: Tensor, chosen: Tensor) -> Tensor:
         """Pixels of some units: (B, K, C * side * side)."""

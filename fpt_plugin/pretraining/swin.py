@@ -87,7 +87,7 @@ def visible_features(swin: nn.Module, units: Tensor, places: Tensor,
     batch, count = units.shape[:2]
     x, size = embed_units(swin, units, places, grid)
     for stage in swin.stages:
-        coords = _coords(places, size, grid)
+        coords = token_coords(places, size, grid)
         plans: dict[int, WindowGroups] = {}
         for block in stage.blocks:
             shift = block.attn.shift_size
@@ -137,7 +137,7 @@ def embed_units(swin: nn.Module, units: Tensor, places: Tensor,
     """
     x, size = swin.patch_embed(units.flatten(0, 1))  # (B * V, h * w, C)
     x = x.reshape(len(units), -1, x.shape[-1])
-    coords = _coords(places, size, grid)
+    coords = token_coords(places, size, grid)
     width = grid[1] * size[1]
     x = add_positions(swin, x, (grid[0] * size[0], width),
                       coords[:, 0] * width + coords[:, 1])
@@ -183,8 +183,8 @@ def last_norm(swin: nn.Module) -> nn.Module:
     return getattr(swin, f'norm{len(swin.stages) - 1}')
 
 
-def _coords(places: Tensor, size: tuple[int, int],
-            grid: tuple[int, int]) -> Tensor:
+def token_coords(places: Tensor, size: tuple[int, int],
+                 grid: tuple[int, int]) -> Tensor:
     """Rows and columns in the image of all tokens of some units, unit by unit.
 
     Args:

@@ -100,7 +100,8 @@ class PackImage(BaseTransform):
         """Return ``inputs``, the image as a tensor (C, H, W).
 
         Behind :class:`~fpt_plugin.Degrade` there is a data sample, too, with
-        ``gt_img``, the clean image as a tensor, and the name of the ``task``.
+        ``gt_img``, the clean image as a tensor, and the name of the ``task``;
+        behind :class:`~fpt_plugin.LoadReference` also ``ref_img``.
         """
         packed = dict(inputs=_to_tensor(results['img']))
         if 'gt_img' in results:
@@ -108,6 +109,8 @@ class PackImage(BaseTransform):
                 metainfo=dict(
                     task=results['task'], img_path=results.get('img_path')),
                 gt_img=_to_tensor(results['gt_img']))
+            if 'ref_img' in results:
+                packed['data_samples'].ref_img = _to_tensor(results['ref_img'])
         return packed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import types
@@ -515,23 +514,6 @@ def test_the_paper_preset_needs_no_data():
         fpt_formula(LEVELS[:4], 256, 256, (1, 1, 1, 1), True).values())
     assert result.part('fpt').macs / 1e9 == pytest.approx(3640, abs=1)
     assert not result.notes
-
-
-@pytest.mark.parametrize('preset', ['light', 'default', 'full', 'paper'])
-def test_the_readmes_table_of_presets(preset):
-    row = re.search(rf'^\| `{preset}` \|.*\| (\d+) \|((?: [\d.]+ \|)+) '
-                    r'\*\*([\d.]+)\*\* \|$',
-                    (ROOT / 'README.md').read_text(), re.M)
-    neck = FPT([256, 512, 1024, 2048], 256, num_outs=5, preset=preset)
-    result = neck_complexity(
-        neck, [(c, *s) for c, s in zip((256, 512, 1024, 2048), LEVELS)])
-    part = result.part('fpt')
-    levels = [sum(b.macs for b in result.branches if b.level == level) / 1e9
-              for level in range(4)]
-    assert row[1] == str(neck.embed_channels)
-    assert row[2].replace('|', '').split() == [
-        f'{x:.1f}' for x in (part.parameters / 1e6, *levels)]
-    assert row[3] == f'{part.macs / 1e9:.1f}'
 
 
 def test_roi_heads_see_what_the_config_says():

@@ -181,17 +181,31 @@ def test_cfg_options_override_the_config(host):
     assert cfg.flag is True
 
 
-@pytest.mark.parametrize('scope', ["'mmpretrain'", "'mmengine'", 'None'])
+@pytest.mark.parametrize('scope', ["'mmpretrain'", 'None'])
 def test_a_scope_of_no_host_is_named(host, scope):
     more = [f'default_scope = {scope}']
-    # Models of mmengine's scope learn without labels.
-    makes = [cfg_to_test, *[cfg_to_train] * (scope != "'mmengine'")]
-    for make in makes:
+    for make in (cfg_to_test, cfg_to_train):
         with pytest.raises(ValueError) as caught:
             make(host, more=more)
         assert f'got {scope}' in str(caught.value)
         assert 'mmdet' in str(caught.value)
         assert 'tiny.py' in str(caught.value)
+
+
+@pytest.mark.parametrize('scope', ["'mmengine'", "'mmdet'"])
+def test_what_a_test_needs_is_named(host, scope):
+    """Models of mmengine's scope learn without labels, some are never tested."""
+    config = write(host, f'default_scope = {scope}', 'test_dataloader = dict()',
+                   'test_evaluator = None')
+    args = test_command.parser().parse_args([config, 'x.pth'])
+    with pytest.raises(ValueError, match=r'; test_evaluator, test_cfg is missing in '
+                       r'.*tiny\.py'):
+        test_command.prepare_test(args)
+
+
+def test_pre_training_has_no_predictions_to_write(host):
+    with pytest.raises(ValueError, match='--out writes detections or label maps'):
+        cfg_to_test(host, '--out', 'x.pkl', more=["default_scope = 'mmengine'"])
 
 
 def test_a_config_without_a_scope(host):

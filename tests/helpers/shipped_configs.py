@@ -39,7 +39,8 @@ def load_host(name: str) -> Config:
 
 
 def without_weights(cfg: Config) -> Config:
-    cfg.model.backbone.init_cfg = None
+    if 'backbone' in cfg.model:
+        cfg.model.backbone.init_cfg = None
     if 'pretrained' in cfg.model:  # mmseg's
         cfg.model.pretrained = None
     return cfg

@@ -81,3 +81,21 @@ def write_coco_squares(root, count=4, size=64):
                 images=images,
                 annotations=annotations,
                 categories=[dict(id=1, name='square')])))
+
+
+def draw_noise(path, height, width, channels=3, most=255):
+    """Write an image of noise, the same for paths of one length."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (height, width, 3)[:2 + (channels == 3)]
+    pixels = np.random.default_rng(len(str(path))).integers(
+        0, most, shape, np.uint8, endpoint=True)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def write_camvid(root):
+    """Write noise in CamVid's layout: four images to train on, one of val."""
+    for part, names in (('train', ('0006R0_1', '0016E5_1', '0001TP_1', '0001TP_2')),
+                        ('val', ('0016E5_2', ))):
+        for name in names:
+            draw_noise(root / part / f'{name}.png', 360, 480)
+            draw_noise(root / f'{part}annot' / f'{name}.png', 360, 480, 1, most=11)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.structures import PixelData
+from mmengine.registry import FUNCTIONS
+from mmengine.structures import BaseDataElement, PixelData
 
 from fpt_plugin.detectors.strides import watch_strides
 from helpers.restorers import batch_of
@@ -53,8 +55,13 @@ def train_step(cfg: Config) -> None:
     # Batches are padded to the size of the crops.
     if segments:
         cfg.model.data_preprocessor.size = SIZE
-    for augment in cfg.model.data_preprocessor.get('batch_augments') or ():
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    for augment in preprocessor.get('batch_augments') or ():
         augment.size = SIZE
+    size = SIZE
+    if 'crop' in cfg.model:
+        size = (cfg.model.crop, cfg.model.crop)
+        cfg.model.depth = 1  # layers are alike, and the paper's are large
     model = build(cfg).train()
     watch_strides(model)  # no false alarm
     model.init_weights()
@@ -62,12 +69,24 @@ def train_step(cfg: Config) -> None:
         data = segmentation_batch(cfg)
     elif detects:
         data = detection_batch(cfg, model)
+    elif 'collate_fn' in cfg.train_dataloader:
+        collate = dict(cfg.train_dataloader.collate_fn)
+        data = FUNCTIONS.get(collate.pop('type'))(
+            [dict(img=np.random.randint(256, size=(256, 256, 3), dtype=np.uint8))
+             for _ in range(2)], **collate)
+    elif cfg.model.type == 'TTSR':
+        size = (16, 20)
+        samples = [BaseDataElement(
+            gt_img=torch.randint(256, (3, 64, 80)).byte(),
+            ref_img=torch.randint(256, (3, 48, 40)).byte()) for _ in range(2)]
+        data = dict(inputs=[255 * torch.rand(3, *size) for _ in samples],
+                    data_samples=samples)
     else:  # images without labels
         data = dict(inputs=[torch.randint(256, (3, *SIZE)) for _ in range(2)])
         if hasattr(model, 'tasks'):  # with what was degraded
             data['data_samples'] = batch_of(SIZE)[1]
     data = model.data_preprocessor(data, True)
-    assert data['inputs'].shape == (2, 3, *SIZE)
+    assert data['inputs'].shape == (2, 3, *size)
     total, _ = model.parse_losses(model(**data, mode='loss'))
     total.backward()
     assert total.isfinite()

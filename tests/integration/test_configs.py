@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from itertools import combinations
 from math import prod
 
@@ -12,14 +11,10 @@ import torch
 from helpers.shipped_configs import (
     ALL,
     CONFIGS,
-    STACK,
     build,
     folder,
-    host_has,
-    host_of,
     load,
     load_host,
-    without_fpt,
 )
 from helpers.train_step import SIZE, train_step
 from mmengine.config import Config
@@ -27,6 +22,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 from fpt_plugin import (
     FPT,
+    IPT,
+    TTSR,
     UFP,
     BottomUpPyramid,
     GreenMIM,
@@ -37,14 +34,14 @@ from fpt_plugin import (
 )
 from fpt_plugin.necks.fusion import ConcatFusion
 
-# What a folder's configs are about: the modules, and the part of the model
-# that has a column of its own in the folder's README.
+# The modules that a folder's configs are about.
 MODULES = dict(
     fpt=(FPT, BottomUpPyramid, UFP),
+    ipt=IPT,
     lambda_resnet=LambdaLayer,
     pretraining=(GreenMIM, SimMIM, RestorationPretrainer, FPT),
-    quickstart=FPT)
-PARTS = dict(fpt='fpt', lambda_resnet='backbone')
+    quickstart=(FPT, GreenMIM),
+    ttsr=TTSR)
 REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
     'fpt/retinanet_r50_fpt_1x_coco.py',
@@ -53,6 +50,7 @@ REPRESENTATIVES = (
     'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
     'fpt/upernet_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
     'fpt/retinanet_pvt-t_fpt_1x_coco.py',
+    'ipt/ipt-mini_1xb16-3k_48.py',
     'fpt/sem-fpn_pvtv2-b0_fpt_4xb4-160k_ade20k-512x512.py',
     'lambda_resnet/faster-rcnn_lambda-r50_fpt_1x_coco.py',
     'lambda_resnet/faster-rcnn_r50_lambda-plugin-c4-c5_fpn_1x_coco.py',
@@ -63,6 +61,7 @@ REPRESENTATIVES = (
     'pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
     'pretraining/simmim_swin-t-p4-w7_8xb256-800e_224.py',
     'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py',
+    'ttsr/ttsr-mini_1xb4-2k_camvid-96.py',
 )
 # What others are compared with.
 PLAIN = 'quickstart/deformable-detr_mobilenet-v2_four-tiles.py'
@@ -232,106 +231,3 @@ def test_the_plugin_keeps_a_trained_resnet(tmp_path):
         expected = resnet(x)
         for backbone in (loaded, initialised):
             assert all(map(torch.equal, backbone(x), expected))
-
-
-# ------------------------------------------------------------------ READMEs
-
-
-# What rows say of a config, and of the model beside it, which some lack: millions
-# of parameters, GMACs, those of the part; GiB kept by one image, of the neck and
-# of all.
-OWN = re.compile(r'\| (?P<parameters>\d+\.\d) \| (?P<macs>\d+) \| (?P<part>\d+) \|'
-                 r'( (?P<neck_gib>\d+\.\d\d), (?P<gib>\d+\.\d\d) \|)?')
-OTHER = re.compile(r'\| (?P<parameters>\d+\.\d), (?P<macs>\d+)(, (?P<part>\d+))?'
-                   r'(, (?P<gib>\d+\.\d\d))? \|')
-
-
-def costs_of_readmes() -> list[tuple[str, dict, dict, tuple | None]]:
-    """Configs, what the READMEs say they cost, and the models beside them.
-
-    Last the size of the image, where it is not the usual one. Braces of names
-    are spelt out.
-    """
-    found = []
-    for name in PARTS:
-        for line in (CONFIGS / name / 'README.md').read_text().splitlines():
-            match = re.match(r'\| `([\w{},-]+)` \|', line)
-            if not match:
-                continue
-            own, other = (
-                {key: value for key, value in (cell.groupdict() if cell else {})
-                 .items() if value is not None}
-                for cell in (OWN.search(line), OTHER.search(line)))
-            size = re.search(r'\| (\d+)x(\d+) \|', line)
-            head, *options = re.split(r'\{(.*)\}', match[1])
-            for option in options[0].split(',') if options else ['']:
-                config = head + option + (options[1] if options else '')
-                found.append((f'{name}/{config}.py', own, other,
-                              tuple(map(int, size.groups())) if size else None))
-    return found
-
-
-def test_readmes_name_every_config():
-    assert {name for name, *_ in costs_of_readmes()} == {
-        name for name in ALL if folder(name) in PARTS
-    }
-
-
-@cache
-def counted(config: str, part: str, size: tuple[int, int] | None,
-            depth: int | None = None, fpt: bool = True) -> dict[str, str]:
-    from fpt_plugin.commands.complexity.command import complexity
-    result = complexity(
-        config if fpt else without_fpt(config), size,
-        cfg_options=depth and {'model.backbone.depth': depth})
-    assert result.complete
-    neck = [p for p in result.parts if p.name in ('pyramid', 'fpt')]
-    macs = sum(p.macs for p in result.parts if p.name == part)
-    return dict(
-        parameters=f'{result.total.parameters / 1e6:.1f}',
-        macs=f'{result.total.macs / 1e9:.0f}',
-        part=f'{macs / 1e9:.0f}',
-        neck_gib=f'{sum(p.saved_bytes for p in neck) / 2**30:.2f}',
-        gib=f'{result.total.saved_bytes / 2**30:.2f}')
-
-
-def assert_told(told: dict[str, str], counted: dict[str, str]) -> None:
-    """To the digit; some models of the fork are a little larger."""
-    for key, figure in told.items():
-        assert float(figure) == pytest.approx(
-            float(counted[key]), rel=0.005 if STACK == 'onedl' else 0, abs=0), key
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name, own, other, size', costs_of_readmes())
-def test_costs_of_the_readmes(name, own, other, size):
-    """Beside a host's config, whose ResNet is as deep; else without FPT."""
-    part = PARTS[folder(name)]
-    wanted = {'parameters', 'macs', 'part'}
-    assert set(own) == (wanted | {'neck_gib', 'gib'} if part == 'fpt' else wanted)
-    assert_told(own, counted(str(CONFIGS / name), part, size))
-    if not other:
-        return
-    if host_has(name):
-        depth = load(name).model.backbone.get('depth')
-        depth = depth if depth is None or isinstance(depth, int) else 50
-        expected = counted(host_of(name), part, size, depth)
-    else:
-        expected = counted(name, part, size, fpt=False)
-    assert_told(other, expected)
-
-
-def test_the_projects_readme_says_the_same():
-    """Its rows link to configs, whose own rows the test above counts."""
-    rows = {name: (own, other) for name, own, other, _ in costs_of_readmes()}
-    linked = re.findall(
-        r'\| ([\d.]+), (\d+), ([\d.]+) '
-        r'\| \[([\d.]+), (\d+), ([\d.]+)\]\(configs/(.*?)\) '
-        r'\| (\d+); ([\d.]+) \|',
-        (CONFIGS.parent / 'README.md').read_text())
-    assert len(linked) == 18
-    for *numbers, name, part, neck_gib in linked:
-        own, other = rows[name]
-        keys = ('parameters', 'macs', 'gib')
-        assert numbers == [*map(other.get, keys), *map(own.get, keys)]
-        assert (part, neck_gib) == (own['part'], own['neck_gib'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -182,6 +183,18 @@ def test_the_sdist_holds_what_a_wheel_needs_and_no_tests(sdist):
         'CHANGELOG.md', 'LICENSE', 'MANIFEST.in', 'PKG-INFO', 'README.md',
         'model-index.yml', 'pyproject.toml', 'setup.cfg', 'setup.py'
     }
+
+
+def test_the_description_has_no_relative_links(sdist):
+    """An index shows the README away from its repository."""
+    with tarfile.open(sdist) as archive:
+        name, = (name for name in archive.getnames()
+                 if Path(name).parts[1:] == ('PKG-INFO', ))
+        text = archive.extractfile(name).read().decode()
+    targets = re.findall(r'\]\(([^)\s]+)\)', text)
+    assert any('arxiv.org' in target for target in targets)
+    assert all(target.startswith('https://') for target in targets)
+    assert '[Get started]' not in text and 'Get started' in text
 
 
 def test_nothing_but_the_package_is_installed(environment):

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.code_blocks import code_blocks
 from helpers.runs import alone
 from helpers.small_models import DETECTORS, SEGMENTORS, train
 from mmdet.apis import DetInferencer, inference_detector, init_detector
@@ -227,31 +228,20 @@ def test_other_ranges_are_refused(trained, name):
                 call(wrong)
 
 
-# ----------------------------------------------------------------------- README
+# ---------------------------------------------------------------- docs/deploy.md
 
-SECTION = re.compile(r'^## Inference$(.*?)^## ', re.MULTILINE | re.DOTALL)
 HOSTS = dict(mmdet=list(DETECTORS)[0], mmseg=list(SEGMENTORS)[0])
+SNIPPETS = {name: code for _, name, code in code_blocks() if name is not None}
 
 
-def snippets() -> dict[str, str]:
-    """The Python blocks of the README's section, by the host they import."""
-    section = SECTION.search((ROOT / 'README.md').read_text())
-    assert section, 'README.md has no section "## Inference"'
-    blocks = re.findall(r'^```python\n(.*?)^```$', section[1],
-                        re.MULTILINE | re.DOTALL)
-    found = {re.search(r'\bmm(det|seg)\b', block)[0]: block for block in blocks}
-    assert len(found) == len(blocks), 'one block a host'
-    return found
-
-
-def test_the_readme_has_a_snippet_for_each_host():
-    assert snippets().keys() == HOSTS.keys()
+def test_the_guide_has_a_snippet_for_each_host():
+    assert SNIPPETS.keys() == HOSTS.keys()
 
 
 @pytest.mark.parametrize('host', HOSTS)
-def test_the_readme_s_snippets_run(trained, tmp_path, host):
+def test_the_guides_snippets_run(trained, tmp_path, host):
     """As they stand, in a process of their own, with files of their names."""
-    code, run = snippets()[host], trained(HOSTS[host])
+    code, run = SNIPPETS[host], trained(HOSTS[host])
     sources = dict(pth=run.checkpoint, py=run.config, png=run.images[0])
     given = re.findall(r"'([\w./-]+\.(pth|py|png|jpg))'", code)
     assert {suffix for _, suffix in given} & {'png', 'jpg'}

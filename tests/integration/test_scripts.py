@@ -82,7 +82,7 @@ def test_environment_is_made_once(checkout):
     assert 'about 15 minutes' in first.stderr
     done = calls(checkout)
     for wanted in ('torch==2.13.0', 'setuptools<81', 'mmcv==2.1.0',
-                   '.[stock,dev]'):
+                   '.[stock,dev,docs]'):
         assert wanted in done
     second = call(checkout, 'environment.sh')
     assert second.stdout == first.stdout and not second.stderr
@@ -97,7 +97,7 @@ def test_the_other_stack_has_its_own_environment(checkout):
     call(checkout, 'environment.sh')
     other = call(checkout, 'environment.sh', '--stack', 'onedl')
     assert other.stdout.strip() == str(checkout / '.venv-onedl/bin/python')
-    assert '.[onedl,dev]' in calls(checkout)
+    assert '.[onedl,dev,docs]' in calls(checkout)
 
 
 @pytest.mark.parametrize('step, words', [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from helpers.masked_swins import LIBRARIES, SMALL, green_mim, hide_keys, sim_mim, swin
@@ -189,6 +191,27 @@ def test_a_perfect_prediction_reconstructs_the_image():
     torch.testing.assert_close(
         model.reconstruct(x, visible, grid)[0], x, rtol=1e-4, atol=1e-4)
     assert model.loss(x, visible, grid) < 1e-10
+
+
+@pytest.mark.parametrize('make', [green_mim, sim_mim])
+def test_errors_are_those_of_the_hidden_pixels(make):
+    """In float64, unit by unit, from the samples' own images and masks."""
+    model, x = make().double(), images().double()
+    for image, sample in zip(x, model(x, mode='predict')):
+        shown, hidden = [], []
+        for row, column in product(range(3), range(4)):
+            unit = (..., slice(32 * row, 32 * row + 32),
+                    slice(32 * column, 32 * column + 32))
+            true, guess = image[unit], sample.pred[unit]
+            if make is green_mim:
+                mean, scale = true.mean(), (true.var() + 1e-6).sqrt()
+                true, guess = (true - mean) / scale, (guess - mean) / scale
+            (hidden if sample.mask[unit].all() else shown).append((true, guess))
+        colour = torch.stack([true for true, _ in shown]).mean((0, 2, 3))[:, None, None]
+        torch.testing.assert_close(sample.error, torch.stack(
+            [(true - guess).square().mean() for true, guess in hidden]).mean())
+        torch.testing.assert_close(sample.flat_error, torch.stack(
+            [(true - colour).square().mean() for true, _ in hidden]).mean())
 
 
 def test_masks_follow_the_seed():

@@ -15,10 +15,12 @@ from helpers.pretraining_runs import (
     train,
 )
 from helpers.processes import together
+from helpers.runs import alone
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 
-from fpt_plugin import ReconstructionHook
+from fpt_plugin import ReconstructionError, ReconstructionHook
+from fpt_plugin.commands import test as test_command
 from fpt_plugin.commands.doctor.checks import FAIL, OK
 from fpt_plugin.commands.doctor.data_probe import examine
 from fpt_plugin.pretraining.reconstruction_hook import draw_reconstructions
@@ -70,6 +72,26 @@ def test_no_weight_decay_of_biases_and_tokens(images, tmp_path):
         if p.dim() > 1 and not name.endswith(('bias_table', 'mask_token'))}
 
 
+@alone()
+def test_is_evaluated_by_the_tool(trained, images, tmp_path):
+    """The errors of the whole data set, by hand, with the masks of the run."""
+    work_dir, weights = trained
+    args = test_command.parser().parse_args([
+        str(CONFIG), str(work_dir / 'iter_4.pth'), '--work-dir', str(tmp_path),
+        '--cfg-options', *options(images),
+        f'test_dataloader.dataset.data_root={images}',
+        'test_dataloader.num_workers=0', 'test_dataloader.batch_size=2',
+        'test_dataloader.dataset.pipeline.1.scale=(64,64)'])
+    found = test_command.main(args)
+    assert set(found) == {f'reconstruction/{name}' for name in (
+        'error', 'flat_error', 'explained')}
+    error, flat, explained = (found[f'reconstruction/{name}'] for name in (
+        'error', 'flat_error', 'explained'))
+    assert explained == pytest.approx(1 - error / flat)
+    # Units are normalised by their own deviation, and noise has no colour.
+    assert flat == pytest.approx(1, abs=0.02) and 0 < error < 3
+
+
 @pytest.mark.parametrize('break_it, text', [
     (lambda folder: (folder / '0.png').write_bytes(b'no image'),
      r'0\.png'),
@@ -96,11 +118,12 @@ def test_no_images(tmp_path):
 
 def test_the_doctor_reads_some(images, tmp_path):
     cfg = Config.fromfile(CONFIG)
+    cfg.test_dataloader.dataset.data_root = str(images)
     cfg.train_dataloader.dataset.data_root = str(images)
-    finding, = examine(cfg)
-    assert (finding.status, finding.text[:9]) == (OK, '6 samples')
+    for finding in examine(cfg):
+        assert (finding.status, finding.text[:9]) == (OK, '6 samples')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    finding, = examine(cfg)
+    finding = next(iter(examine(cfg)))
     assert finding.status == FAIL and 'must hold images' in finding.text
 
 
@@ -119,6 +142,17 @@ def test_a_picture_shows_the_pixels(bgr_to_rgb):
     assert np.array_equal(seen[:, visible], shown[:, visible])
     made = picture[:64, 200:296].transpose(2, 0, 1)
     assert np.array_equal(made[:, visible], shown[:, visible])
+
+
+def test_the_metric_is_a_mean_over_images():
+    metric = ReconstructionError()
+    metric.process({}, [dict(error=torch.tensor(0.25), flat_error=torch.tensor(1.))])
+    metric.process({}, [dict(error=0.75, flat_error=3.), dict(error=2, flat_error=4)])
+    found = metric.evaluate(3)
+    assert found == {'reconstruction/error': 1., 'reconstruction/flat_error': 8 / 3,
+                     'reconstruction/explained': pytest.approx(1 - 3 / 8)}
+    with pytest.raises(ValueError, match=r"flat_error, got \['pred'\]"):
+        metric.process({}, [dict(pred=1)])
 
 
 def test_the_hook_refuses_other_models():

@@ -19,6 +19,21 @@ train_dataloader = dict(
     dataset=dict(
         type='UnlabelledImages', data_root=data_root, pipeline=pipeline))
 
+# tools/test.py measures how well hidden squares of other images are predicted.
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(size, size)),
+    dict(type='PackImage')
+]
+test_dataloader = dict(
+    batch_size=32,
+    num_workers=2,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='UnlabelledImages', data_root=data_root, pipeline=test_pipeline))
+test_evaluator = dict(type='ReconstructionError')
+test_cfg = dict(type='TestLoop')
+
 # Mean and deviation of ImageNet, as the detectors and segmentors have them.
 data_preprocessor = dict(
     type='ImgDataPreprocessor',

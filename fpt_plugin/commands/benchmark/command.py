@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ...io.files import check_writable, write_bytes, write_json
 from ...necks import presets
-from . import alternatives, gpu, graft_zoo, levels
+from . import alternatives, gpu, graft_zoo, levels, pretraining
 from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
 from .measuring import Case, environment, measure
@@ -31,7 +31,10 @@ SEGMENTORS = (
     'mmseg::fcn/fcn_r101-d8_4xb2-80k_cityscapes-769x769.py')
 
 # Commands that write their own table, beside the JSON.
-TABLES = dict(alternatives=alternatives.markdown, levels=levels.markdown)
+TABLES = dict(
+    alternatives=alternatives.markdown,
+    levels=levels.markdown,
+    pretraining=pretraining.markdown)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
     branches.add_argument(
         '--preset', choices=sorted(presets.PRESETS), nargs='+',
         default=levels.PRESETS)
+    masked = commands.add_parser(
+        'pretraining', help='steps of GreenMIM beside SimMIM, and its packing')
+    _add_cases(
+        masked, pretraining.CASES,
+        f'backbone ({", ".join(pretraining.CONFIGS)}) and side: t-224, b-448')
     gpu.add_flags(
         commands.add_parser(
             'gpu', help='every suite on one GPU, in one run; '
@@ -119,8 +127,9 @@ def parser() -> argparse.ArgumentParser:
             '--paths', action='store_true',
             help='measure each path beside the one that is chosen')
     for command in (attention, local, neck, lambdas, backbone, segmentor,
-                    others, branches):
-        command.add_argument('--batch', type=int, default=1)
+                    others, branches, masked):
+        command.add_argument(
+            '--batch', type=int, default=8 if command is masked else 1)
         command.add_argument('--repeats', type=int, default=7)
         command.add_argument(
             '--device', choices=('cpu', 'cuda'), default='cpu')
@@ -202,6 +211,9 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                 shape=tuple(args.shape), **common)
             for mode in ('whole', 'slide')
         ]
+    if args.command == 'pretraining':
+        return [pretraining.PretrainingCase.parse(text, **common)
+                for text in args.cases]
     if args.command == 'alternatives':
         return alternatives.cases(args.rows, tuple(args.shape), **common)
     if args.command == 'levels':
@@ -252,6 +264,10 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
         records=records)
     if args.command == 'alternatives':
         content['counts'] = alternatives.counts(cases[0].names, cases[0].shape)
+    if args.command == 'pretraining':
+        content['packing'] = [
+            pretraining.pack(case.backbone, case.side, args.repeats)
+            for case in cases]
     write_json(out, content)
     console.print(f'Written to {out}')
     if args.command in TABLES:

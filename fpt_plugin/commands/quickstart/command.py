@@ -10,39 +10,50 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from ...io.files import write_json
-from ..same_settings import TrainingTime, train_or_go_on
+from ..same_settings import TrainingTime, rescale_schedule, train_or_go_on
 from .detection import Detection
+from .pretraining import Pretraining
 from .segmentation import Segmentation
 
 ERRORS = (OSError, RuntimeError, ValueError)
 INTERRUPTED = 'the same command goes on from the last finished epoch'
 
-TASKS = {task.name: task for task in (Detection(), Segmentation())}
-NECKS = tuple(dict.fromkeys(n for task in TASKS.values() for n in task.necks))
+TASKS = {task.name: task for task in (Detection(), Segmentation(), Pretraining())}
+# What chooses a variant: the values of all tasks that have the flag.
+FLAGS = {
+    flag: tuple(dict.fromkeys(variant for task in TASKS.values()
+                              if task.flag == flag for variant in task.variants))
+    for flag in ('neck', 'method')
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of tools/quickstart.py."""
     parser = argparse.ArgumentParser(
-        description='Train, evaluate and draw a small detector of trees, or a '
-        'small segmentor of nuclei')
+        description='Train, evaluate and draw a small detector of trees, a small '
+        'segmentor of nuclei, or a backbone that learns without labels')
     parser.add_argument(
         '--task',
         choices=tuple(TASKS),
         default='detection',
-        help='trees in aerial photographs, or nuclei in a microscope image')
+        help='trees in aerial photographs, nuclei in a microscope image, or '
+        'pre-training on the photographs without their boxes')
     parser.add_argument(
         '--neck',
-        choices=NECKS,
-        default='fpt',
-        help='fpn trains the same model with a plain FPN, ufp (segmentation) a '
-        'dilated one with UFP and windowed FPT')
+        choices=FLAGS['neck'],
+        help='fpt (default); fpn trains the same model with a plain FPN, ufp '
+        '(segmentation) a dilated one with UFP and windowed FPT')
+    parser.add_argument(
+        '--method',
+        choices=FLAGS['method'],
+        help='of pre-training: greenmim (default), uniform shows one square of '
+        'each 2x2, simmim computes hidden squares too')
     parser.add_argument('--epochs', type=int, help="the config's by default")
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--work-dir',
-        help='default: work_dirs/quickstart for detection with FPT, with '
-        '-segmentation and -NECK behind it for others')
+        help='default: work_dirs/quickstart for detection with FPT, with the '
+        'names of another task and another neck or method behind it')
     parser.add_argument(
         '--fresh',
         action='store_true',
@@ -50,22 +61,24 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def default_work_dir(task: str, neck: str) -> str:
-    """Where the quickstart with a neck keeps its run."""
-    return TASKS[task].work_dir + ('' if neck == 'fpt' else f'-{neck}')
+def default_work_dir(task: str, variant: str) -> str:
+    """Where the quickstart keeps the run of a variant."""
+    default = variant == TASKS[task].variants[0]
+    return TASKS[task].work_dir + ('' if default else f'-{variant}')
 
 
-def quickstart_config(task: str, neck: str, epochs: int | None, seed: int,
+def quickstart_config(task: str, variant: str, epochs: int | None, seed: int,
                       work_dir: str) -> Config:
     """The shipped config under the flags of the quickstart.
 
     Raises:
-        ValueError: ``epochs`` is less than 1, or the task has no such neck.
+        ValueError: ``epochs`` is less than 1, or the task has no such variant.
     """
-    if neck not in TASKS[task].necks:
-        raise ValueError(f'--neck must be one of {TASKS[task].necks} with '
-                         f'--task {task}, got {neck!r}')
-    cfg = TASKS[task].load(neck)
+    flag, variants = TASKS[task].flag, TASKS[task].variants
+    if variant not in variants:
+        raise ValueError(f'--{flag} must be one of {variants} with '
+                         f'--task {task}, got {variant!r}')
+    cfg = TASKS[task].load(variant)
     if epochs is not None:
         if epochs < 1:
             raise ValueError(f'--epochs must be at least 1, got {epochs}')
@@ -75,15 +88,19 @@ def quickstart_config(task: str, neck: str, epochs: int | None, seed: int,
     return cfg
 
 
-def rescale_schedule(cfg: Config, epochs: int) -> None:
-    """Train for another number of epochs: the schedule is stretched along."""
-    for scheduler in cfg.param_scheduler:
-        if scheduler.get('by_epoch', True):
-            scheduler.end = epochs
-            if 'T_max' in scheduler:
-                scheduler.T_max = epochs
-    cfg.train_cfg.max_epochs = epochs
-    cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, epochs)
+def _variant(args: argparse.Namespace) -> str:
+    """What the flag of the task chooses.
+
+    Raises:
+        ValueError: The flag of another task is given.
+    """
+    task = TASKS[args.task]
+    for flag in FLAGS:
+        given = getattr(args, flag)
+        if flag != task.flag and given is not None:
+            raise ValueError(f'--task {task.name} has --{task.flag} '
+                             f'{task.variants}, got --{flag} {given}')
+    return getattr(args, task.flag) or task.variants[0]
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -92,9 +109,9 @@ def main(args: argparse.Namespace) -> dict:
     Returns:
         The content of ``summary.json``.
     """
-    task = TASKS[args.task]
-    work_dir = Path(args.work_dir or default_work_dir(args.task, args.neck))
-    cfg = quickstart_config(args.task, args.neck, args.epochs, args.seed,
+    task, variant = TASKS[args.task], _variant(args)
+    work_dir = Path(args.work_dir or default_work_dir(args.task, variant))
+    cfg = quickstart_config(args.task, variant, args.epochs, args.seed,
                             str(work_dir))
     for package in task.packages:
         print(f'{package.content}: {package.source}; licence: '
@@ -103,51 +120,47 @@ def main(args: argparse.Namespace) -> dict:
     runner = train_or_go_on(cfg, args.fresh)
     figures = task.test(runner)
     picture = task.draw(runner, work_dir / task.picture)
+    checkpoint = find_latest_checkpoint(str(work_dir))
     summary = dict(
         **figures,
+        **task.export(checkpoint, work_dir),
         train_images=task.count_images(cfg.train_dataloader),
-        val_images=task.count_images(cfg.val_dataloader),
+        val_images=task.count_images(cfg.test_dataloader),
         train_seconds=round(
             runner.message_hub.get_info(TrainingTime.KEY, 0.0), 1),
         picture=str(picture),
         task=args.task,
-        neck=args.neck,
+        **{task.flag: variant},
         epochs=cfg.train_cfg.max_epochs,
         seed=args.seed)
     write_json(work_dir / 'summary.json', summary)
-    _report(summary, work_dir, find_latest_checkpoint(str(work_dir)))
+    _report(summary, work_dir, checkpoint)
     return summary
 
 
 def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
     task = TASKS[summary['task']]
     lines = ['', _figures(summary)]
-    others = [neck for neck in task.necks if neck != summary['neck']]
-    for neck in others:
-        beside = Path(default_work_dir(task.name, neck)) / 'summary.json'
+    others = [name for name in task.variants if name != summary[task.flag]]
+    for other in others:
+        beside = Path(default_work_dir(task.name, other)) / 'summary.json'
         if beside.is_file():
             lines.append(_figures(json.loads(beside.read_text())))
     flag = '' if task.name == 'detection' else f'--task {task.name} '
     lines.append(f'on {summary["val_images"]} held-out tiles {task.held_out}')
-    if summary.get('transfer'):
-        lines.append(f'on another image: {_named(summary["transfer"], task)}')
     lines += [
-        '',
+        *task.lines(summary), '',
         f'{task.caption}: {summary["picture"]}',
         f'Figures: {work_dir / "summary.json"}',
         f'Checkpoint: {checkpoint}', '', 'Next: bash tools/run_tests.sh',
-        f'or:   bash tools/quickstart.sh {flag}--neck {others[0]}'
+        f'or:   bash tools/quickstart.sh {flag}--{task.flag} {others[0]}'
     ]
     print('\n'.join(lines), flush=True)
 
 
 def _figures(summary: dict) -> str:
     """One line of a table: whose figures, and what they cost."""
-    figures = _named(summary, TASKS[summary['task']])
-    return (f'{summary["neck"].upper()}  {figures}  '
+    task = TASKS[summary['task']]
+    return (f'{summary[task.flag].upper()}  {task.figures(summary)}  '
             f'({summary["epochs"]} epochs, seed {summary["seed"]}, '
             f'{summary["train_seconds"] / 60:.1f} minutes)')
-
-
-def _named(figures: dict, task: Detection | Segmentation) -> str:
-    return '  '.join(f'{name.upper()} {figures[name]:.3f}' for name in task.shown)

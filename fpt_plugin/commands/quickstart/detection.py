@@ -17,19 +17,19 @@ from ...openmmlab.models import load_config
 from ..common import config_folder
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .pictures import write_rows
+from .task import CACHE, Task
 from .trees import DEEPFOREST, prepare_trees
 
-CACHE = 'data/packages'
 PICTURE_TILES = 2
 PICTURE_SCORE = 0.5
 
 
-class Detection:
+class Detection(Task):
     """Trees in aerial photographs: data, config, figures and picture."""
 
     name = 'detection'
     config = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
-    necks = ('fpt', 'fpn')
+    variants = ('fpt', 'fpn')
     work_dir = 'work_dirs/quickstart'
     packages = (DEEPFOREST, MOBILENET_WEIGHTS)
     shown = ('ap', 'ap50', 'ap75')
@@ -37,10 +37,10 @@ class Detection:
     caption = 'Annotations (left), detections (right)'
     held_out = 'that the recipe was tuned on: a validation set, not a test set'
 
-    def load(self, neck: str) -> Config:
+    def load(self, variant: str) -> Config:
         """The shipped config with a neck."""
         cfg = load_config(config_folder('fpt_plugin') / self.config)
-        if neck == 'fpn':
+        if variant == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg
 

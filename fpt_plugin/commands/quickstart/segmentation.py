@@ -16,22 +16,22 @@ from mmengine.runner import Runner
 
 from ...openmmlab.models import load_config
 from ..common import config_folder
-from .detection import CACHE
 from .mobilenet import MOBILENET_WEIGHTS, prepare_mobilenet_v2
 from .nuclei import HISTOLYTICS, prepare_nuclei, prepare_stroma
 from .pictures import write_rows
+from .task import CACHE, Task
 
 PICTURE_TILES = 2
 OVERLAY = 0.45  # opacity of the classes
 
 
-class Segmentation:
+class Segmentation(Task):
     """Nuclei in a stained section: data, config, figures and picture."""
 
     name = 'segmentation'
     config = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
     ufp_config = 'quickstart/sem-fpn_mobilenet-v2-d8_ufp-fpt_nuclei.py'
-    necks = ('fpt', 'fpn', 'ufp')
+    variants = ('fpt', 'fpn', 'ufp')
     work_dir = 'work_dirs/quickstart-segmentation'
     packages = (HISTOLYTICS, MOBILENET_WEIGHTS)
     shown = ('miou', 'aacc')
@@ -39,11 +39,11 @@ class Segmentation:
     caption = 'Pseudo-labels (left), predictions (right)'
     held_out = 'of the same image, whose labels look like the output of a model'
 
-    def load(self, neck: str) -> Config:
+    def load(self, variant: str) -> Config:
         """The shipped config with a neck."""
-        name = self.ufp_config if neck == 'ufp' else self.config
+        name = self.ufp_config if variant == 'ufp' else self.config
         cfg = load_config(config_folder('fpt_plugin') / name)
-        if neck == 'fpn':
+        if variant == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg
 
@@ -78,6 +78,11 @@ class Segmentation:
         """Draw labels and predictions over some of the held-out tiles."""
         return draw_segments(runner.model,
                              runner.test_loop.dataloader.dataset, path)
+
+    def lines(self, summary: dict) -> list[str]:
+        """The figures of the second image."""
+        transfer = summary['transfer']
+        return [f'on another image: {self.figures(transfer)}'] if transfer else []
 
 
 def _runner_over(runner: Runner, root: Path) -> Runner:

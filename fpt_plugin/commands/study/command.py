@@ -75,7 +75,7 @@ def _run_rows(study: Study, args: argparse.Namespace, results: Path) -> None:
     """All seeds of the first seed first: a stopped study compares all rows."""
     names = args.rows or list(study.rows)
     for row in names:
-        study.config_of(row, 0)  # names a wrong row before anything is trained
+        study.configs_of(row, 0)  # names a wrong row before anything is trained
     for seed in args.seeds:
         for row in names:
             out = results / f'{row}-{seed}.json'
@@ -93,4 +93,4 @@ def _finished(study: Study, row: str, seed: int, out: Path) -> bool:
     if not out.is_file():
         return False
     settings = json.loads(out.read_text(encoding='utf-8')).get('settings')
-    return settings == fingerprint(study.config_of(row, seed))
+    return settings == fingerprint(*study.configs_of(row, seed))

@@ -17,11 +17,12 @@ from ...openmmlab.models import load_config
 from ..benchmark.measuring import environment
 from ..common import config_folder
 from ..complexity.command import complexity
-from ..quickstart.detection import CACHE
 from ..quickstart.mobilenet import prepare_mobilenet_v2
 from ..quickstart.nuclei import prepare_nuclei
+from ..quickstart.task import CACHE
 from ..quickstart.trees import prepare_trees
 from ..same_settings import TrainingTime, train_or_go_on
+from .pretraining import Pretraining, begin_with, pretrain
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DATA = dict(trees=prepare_trees, nuclei=prepare_nuclei)
@@ -37,7 +38,9 @@ class Study:
         title: What the figures are.
         metric: The evaluators' name of the figure; larger is better.
         baseline: The row that others are compared with.
-        rows: Settings of each row, merged into the config.
+        rows: Settings of each row, merged into the config. With
+            ``pretrain=dict(config=..., ...)``, a :class:`Pretraining`, a row
+            begins with the weights of a pre-training of its seed.
         shape: Height and width of the images that multiply-adds are counted
             on.
         factor: What figures are multiplied by in the table.
@@ -100,14 +103,44 @@ class Study:
         if row not in self.rows:
             raise ValueError(f'rows must be of {list(self.rows)}, got {row!r}')
         config = copy.deepcopy(self.config)  # runners change theirs
-        config.merge_from_dict(ConfigDict(self.rows[row]).to_dict())
+        settings = ConfigDict(self.rows[row]).to_dict()
+        settings.pop('pretrain', None)
+        config.merge_from_dict(settings)
         config.randomness = dict(seed=seed)
         return config
 
+    def pretraining_of(self, row: str) -> Pretraining | None:
+        """What comes before a row.
 
-def fingerprint(config: Config) -> str:
+        Raises:
+            ValueError: The row's ``pretrain`` is not as it must be.
+        """
+        given = self.rows[row].get('pretrain')
+        if given is None:
+            return None
+        try:
+            return Pretraining(**given)
+        except TypeError as error:
+            raise ValueError(f'pretrain of the row {row!r}: {error}') from error
+
+    def configs_of(self, row: str, seed: int) -> list[Config]:
+        """The config of a row and a seed, and behind it that of its pre-training.
+
+        Raises:
+            FileNotFoundError: There is no such config of pre-training.
+            ValueError: There is no such row, or its ``pretrain`` is wrong.
+        """
+        config = self.config_of(row, seed)
+        before = self.pretraining_of(row)
+        if before is None:
+            return [config]
+        return [config, before.load(config.train_dataloader.dataset.data_root, seed)]
+
+
+def fingerprint(*configs: Config) -> str:
     """Tell settings apart, wherever the data and the work folder are."""
-    return hashlib.sha256(config.pretty_text.encode()).hexdigest()[:16]
+    text = ''.join(config.pretty_text for config in configs)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
@@ -129,8 +162,8 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     Returns:
         The content of ``out``.
     """
-    config = study.config_of(row, seed)
-    mark = fingerprint(config)
+    config, *before = study.configs_of(row, seed)
+    mark = fingerprint(config, *before)
     if data_root is not None:
         for loader in LOADERS:
             config[loader].dataset.data_root = data_root
@@ -138,6 +171,15 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
     config.work_dir = str(work_dir)
     _prepare_weights(config)
+    found = {}
+    for first in before:
+        name = fingerprint(first)  # rows of the same pre-training share it
+        if data_root is not None:
+            study.pretraining_of(row).move(first, data_root)
+        folder = work_dir.parent / 'pretraining' / f'{name}-{seed}'
+        found['pretraining'] = pretrain(first, name, folder, fresh)
+        begin_with(config, folder / found['pretraining']['checkpoint'],
+                   work_dir / 'pretrained.pth')
     runner = train_or_go_on(config, fresh)
     figures = dict(
         choice=_figure(runner.val_loop.run(), study.metric),
@@ -156,6 +198,7 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         parameters=cost.total.parameters,
         macs=cost.total.macs,
         shape=list(study.shape),
+        **found,
         settings=mark,
         environment=environment(
             'cuda' if get_device() == 'cuda' else 'cpu'))

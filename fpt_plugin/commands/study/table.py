@@ -70,11 +70,14 @@ def interval(differences: Sequence[float]) -> float | None:
 def markdown(study: Study, rows: Sequence[Row]) -> str:
     """The table, and a line that says how to read it."""
     height, width = study.shape
+    pretrained = any(
+        'pretraining' in run for row in rows for run in row.runs.values())
     lines = [
         f'{study.title}', '',
         '| row | seeds | chosen on | reported | against '
         f'{study.baseline} | parameters | GMACs at {height}x{width} | '
-        's a step |', '|---|---|---|---|---|---|---|---|'
+        's a step |' + pretrained * ' pre-training |',
+        '|---|---|---|---|---|---|---|---|' + pretrained * '---|'
     ]
     factor = study.factor
     for row in rows:
@@ -91,13 +94,24 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
             f'{mean(row.figures("choice")) * factor:.2f} | '
             f'{mean(reported):.2f}{spread} | {gain} | '
             f'{run["parameters"] / 1e6:.2f} M | {run["macs"] / 1e9:.2f} | '
-            f'{seconds:.2f} |')
+            f'{seconds:.2f} |' + pretrained * f' {_pretraining(row)} |')
     lines += [
         '', 'Reported: mean and standard deviation over the seeds. Against: mean '
         'of the differences of runs with the same seed, with its 95 % interval. '
         'Seconds a step are of runs that shared their machine.'
     ]
     return '\n'.join(lines)
+
+
+def _pretraining(row: Row) -> str:
+    """What came before, and what it took."""
+    found = [run['pretraining'] for run in row.runs.values() if 'pretraining' in run]
+    if not found:
+        return 'none'
+    minutes, busy = (mean(x[key] for x in found) / 60
+                     for key in ('seconds', 'cpu_seconds'))
+    return (f'{found[0]["steps"]} steps, {minutes:.1f} minutes, {busy:.1f} of a '
+            'processor')
 
 
 def plot(study: Study, rows: Sequence[Row], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The quickstart's two tasks on a few synthetic tiles."""
+"""The quickstart's tasks on a few synthetic tiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 from fpt_plugin.commands.quickstart import command as quickstart
 from fpt_plugin.commands.quickstart import detection as quickstart_detection
@@ -112,6 +114,32 @@ test_dataloader = dict(dataset=dict(pipeline=pipeline))
     return tmp_path
 
 
+@pytest.fixture
+def small_pretraining(small, monkeypatch):
+    """Three steps of a tiny backbone on the detector's tiles."""
+    backbone = dict(embed_dims=8, num_heads=(1, 1, 1, 1), depths=(2, 1, 1, 1))
+    config, detector = small / 'pretraining.py', small / 'detector.py'
+    config.write_text(f"""
+_base_ = {str(ROOT / 'configs' / TASKS['pretraining'].config)!r}
+model = dict(backbone=dict({backbone}), decoder=dict(embed_dims=16))
+pipeline = _base_.pipeline
+pipeline[1].scale = 64
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = (64, 64)
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False,
+    dataset=dict(times=3, dataset=dict(pipeline=pipeline)))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+""")
+    detector.write_text(f"""
+_base_ = {str(ROOT / 'configs' / TASKS['pretraining'].detector)!r}
+model = dict(backbone=dict({backbone}), neck=dict(in_channels=[8, 16, 32, 64]))
+""")
+    monkeypatch.setattr(TASKS['pretraining'], 'config', str(config))
+    monkeypatch.setattr(TASKS['pretraining'], 'detector', str(detector))
+    return small
+
+
 def run(*flags) -> dict:
     return quickstart.main(parser().parse_args(list(flags)))
 
@@ -145,6 +173,17 @@ def test_schedule_without_t_max():
             train_cfg=dict(max_epochs=12, val_interval=1)))
     rescale_schedule(cfg, 4)
     assert cfg.param_scheduler[0].end == 4
+
+
+def test_schedule_of_iterations():
+    cfg = Config.fromfile(
+        ROOT / 'configs/pretraining/greenmim_swin-mini-p4-w7_1xb16-2k_192.py')
+    rescale_schedule(cfg, 600)
+    assert cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == 600
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.end, cosine.begin, cosine.end, cosine.T_max) == (30, 30, 600, 570)
+    rescale_schedule(cfg, 3)
+    assert (warmup.end, cosine.begin, cosine.end, cosine.T_max) == (1, 1, 3, 2)
 
 
 @pytest.mark.parametrize('epochs', [0, -1])
@@ -290,3 +329,63 @@ def test_necks_of_the_segmentor(shipped):
         'FPT', 'FPN', 'FPT']
     assert configs['ufp'].model.neck.pyramid.type == 'UFP'
     assert configs['ufp'].model.decode_head.feature_strides == [8] * 4
+
+
+# -------------------------------------------------------------- pre-training
+
+
+def test_pretraining(small_pretraining, capsys, monkeypatch):
+    summary = run('--task', 'pretraining', '--epochs', '2')
+    folder = small_pretraining / 'work_dirs' / 'quickstart-pretraining'
+    assert json.loads((folder / 'summary.json').read_text()) == summary
+    assert summary['method'] == 'greenmim' and 'neck' not in summary
+    assert summary['train_images'] == summary['val_images'] == 2
+    assert summary['explained'] == pytest.approx(
+        1 - summary['error'] / summary['flat_error'])
+    assert summary['flat_error'] == pytest.approx(1, abs=0.05)
+    picture = cv2.imread(summary['picture'])
+    assert picture.shape == (2 * 68, 3 * 68, 3)
+    # As the tiles are, from a part of them; grey where squares are hidden.
+    tile = cv2.imread('data/trees/val/0.png')
+    assert np.array_equal(picture[:64, :64], tile)
+    assert (picture[:64, 68:132] == 127).all(-1).mean() == 0.75
+    curve = cv2.imread(str(folder / 'loss.png'))
+    assert curve.shape == (450, 900, 3) and curve.std() > 1
+    shown = capsys.readouterr().out
+    assert 'EXPLAINED' in shown and '--task pretraining --method uniform' in shown
+    assert f'checkpoint={summary["backbone"]!r}' in shown
+
+    # The backbone is what was trained, and the detector takes it.
+    saved = torch.load(folder / 'epoch_2.pth', weights_only=False)['state_dict']
+    cfg = Config.fromfile(TASKS['pretraining'].detector).model.backbone
+    assert cfg.init_cfg.checkpoint == summary['backbone']
+    backbone = MODELS.build(cfg)
+    backbone.init_weights()
+    for key, value in backbone.state_dict().items():
+        assert f'backbone.{key}' in saved or key.startswith('norm'), key
+        if f'backbone.{key}' in saved:
+            assert torch.equal(value, saved[f'backbone.{key}']), key
+
+    # The second run finds the first and hides the same squares.
+    def no_training(*_, **__):
+        raise AssertionError('trained again')
+
+    monkeypatch.setattr(TrainingTime, 'before_train_iter', no_training)
+    assert run('--task', 'pretraining', '--epochs', '2') == summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['uniform', 'simmim'])
+def test_other_methods_of_pretraining(small_pretraining, method):
+    summary = run('--task', 'pretraining', '--epochs', '1', '--method', method)
+    assert summary['method'] == method and summary['explained'] < 1
+    assert f'quickstart-pretraining-{method}' in summary['backbone']
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--task', 'pretraining', '--neck', 'fpn'], r"--method \('greenmim'.*got --neck"),
+    (['--method', 'simmim'], r"--task detection has --neck .*got --method simmim"),
+])
+def test_the_flag_of_another_task(shipped, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(*flags)

@@ -1,0 +1,171 @@
+"""Restore an image by a trained model, and draw what it made of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ..io.checkpoints import read_state_dict
+from ..io.files import check_writable, replacing
+from ..restoration import IPT, TTSR, Degrade
+from ..restoration.degradations import TASKS, checked_image, resize
+from ..restoration.metrics import psnr
+from .common import add_cfg_options, add_config, load_model, load_weights
+
+ERRORS = (OSError, RuntimeError, TypeError, ValueError)
+GAP = 8  # white pixels between panels
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of tools/restore.py."""
+    parser = argparse.ArgumentParser(
+        description='Restore an image by an IPT or a TTSR. Two files are written: '
+        'the restored image, and a picture of the degraded and the restored image '
+        'side by side; with --degrade of the clean one, too.')
+    add_config(parser)
+    parser.add_argument('checkpoint', help='the trained model')
+    parser.add_argument('image', help='image file')
+    parser.add_argument('--task', default='sr4', choices=tuple(TASKS),
+                        help='what is to be undone (default: %(default)s)')
+    parser.add_argument(
+        '--reference', nargs='+', metavar='IMAGE',
+        help='pictures of one size or several, whose textures TTSR may take')
+    parser.add_argument(
+        '--degrade', action='store_true',
+        help='the image is a clean one: degrade it first, and print the PSNR')
+    parser.add_argument('--flips', action='store_true',
+                        help='average over the eight flips and quarter turns')
+    parser.add_argument(
+        '--out', help='file of the restored image (default: IMAGE_TASK.png in the '
+        'current folder); the picture is beside it, with _beside in its name')
+    parser.add_argument('--force', action='store_true',
+                        help='replace files that are there')
+    add_cfg_options(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict:
+    """What tools/restore.py does.
+
+    Returns:
+        The files, and with ``--degrade`` the PSNR in dB of the degraded image,
+        enlarged bicubically if it is smaller, and of the restored one.
+    """
+    out = Path(args.out or f'{Path(args.image).stem}_{args.task}.png')
+    beside = out.with_name(f'{out.stem}_beside{out.suffix}')
+    for path in (out, beside):
+        check_writable(path, suffixes=('.png', '.jpg', '.bmp', '.tif'),
+                       read=(args.image, args.checkpoint, *(args.reference or ())),
+                       force=args.force)
+    model = _load(args.config, args.checkpoint, args.cfg_options)
+    image = _read(args.image)
+    clean = None
+    if args.degrade:
+        results = Degrade(args.task, seed=0).transform(
+            dict(img=image, img_path=args.image))
+        image, clean = results['img'], results['gt_img']
+    options = dict(flips=True) if args.flips else {}
+    if isinstance(model, TTSR):
+        if args.task != 'sr4' or args.flips:
+            raise ValueError("TTSR takes --task sr4, without --flips, got "
+                             f'{args.task}{" with --flips" if args.flips else ""}')
+        references = [_maps(_read(path)) for path in args.reference or ()]
+        restored = restore_image(model, image, references or None)
+    elif args.reference:
+        raise ValueError('--reference is for models such as TTSR, got '
+                         f'{type(model).__name__}')
+    else:
+        restored = restore_image(model, image, args.task, **options)
+    shown = resize(image.astype(np.float32), restored.shape[:2])
+    panels = [_pixels(shown), restored] + ([clean] if args.degrade else [])
+    _write(out, restored)
+    _write(beside, _side_by_side(panels))
+    found = dict(restored=str(out), picture=str(beside))
+    if clean is not None:
+        found.update(
+            psnr_input=_psnr(_pixels(shown), clean), psnr=_psnr(restored, clean))
+        print(f'PSNR {found["psnr"]:.2f} dB, of the degraded image '
+              f'{found["psnr_input"]:.2f} dB')
+    print(f'Restored image: {out}\nPicture: {beside}')
+    return found
+
+
+def _load(config: str | Path | Config, checkpoint: str | Path,
+          cfg_options: dict | None) -> nn.Module:
+    """The trained model, in evaluation mode.
+
+    Raises:
+        ValueError: It does not restore images, or the checkpoint is of another.
+    """
+    model, _ = load_model(config, cfg_options)
+    if not isinstance(model, (IPT, TTSR)):
+        raise ValueError('the model must restore images of any size, as IPT and TTSR '
+                         f'do, got {type(model).__name__}')
+    load_weights(model, read_state_dict(checkpoint).state_dict, checkpoint)
+    return model.eval()
+
+
+def restore_image(model: nn.Module, image: np.ndarray, *args: object,
+                  **kwargs: object) -> np.ndarray:
+    """Restore one image.
+
+    Args:
+        model: An :class:`~fpt_plugin.IPT` or :class:`~fpt_plugin.TTSR`.
+        image: (H, W, 3), RGB, in 0..255.
+        *args: Of its ``restore``, behind the images.
+        **kwargs: Likewise.
+
+    Returns:
+        (s * H, s * W, 3), uint8.
+    """
+    restored = model.restore(_maps(image), *args, **kwargs)[0]
+    return _pixels(restored.permute(1, 2, 0).numpy())
+
+
+def _read(path: str) -> np.ndarray:
+    """An RGB image (H, W, 3).
+
+    Raises:
+        ValueError: It cannot be read, or has not 8 bits a channel.
+    """
+    image = mmcv.imread(path)
+    if image is None:
+        raise ValueError(f'{path} is no image that can be read')
+    return checked_image(image, path)[..., ::-1].copy()
+
+
+def _maps(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) to (1, 3, H, W)."""
+    return torch.tensor(image, dtype=torch.float32).permute(2, 0, 1)[None]
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    return image.round().clip(0, 255).astype(np.uint8)
+
+
+def _psnr(image: np.ndarray, clean: np.ndarray) -> float:
+    return psnr(*(torch.tensor(x).permute(2, 0, 1) for x in (image, clean)))
+
+
+def _side_by_side(panels: list[np.ndarray]) -> np.ndarray:
+    gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
+    return np.concatenate(
+        [part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    """Write an RGB image.
+
+    Raises:
+        OSError: It cannot be written; nothing of it is left.
+    """
+    with replacing(path) as temporary:
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+            raise OSError(f'cannot write {path}: is the disk full?')

@@ -1,0 +1,6 @@
+"""The scripts of docs/ as modules."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / 'docs'))

@@ -1,0 +1,106 @@
+"""IPT from folders to a checkpoint, figures, and a restored image; pairs of files."""
+
+from __future__ import annotations
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+from helpers.pretraining_runs import train
+from helpers.shipped_configs import CONFIGS
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+import fpt_plugin  # noqa: F401
+from fpt_plugin.commands import restore
+
+
+def draw(folder, names, size=(56, 60), seed=0):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        image = np.full((*size, 3), rng.integers(256, size=3), np.uint8)
+        for _ in range(6):
+            cv2.circle(image, rng.integers(size[0], size=2).tolist(), 9,
+                       rng.integers(256, size=3).tolist(), -1)
+        mmcv.imwrite(image, str(folder / name))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The shipped small one, smaller."""
+    for part in ('train', 'val'):
+        draw(tmp_path / 'images' / part, ['a.png', 'b.png'])
+    cfg = Config.fromfile(CONFIGS / 'ipt/ipt-mini_1xb16-3k_48.py')
+    cfg.model.update(channels=4, crop=12, depth=1, num_heads=3, overlap=4)
+    cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.collate_fn.crop = 12
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / 'images/train')
+    cfg.val_dataloader.num_workers = 0
+    for dataset in cfg.val_dataloader.dataset.datasets:
+        dataset.data_root = str(tmp_path / 'images/val')
+    cfg.train_cfg.update(max_iters=4, val_interval=4)
+    cfg.default_hooks.checkpoint.interval = 2
+    cfg.randomness = dict(seed=3)
+    cfg.dump(tmp_path / 'config.py')
+    return tmp_path / 'config.py'
+
+
+def test_trains_evaluates_and_restores(config, tmp_path):
+    runner = train(tmp_path / 'work', 'randomness.seed=3', config=config)
+    figures = {key.rsplit('val/', 1)[-1]: buffer.current()
+               for key, buffer in runner.message_hub.log_scalars.items()
+               if key.startswith('val/')}
+    for task in ('sr2', 'sr3', 'sr4', 'noise30', 'noise50', 'rain'):
+        assert 0 < figures[f'{task}/PSNR'] < figures[f'{task}/PSNR_input'] < 60
+        assert 0 < figures[f'{task}/SSIM_input'] <= 1
+    found = restore.main(restore.parser().parse_args([
+        str(config), str(tmp_path / 'work/iter_4.pth'),
+        str(tmp_path / 'images/val/a.png'), '--task', 'rain', '--degrade', '--out',
+        str(tmp_path / 'out.png')]))
+    assert found['psnr_input'] > found['psnr'] > 0
+
+
+def write_pairs(root, scale=1):
+    draw(root / 'input', ['a.png', 'b.png'], (20, 24))
+    draw(root / 'target', ['a.jpg', 'b.png'], (20 * scale, 24 * scale))
+
+
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadCleanImage'),
+            dict(type='PackImage')]
+
+
+def pairs(root, task, **kwargs):
+    return DATASETS.build(dict(
+        type='PairedImages', task=task, data_root=str(root), pipeline=PIPELINE,
+        **kwargs))
+
+
+def test_pairs_of_files(tmp_path):
+    write_pairs(tmp_path, 2)
+    data = pairs(tmp_path, 'sr2')
+    assert len(data) == 2
+    sample = data[0]
+    assert sample['inputs'].shape == (3, 20, 24)
+    assert sample['data_samples'].task == 'sr2'
+    assert np.array_equal(
+        sample['data_samples'].gt_img.permute(1, 2, 0),
+        cv2.imread(str(tmp_path / 'target/a.jpg')))
+    with pytest.raises(ValueError, match=r'must be 3 times .*\(40, 48\).*a.jpg'):
+        pairs(tmp_path, 'sr3')[0]
+
+
+def test_refused_pairs(tmp_path):
+    with pytest.raises(FileNotFoundError, match='input must be a folder'):
+        pairs(tmp_path, 'rain')
+    write_pairs(tmp_path)
+    (tmp_path / 'target/b.png').unlink()
+    with pytest.raises(ValueError, match=r"partner .* 1 have none: \['b'\]"):
+        pairs(tmp_path, 'rain')
+    (tmp_path / 'target/b.png').write_bytes(b'no image')
+    with pytest.raises(RuntimeError, match='target.b.png is no image'):
+        pairs(tmp_path, 'rain')[1]
+    draw(tmp_path / 'input', ['b.jpg'])
+    with pytest.raises(ValueError, match='names differ'):
+        pairs(tmp_path, 'rain')
+    with pytest.raises(ValueError, match='tasks must be one'):
+        pairs(tmp_path, 'snow')
