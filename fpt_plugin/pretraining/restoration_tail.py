@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.checks import check_positive_int
+from ..layers.checks import check_flags, check_positive_int
 
 # Pixels a side of a cell whose pixels are predicted together: the usual stride of
 # a neck's finest map.
@@ -37,6 +37,9 @@ class RestorationTail(BaseModule):
         image_channels: Of images.
         channels: Width of the tail.
         kernel_size: Side of the filters, odd; 1 is a factor for each pixel.
+        see_pixels: Whether the tail sees the pixels of each cell beside the maps.
+            Thin streaks are found only so; but what the tail can do by itself the
+            maps need not learn.
         init_cfg: See BaseModule.
 
     Raises:
@@ -50,12 +53,16 @@ class RestorationTail(BaseModule):
                  image_channels: int = 3,
                  channels: int = 64,
                  kernel_size: int = 5,
+                 see_pixels: bool = False,
                  init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         check_positive_int('channels', channels)
+        check_flags(see_pixels=see_pixels)
         if check_positive_int('kernel_size', kernel_size) % 2 == 0:
             raise ValueError(f'kernel_size must be odd, got {kernel_size}')
         self.reduce = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.pixels = nn.Conv2d(
+            image_channels * CELL**2, channels, 1) if see_pixels else None
         self.task_embedding = nn.Embedding(tasks, 2 * channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.predict = nn.Conv2d(
@@ -88,6 +95,9 @@ class RestorationTail(BaseModule):
         height, width = images.shape[2:]
         size = (-(-height // CELL), -(-width // CELL))
         x = sum(self._resized(self.reduce(x), size) for x in maps) / len(maps)
+        if self.pixels is not None:
+            cells = F.pad(images, (0, -width % CELL, 0, -height % CELL), 'replicate')
+            x = x + self.pixels(F.pixel_unshuffle(cells, CELL))
         scale, shift = self.task_embedding(tasks)[..., None, None].chunk(2, dim=1)
         x = F.gelu(x * (1 + scale) + shift)
         x = F.gelu(self.mix(x))  # (B, channels, H / 4, W / 4)

@@ -71,19 +71,23 @@ def test_two_processes_of_different_tasks(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-def test_the_loss_is_l1_of_normalised_pixels():
+def test_the_loss_is_the_error_over_that_of_doing_nothing():
     model = restorer(detector_parts('FPN'))
     inputs, samples = batch_of((64, 96))
     clean = torch.stack([s.gt_img for s in samples]).flip(1).float()
     clean = (clean - model.data_preprocessor.mean) / model.data_preprocessor.std
+    inputs[1] = clean[1] + 0.001 * inputs[1]  # next to nothing to do
+    before = (inputs - clean).square().mean((1, 2, 3))
     loss = model(inputs, samples, mode='loss')['loss']
-    torch.testing.assert_close(loss, (inputs - clean).abs().mean())
+    torch.testing.assert_close(loss, (1 + before[1] / 1e-4) / 2)
     with torch.no_grad():
         for parameter in model.tail.predict.parameters():
             parameter.normal_(std=0.02)
     restored = model.eval()(inputs, samples)
     loss = model(inputs, samples, mode='loss')['loss']
-    torch.testing.assert_close(loss, (restored - clean).abs().mean())
+    error = (restored - clean).square().mean((1, 2, 3))
+    torch.testing.assert_close(
+        loss, (error[0] / before[0] + error[1] / 1e-4) / 2)
     assert not torch.equal(restored, inputs)
 
 
@@ -111,6 +115,26 @@ def test_filters_are_those_of_unfolded_neighbours(side, size):
     grads, wanted = (torch.autograd.grad(x.square().sum(), [images, kernels])
                      for x in (filtered(images, kernels), wanted))
     torch.testing.assert_close(grads, wanted)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (33, 50)])
+def test_the_tail_may_see_pixels(size):
+    model = restorer(detector_parts('FPN'), tail=dict(channels=16, see_pixels=True))
+    inputs, samples = batch_of(size)
+    assert torch.equal(model(inputs, samples), inputs)
+    for parameter in model.tail.predict.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model(inputs, samples, mode='loss')['loss'].backward()
+    assert not without_gradient(model)
+    # It has an effect beyond the filters' reach of two pixels.
+    model.eval()
+    changed = inputs.clone()
+    changed[..., 0, 0] += 1
+    maps = model.neck(model.backbone(inputs))
+    tasks = torch.zeros(2, dtype=torch.long)
+    seen = model.tail(maps, inputs, tasks) != model.tail(maps, changed, tasks)
+    assert seen[..., :8, :8].any(1).all()  # the cell and its neighbours
+    assert not seen[..., 8:, :].any() and not seen[..., 8:].any()
 
 
 def test_bfloat16():
