@@ -347,7 +347,23 @@ def random_cases() -> str:
         ['**all**', *(f'**{sum(c):,}**' for c in zip(*CASES.values()))]])
 
 
+def api(*subpackages: str) -> str:
+    """The public names of subpackages, for mkdocstrings."""
+    import fpt_plugin
+    lines = [f'::: fpt_plugin.{name}\n' for name in fpt_plugin.__all__
+             if subpackage(name) in subpackages]
+    return '\n' + '\n'.join(lines)
+
+
+def subpackage(name: str) -> str:
+    """Return where a public name is defined."""
+    import fpt_plugin
+    module = getattr(getattr(fpt_plugin, name), '__module__', '')
+    return module.partition('.')[2].partition('.')[0]
+
+
 MAKERS = {
+    'api': api,
     'presets': presets,
     'presets-short': presets_short,
     'preset-branches': preset_branches,

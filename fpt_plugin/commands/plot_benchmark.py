@@ -1,4 +1,4 @@
-"""The README's plot of the benchmark, from its JSON files."""
+"""The guide's plot of the benchmark, from its JSON files."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import config_costs
 import pytest
@@ -122,7 +121,11 @@ def test_costs_are_those_of_the_record(name):
 
 def test_every_public_name_has_its_place_in_the_api_pages():
     import fpt_plugin
-    pages = '\n'.join(path.read_text() for path in
-                      (tables.ROOT / 'docs' / 'api').glob('*.md'))
-    described = set(re.findall(r'^::: fpt_plugin\.(\w+)$', pages, re.M))
-    assert described - {'functional'} == set(fpt_plugin.__all__) - {'__version__'}
+    called = [call.split()[1:] for path in tables.documents()
+              for _, call, *_ in tables.MARKED.findall(path.read_text())
+              if call.startswith('api ')]
+    shown = [name for call in called for name in call]
+    assert len(shown) == len(set(shown))
+    assert {table_makers.subpackage(name) for name in fpt_plugin.__all__
+            if name != '__version__'} == set(shown)
+    assert '::: fpt_plugin.FPT\n' in table_makers.make('api necks')

@@ -97,11 +97,12 @@ def converted(inputs, dtype):
 
 
 def test_every_public_module_is_here():
-    # Those of pre-training: tests/pretraining/test_models.py.
+    # Others: tests/pretraining and tests/restoration.
     modules = {name for name in fpt_plugin.__all__
                if isinstance(getattr(fpt_plugin, name), type)
                and name in MODELS.module_dict
-               and '.pretraining.' not in MODELS.module_dict[name].__module__}
+               and MODELS.module_dict[name].__module__.split('.')[1] not in (
+                   'pretraining', 'restoration')}
     assert modules == {name.split(',')[0] for name in CASES}
 
 

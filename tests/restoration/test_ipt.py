@@ -185,3 +185,16 @@ def test_batches_of_one_task():
     losses_of(build(), batch)['loss_l1'].backward()
     with pytest.raises(ValueError, match='at least 80 for sr4, got 64x70 in 0.png'):
         collate(images, crop=20, tasks='sr4')
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model, batch = build(), batch_of(['sr2', 'noise30', 'sr2'])
+    with torch.autocast('cpu', dtype):
+        losses = losses_of(model, batch)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    exact = losses_of(model, batch)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, exact[name], rtol=0.03, atol=0.01)

@@ -262,3 +262,15 @@ def test_trains_from_frames_and_restores_a_file(tmp_path):
     assert other['psnr'] != alone['psnr'] and other['psnr'] > 15
     with pytest.raises(ValueError, match='TTSR takes --task sr4'):
         run('--task', 'rain')
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model, batch = build(), batch_of()
+    with torch.autocast('cpu', dtype):
+        losses = losses_of(model, batch)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(
+        losses['loss_l1'], losses_of(model, batch)['loss_l1'], rtol=0.03, atol=0.01)
