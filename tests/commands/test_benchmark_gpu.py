@@ -49,6 +49,7 @@ def progress():
         yield progress
 
 
+@pytest.mark.slow
 def test_the_script_on_a_cpu_without_the_hosts(tmp_path):
     (tmp_path / 'sitecustomize.py').write_text(WITHOUT_HOSTS)
     out = tmp_path / 'gpu.json'

@@ -137,7 +137,9 @@ def roundings(module, name, dtype, size):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name == 'LambdaResNet' else [])
+    for name in CASES])
 def test_outputs_and_gradients(name, dtype):
     module = settle_norms(build(name), *CASES[name][1](*SIZES[0]))
     # Deep networks multiply roundings, and one sign of a ReLU makes a difference

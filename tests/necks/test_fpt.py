@@ -629,6 +629,7 @@ def test_captured_neck_gives_the_same(capture):
         assert relative_error(a, b) <= 1e-5
 
 
+@pytest.mark.slow
 def test_compiled_neck_trains():
     model = Unpacked(perturb(make())).train()
     inputs = tuple(maps())
