@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cv2
-import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
 from torch import nn
 
 from ..io.checkpoints import read_state_dict
-from ..io.files import check_writable, replacing
+from ..io.files import check_writable
 from ..restoration import IPT, TTSR, Degrade
-from ..restoration.degradations import TASKS, checked_image, resize
+from ..restoration.degradations import TASKS, read_image, resize
 from ..restoration.metrics import psnr
 from .common import add_cfg_options, add_config, load_model, load_weights
+from .quickstart.pictures import write_rows
 
 ERRORS = (OSError, RuntimeError, TypeError, ValueError)
 GAP = 8  # white pixels between panels
@@ -65,28 +64,27 @@ def main(args: argparse.Namespace) -> dict:
                        read=(args.image, args.checkpoint, *(args.reference or ())),
                        force=args.force)
     model = _load(args.config, args.checkpoint, args.cfg_options)
-    image = _read(args.image)
+    image = _rgb(args.image)
     clean = None
     if args.degrade:
         results = Degrade(args.task, seed=0).transform(
             dict(img=image, img_path=args.image))
         image, clean = results['img'], results['gt_img']
-    options = dict(flips=True) if args.flips else {}
     if isinstance(model, TTSR):
         if args.task != 'sr4' or args.flips:
             raise ValueError("TTSR takes --task sr4, without --flips, got "
                              f'{args.task}{" with --flips" if args.flips else ""}')
-        references = [_maps(_read(path)) for path in args.reference or ()]
+        references = [_maps(_rgb(path)) for path in args.reference or ()]
         restored = restore_image(model, image, references or None)
     elif args.reference:
         raise ValueError('--reference is for models such as TTSR, got '
                          f'{type(model).__name__}')
     else:
-        restored = restore_image(model, image, args.task, **options)
+        restored = restore_image(model, image, args.task, args.flips)
     shown = resize(image.astype(np.float32), restored.shape[:2])
     panels = [_pixels(shown), restored] + ([clean] if args.degrade else [])
-    _write(out, restored)
-    _write(beside, _side_by_side(panels))
+    write_rows([restored], out)
+    write_rows([_side_by_side(panels)], beside)
     found = dict(restored=str(out), picture=str(beside))
     if clean is not None:
         found.update(
@@ -112,33 +110,25 @@ def _load(config: str | Path | Config, checkpoint: str | Path,
     return model.eval()
 
 
-def restore_image(model: nn.Module, image: np.ndarray, *args: object,
-                  **kwargs: object) -> np.ndarray:
+def restore_image(model: nn.Module, image: np.ndarray,
+                  *args: object) -> np.ndarray:
     """Restore one image.
 
     Args:
         model: An :class:`~fpt_plugin.IPT` or :class:`~fpt_plugin.TTSR`.
         image: (H, W, 3), RGB, in 0..255.
         *args: Of its ``restore``, behind the images.
-        **kwargs: Likewise.
 
     Returns:
         (s * H, s * W, 3), uint8.
     """
-    restored = model.restore(_maps(image), *args, **kwargs)[0]
+    restored = model.restore(_maps(image), *args)[0]
     return _pixels(restored.permute(1, 2, 0).numpy())
 
 
-def _read(path: str) -> np.ndarray:
-    """An RGB image (H, W, 3).
-
-    Raises:
-        ValueError: It cannot be read, or has not 8 bits a channel.
-    """
-    image = mmcv.imread(path)
-    if image is None:
-        raise ValueError(f'{path} is no image that can be read')
-    return checked_image(image, path)[..., ::-1].copy()
+def _rgb(path: str) -> np.ndarray:
+    """Read a file (H, W, 3)."""
+    return read_image(path)[..., ::-1].copy()
 
 
 def _maps(image: np.ndarray) -> torch.Tensor:
@@ -158,14 +148,3 @@ def _side_by_side(panels: list[np.ndarray]) -> np.ndarray:
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate(
         [part for panel in panels for part in (panel, gap)][:-1], axis=1)
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    """Write an RGB image.
-
-    Raises:
-        OSError: It cannot be written; nothing of it is left.
-    """
-    with replacing(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-            raise OSError(f'cannot write {path}: is the disk full?')

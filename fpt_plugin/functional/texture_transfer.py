@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .budget import score_budget
 from .checks import accumulation_dtype, check_floating, no_autocast
+from .squares import split_squares
 
 EPS = 1e-12  # least norm of a patch, as F.normalize has it
 
@@ -241,16 +242,10 @@ def _places(maps: list[Tensor], side: int) -> Tensor:
     out = maps[0].new_zeros(len(maps[0]), sum(counts) + 1, width)
     first = 0
     for x, count in zip(maps, counts):
-        squares = _squares(x, side)
+        squares = split_squares(x, side)
         out[:, first:first + count].view(squares.shape).copy_(squares)
         first += count
     return out
-
-
-def _squares(maps: Tensor, side: int) -> Tensor:
-    """(B, C, side * H, side * W) to (B, H, W, C, side, side), a view."""
-    x = maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-    return x.permute(0, 2, 4, 1, 3, 5)
 
 
 def _relevance(query: Tensor, keys: list[Tensor], index: Tensor,
@@ -333,7 +328,7 @@ class _Transfer(torch.autograd.Function):
         batch, height, width = parts.size
         out = places.new_empty(
             batch, values[0].shape[1], factor * height, factor * width)
-        squares, flat = _squares(out, factor), places.flatten(0, 1)
+        squares, flat = split_squares(out, factor), places.flatten(0, 1)
         for rows, numbers, count in parts:
             total = flat.index_select(0, numbers[0])
             for more in numbers[1:]:
@@ -347,7 +342,7 @@ class _Transfer(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         """Add each part's share of the gradient to its place."""
         parts, factor = ctx.parts, ctx.factor
-        squares = _squares(grad, factor)
+        squares = split_squares(grad, factor)
         width = squares[0, 0, 0].numel()
         out = grad.new_zeros(len(grad), parts.places, width)
         for rows, numbers, count in parts:
@@ -357,7 +352,7 @@ class _Transfer(torch.autograd.Function):
         grads, first = [], 0
         for shape in ctx.shapes:
             value = grad.new_empty(shape)
-            place = _squares(value, factor)
+            place = split_squares(value, factor)
             count = place.shape[1] * place.shape[2]
             place.copy_(out[:, first:first + count].view(place.shape))
             grads.append(value)

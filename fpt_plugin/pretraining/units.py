@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..functional.squares import join_squares, split_squares
+
 
 def split_units(images: Tensor, side: int) -> Tensor:
     """Cut maps into squares: (B, C, H, W) to (B, N, C, side, side), row by row."""
-    units = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-    # (B, C, rows, side, columns, side)
-    return units.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    return split_squares(images, side).flatten(1, 2)
 
 
 def join_units(units: Tensor, columns: int) -> Tensor:
     """Put squares together: (B, N, C, side, side) to (B, C, H, W)."""
-    rows = units.unflatten(1, (-1, columns))  # (B, rows, columns, C, side, side)
-    return rows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return join_squares(units.unflatten(1, (-1, columns)))
 
 
 def pick_units(units: Tensor, chosen: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -209,6 +210,18 @@ class Degrade(BaseTransform):
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(tasks={self.tasks}, '
                 f'enlarge={self.enlarge}, seed={self.seed})')
+
+
+def read_image(path: str) -> np.ndarray:
+    """Read a file as BGR with values of 0 to 255: (H, W, 3).
+
+    Raises:
+        ValueError: It is no image of 8 bits a channel that can be read.
+    """
+    image = mmcv.imread(path)
+    if image is None:
+        raise ValueError(f'{path} is no image that can be read')
+    return checked_image(image, path)
 
 
 def checked_image(image: np.ndarray, path: str = '') -> np.ndarray:

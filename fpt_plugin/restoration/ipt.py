@@ -14,32 +14,21 @@ from torch.nn import functional as F
 
 from ..functional.checks import accumulation_dtype
 from ..functional.contrastive import patch_contrastive_loss
+from ..functional.squares import join_squares, split_squares
 from ..layers.checks import check_flags, check_map
 from ..openmmlab.registry import register
+from .blocks import ResidualBlock
 from .crops import in_crops
 from .degradations import TASKS, check_tasks
-from .pixels import to_pixels
+from .pixels import RGB, moments, to_pixels
 from .transformer import Transformer
-
-
-class ResidualBlock(nn.Sequential):
-    """x + two 5x5 convolutions with a ReLU between them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, channels, 5, padding=2), nn.ReLU(),
-            nn.Conv2d(channels, channels, 5, padding=2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
-        return x + super().forward(x)
 
 
 def make_head(channels: int) -> nn.Sequential:
     """A task's head: RGB (B, 3, H, W) to (B, C, H, W)."""
     return nn.Sequential(
-        nn.Conv2d(3, channels, 3, padding=1), ResidualBlock(channels),
-        ResidualBlock(channels))
+        nn.Conv2d(3, channels, 3, padding=1), ResidualBlock(channels, 5),
+        ResidualBlock(channels, 5))
 
 
 def make_tail(channels: int, scale: int) -> nn.Sequential:
@@ -116,16 +105,13 @@ class IPTNet(nn.Module):
 
     def _tokens(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N, C * patch * patch), patches row by row."""
-        x = maps.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
-        # (B, C, rows, p, columns, p) to (B, rows, columns, C, p, p)
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return split_squares(maps, self.patch).flatten(3).flatten(1, 2)
 
     def _maps(self, tokens: Tensor) -> Tensor:
         """Undo ``_tokens``."""
         rows = isqrt(tokens.shape[1])
         x = tokens.unflatten(2, (-1, self.patch, self.patch))
-        x = x.unflatten(1, (rows, rows))  # (B, rows, columns, C, p, p)
-        return x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return join_squares(x.unflatten(1, (rows, rows)))
 
 
 @register(MODELS)
@@ -177,9 +163,7 @@ class IPT(BaseModel):
                  overlap: int = 12,
                  data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None) -> None:
-        super().__init__(data_preprocessor or dict(
-            type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3,
-            bgr_to_rgb=True), init_cfg)
+        super().__init__(data_preprocessor or RGB, init_cfg)
         check_flags(add_bicubic=add_bicubic)
         if contrastive_weight < 0:
             raise ValueError('contrastive_weight must not be negative, got '
@@ -280,9 +264,7 @@ class IPT(BaseModel):
         """
         check_map('images', images, 3)
         self._check_task(task)
-        mean, std = (
-            getattr(self.data_preprocessor, name, images.new_tensor(value))
-            for name, value in (('mean', 0.), ('std', 1.)))
+        mean, std = moments(self.data_preprocessor)
         x = (images - mean) / std
         turns = [(turn, flip) for turn in range(4 if flips else 1)
                  for flip in ((False, True) if flips else (False, ))]

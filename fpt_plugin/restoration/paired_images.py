@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mmcv
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from ..openmmlab.registry import register
-from .degradations import TASKS, check_tasks, checked_image
+from .degradations import TASKS, check_tasks, checked_image, read_image
 
 
 @register(DATASETS)
@@ -81,11 +80,8 @@ class LoadCleanImage(BaseTransform):
             ValueError: An image is broken, or their sizes do not fit the task.
         """
         path = results['gt_path']
-        clean = mmcv.imread(path)
-        if clean is None:
-            raise ValueError(f'{path} is no image that can be read')
+        clean = read_image(path)
         image = checked_image(results['img'], results['img_path'])
-        clean = checked_image(clean, path)
         scale = TASKS[results['task']].scale
         if clean.shape[:2] != tuple(scale * side for side in image.shape[:2]):
             raise ValueError(

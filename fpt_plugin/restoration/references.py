@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
@@ -12,7 +11,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 
 from ..layers.checks import check_positive_int
 from ..openmmlab.registry import register
-from .degradations import checked_image
+from .degradations import read_image
 
 
 @register(DATASETS)
@@ -94,11 +93,7 @@ class LoadReference(BaseTransform):
         Raises:
             ValueError: It is broken.
         """
-        path = results['ref_path']
-        image = mmcv.imread(path)
-        if image is None:
-            raise ValueError(f'{path} is no image that can be read')
-        results['ref_img'] = checked_image(image, path)
+        results['ref_img'] = read_image(results['ref_path'])
         return results
 
 

@@ -17,7 +17,8 @@ from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_flags, check_map
 from ..layers.texture_transformer import CrossScaleIntegration, TextureTransformer
 from ..openmmlab.registry import register
-from .pixels import to_pixels
+from .blocks import ResidualBlock
+from .pixels import RGB, moments, to_pixels
 
 SCALE = 4
 PATCH = 3
@@ -53,22 +54,9 @@ class TextureExtractor(nn.Module):
         return maps
 
 
-class _Residual(nn.Sequential):
-    """x + two 3x3 convolutions with a ReLU between them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
-        return x + super().forward(x)
-
-
 def _body(channels: int, blocks: int) -> nn.Sequential:
     """Residual blocks and a convolution."""
-    return nn.Sequential(*(_Residual(channels) for _ in range(blocks)),
+    return nn.Sequential(*(ResidualBlock(channels, 3) for _ in range(blocks)),
                          nn.Conv2d(channels, channels, 3, padding=1))
 
 
@@ -113,9 +101,7 @@ class TTSR(BaseModel):
                  add_bicubic: bool = False,
                  data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None) -> None:
-        super().__init__(data_preprocessor or dict(
-            type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3,
-            bgr_to_rgb=True), init_cfg)
+        super().__init__(data_preprocessor or RGB, init_cfg)
         if len(blocks) != 4 or len(texture_channels) != 3:
             raise ValueError('blocks must be four numbers and texture_channels three, '
                              f'got {tuple(blocks)} and {tuple(texture_channels)}')
@@ -226,9 +212,7 @@ class TTSR(BaseModel):
                 else list(reference)
             for x in references:
                 check_map('reference', x, 3)
-        mean, std = (
-            getattr(self.data_preprocessor, name, images.new_tensor(value))
-            for name, value in (('mean', 0.), ('std', 1.)))
+        mean, std = moments(self.data_preprocessor)
         if references is not None:
             references = [(x - mean) / std for x in references]
         out, _ = self._enlarged((images - mean) / std, references)
