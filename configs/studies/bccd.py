@@ -69,8 +69,8 @@ test_dataloader = dict(
 val_evaluator = dict(ann_file=None)
 test_evaluator = val_evaluator
 
-max_epochs = 12
-train_cfg = dict(max_epochs=max_epochs, val_interval=6)
+max_epochs = 8
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=80),
     dict(
