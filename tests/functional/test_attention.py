@@ -18,8 +18,8 @@ from fpt_plugin.functional import (
     reference,
 )
 
-NAMES = ('query', 'key', 'value', 'weights')
-EAGER = paths.EAGER
+NAMES = ('query', 'key', 'value', 'mixture_weights')
+EAGER = paths.EAGER_MAX_SCORES
 both_similarities = pytest.mark.parametrize('similarity',
                                             ['dot', 'neg_euclid'])
 
@@ -105,13 +105,13 @@ def score_budget(monkeypatch):
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch):
     """Chunks are what is tested here, and maps this small would not take them."""
-    monkeypatch.setattr(paths, 'EAGER', {})
+    monkeypatch.setattr(paths, 'EAGER_MAX_SCORES', {})
 
 
 @pytest.fixture
 def small_maps(monkeypatch):
     """The table of the paths as it is."""
-    monkeypatch.setattr(paths, 'EAGER', EAGER)
+    monkeypatch.setattr(paths, 'EAGER_MAX_SCORES', EAGER)
 
 
 sizes = st.integers(1, 40)
@@ -316,7 +316,7 @@ low_precision = pytest.mark.parametrize('dtype, tolerance',
 def test_low_precision_inputs(similarity, dtype, tolerance, autocast, small,
                               monkeypatch):
     """Only the results are rounded: what is between is float32."""
-    monkeypatch.setattr(paths, 'EAGER', EAGER if small else {})
+    monkeypatch.setattr(paths, 'EAGER_MAX_SCORES', EAGER if small else {})
     inputs = operands(lq=30, lk=20, dtype=dtype)
     upstream = upstream_of(inputs).to(dtype)
     with torch.autocast('cpu', dtype=dtype, enabled=autocast):
@@ -332,7 +332,7 @@ def test_low_precision_inputs(similarity, dtype, tolerance, autocast, small,
 @pytest.mark.parametrize('small', [False, True])
 def test_autocast_leaves_float32_alone(similarity, dtype, tolerance, small,
                                        monkeypatch):
-    monkeypatch.setattr(paths, 'EAGER', EAGER if small else {})
+    monkeypatch.setattr(paths, 'EAGER_MAX_SCORES', EAGER if small else {})
     inputs = operands(lq=30, lk=20)
     upstream = upstream_of(inputs)
     with torch.autocast('cpu', dtype=dtype):
@@ -405,8 +405,8 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, query, key, value, weights):
-        return mixture_attention(query, key, value, weights, **self.options)
+    def forward(self, query, key, value, mixture_weights):
+        return mixture_attention(query, key, value, mixture_weights, **self.options)
 
 
 @both_similarities
@@ -486,8 +486,8 @@ def test_rank_errors(name, change):
         # Sizes that would broadcast are no better.
         ('key', (1, 2, 7, 3), 'agree in B, N and d'),
         ('value', (1, 7, 4), 'B and Lk of key'),
-        ('weights', (1, 2), 'B and N of query'),
-        ('weights', (2, 1), 'B and N of query'),
+        ('mixture_weights', (1, 2), 'B and N of query'),
+        ('mixture_weights', (2, 1), 'B and N of query'),
     ])
 def test_shape_errors(name, shape, words):
     inputs = dict(zip(NAMES, operands()))
@@ -574,7 +574,7 @@ def test_queries_in_pieces_give_the_same(similarity, pieces, monkeypatch):
     inputs = operands(lq=9, dtype=torch.float64)
     upstream = upstream_of(inputs)
     want = run_oracle(inputs, upstream, similarity=similarity)
-    monkeypatch.setattr(attention, '_pieces', lambda *args: pieces)
+    monkeypatch.setattr(attention, '_num_pieces', lambda *args: pieces)
     got = run(mixture_attention, inputs, upstream, similarity=similarity,
               path='fused')
     assert_agrees(got, want, 1e-10)
@@ -587,8 +587,8 @@ def test_pieces_keep_a_gpu_busy(queries, keys, pieces):
     """Of two images in two parts."""
     query, key = (
         torch.empty(2, 2, n, 8, device='meta') for n in (queries, keys))
-    assert attention._pieces(query, key) == pieces
-    assert attention._pieces(torch.empty(2, 2, 9, 8), torch.empty(2, 2, 9, 8)) == 1
+    assert attention._num_pieces(query, key) == pieces
+    assert attention._num_pieces(torch.empty(2, 2, 9, 8), torch.empty(2, 2, 9, 8)) == 1
 
 
 @both_similarities
@@ -618,8 +618,8 @@ def test_fused_path_keeps_no_scores(similarity, depth, channels, score_budget):
 ])
 def test_the_table_of_a_gpu(dtype, similarity, depth, channels, major, path,
                             monkeypatch):
-    monkeypatch.setattr(paths, 'FUSED', {
-        ('meta', of): most for (_, of), most in paths.FUSED.items()})
+    monkeypatch.setattr(paths, 'FUSED_MAX_CHANNELS', {
+        ('meta', of): most for (_, of), most in paths.FUSED_MAX_CHANNELS.items()})
     monkeypatch.setattr(torch.cuda, 'get_device_properties',
                         lambda device: SimpleNamespace(major=major))
     query = torch.empty(1, 2, 99, depth, dtype=dtype, device='meta')

@@ -18,7 +18,7 @@ from fpt_plugin.functional.cpu_workarounds import (
     channels_last,
     guard_narrow_maps,
     narrow_conv2d,
-    product,
+    matmul_transposed,
     usual_strides,
 )
 
@@ -57,12 +57,12 @@ LAYOUTS = {
 @pytest.mark.parametrize('onednn', [True, False])
 def test_product(left, right, batch, with_bias, dtype, onednn, monkeypatch):
     if not onednn:
-        monkeypatch.setattr(cpu_workarounds, '_ONEDNN', None)
+        monkeypatch.setattr(cpu_workarounds, '_ONEDNN_LINEAR', None)
     a, b, bias = matrices(dtype, batch)
     want = a.double() @ b.double().transpose(1, 2)
     if with_bias:
         want = want + bias.double().unsqueeze(1)
-    got = product(LAYOUTS[left](a), LAYOUTS[right](b),
+    got = matmul_transposed(LAYOUTS[left](a), LAYOUTS[right](b),
                   bias if with_bias else None)
     assert got.is_contiguous() and got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
@@ -71,17 +71,17 @@ def test_product(left, right, batch, with_bias, dtype, onednn, monkeypatch):
 @pytest.mark.parametrize('empty', ['batch', 'rows'])
 def test_nothing_to_multiply(empty):
     a, b, bias = matrices(**{empty: 0})
-    assert product(a, b, bias).shape == (*a.shape[:2], b.shape[1])
+    assert matmul_transposed(a, b, bias).shape == (*a.shape[:2], b.shape[1])
 
 
 def test_onednn_can_be_switched_off(monkeypatch):
     """By torch's own switch."""
-    if cpu_workarounds._ONEDNN is None:
+    if cpu_workarounds._ONEDNN_LINEAR is None:
         pytest.skip('torch was built without oneDNN')
     calls = []
-    monkeypatch.setattr(cpu_workarounds, '_ONEDNN', lambda *args: calls.append(args))
+    monkeypatch.setattr(cpu_workarounds, '_ONEDNN_LINEAR', lambda *args: calls.append(args))
     with torch.backends.mkldnn.flags(enabled=False):
-        product(*matrices())
+        matmul_transposed(*matrices())
     assert not calls
 
 

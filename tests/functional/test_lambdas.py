@@ -16,7 +16,7 @@ from fpt_plugin.functional import (
     reference,
     tiles,
 )
-from fpt_plugin.functional.lambda_orders import ORDERS, cropped, estimate
+from fpt_plugin.functional.lambda_orders import ORDERS, crop_embedding, estimate_costs
 
 every_order = pytest.mark.parametrize('path', [*ORDERS, 'eager'])
 
@@ -88,7 +88,7 @@ def test_agrees_with_the_formula(path, batch, heads, depth, intra, channels,
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(lambda_strips.CELL, 'cpu', cell)
         patch.setitem(budget.SCORE_BUDGET, 'cpu', numbers)
-        patch.setitem(tiles.TOGETHER, 'cpu', numbers if together else 0)
+        patch.setitem(tiles.MULTI_STRIP_BUDGET, 'cpu', numbers if together else 0)
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
             got = run(position_lambda, [x.to(dtype) for x in inputs], path=path)
             assert got[0].dtype == dtype
@@ -182,9 +182,9 @@ def test_a_window_larger_than_the_map(path):
 
 def test_cropped_is_a_view_of_what_is_reached():
     embedding = torch.rand(2, 1, 23, 5)
-    assert cropped(embedding, (4, 30)).shape == (2, 1, 7, 5)
-    assert torch.equal(cropped(embedding, (4, 30)), embedding[:, :, 8:15])
-    assert cropped(embedding, (12, 3)).data_ptr() == embedding.data_ptr()
+    assert crop_embedding(embedding, (4, 30)).shape == (2, 1, 7, 5)
+    assert torch.equal(crop_embedding(embedding, (4, 30)), embedding[:, :, 8:15])
+    assert crop_embedding(embedding, (12, 3)).data_ptr() == embedding.data_ptr()
 
 
 @pytest.mark.parametrize('shapes, cheapest', [
@@ -198,12 +198,12 @@ def test_cropped_is_a_view_of_what_is_reached():
     (((2, 4, 16, 56, 56), (2, 1, 16, 56, 56), (16, 1, 23, 23)), 'lambda'),
 ])
 def test_the_cheapest_order_is_taken(shapes, cheapest):
-    costs = estimate(*shapes)
+    costs = estimate_costs(*shapes)
     assert min(costs, key=costs.get) == cheapest
     with torch.device('meta'):
         on_another_device = lambdas.choose_order(
             None, *map(torch.empty, shapes))
-    costs = estimate(*shapes, device_type='cuda')
+    costs = estimate_costs(*shapes, device_type='cuda')
     assert on_another_device == min(costs, key=costs.get)
 
 
@@ -211,7 +211,7 @@ def test_the_cheapest_order_is_taken(shapes, cheapest):
     (4, 64, 'attention'), (16, 16, 'lambda'), (32, 8, 'lambda')])
 def test_the_order_of_a_gpu(heads, channels, order):
     """As measured, on 50x84 pixels with windows of 23."""
-    costs = estimate((1, heads, 16, 50, 84), (1, 1, channels, 50, 84),
+    costs = estimate_costs((1, heads, 16, 50, 84), (1, 1, channels, 50, 84),
                      (16, 1, 23, 23), device_type='cuda')
     assert min(costs, key=costs.get) == order
 

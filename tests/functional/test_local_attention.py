@@ -117,7 +117,7 @@ def test_strips_of_a_tile_do_not_matter_to_each_other(
     queries = 1 if fine == (20, 33) else 4
     scores = 20 * 11 * queries * 5 * 15
     monkeypatch.setitem(budget.CACHED_SCORES, 'cpu', strips * scores)
-    monkeypatch.setitem(tiles.TOGETHER, 'cpu', strips * scores)
+    monkeypatch.setitem(tiles.MULTI_STRIP_BUDGET, 'cpu', strips * scores)
     shapes = set()
 
     def seeing(*args):
@@ -200,7 +200,7 @@ def test_large_activations(similarity, pad, size, dtype):
     (1, (2, 2, 4, 4, 5), 'must agree in B, N and d'),
     (2, (2, 4, 4, 6), 'value must be .* with the B, h and w of key'),
     (2, (1, 4, 4, 5), 'value must be'),
-    (3, (2, 3), 'weights must be'),
+    (3, (2, 3), 'mixture_weights must be'),
     (0, (2, 2, 3, 0, 9), 'must not be 0'),
 ])
 def test_bad_shapes(index, shape, words):
@@ -242,7 +242,7 @@ def test_compiled():
 @pytest.mark.parametrize('fine', [1, 2, 5, 13, 30])
 @pytest.mark.parametrize('coarse', [1, 2, 5, 12, 31])
 def test_grouping_sorts_cells_by_their_owners(fine, coarse):
-    grouping = windows.Grouping((fine, 1), (coarse, 1))
+    grouping = windows.QueryGroups((fine, 1), (coarse, 1))
     owners = windows.centres(fine, coarse)
     groups = [[i for i in range(fine) if owners[i] == o] for o in range(coarse)]
     size = grouping.row_size

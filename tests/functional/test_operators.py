@@ -226,7 +226,7 @@ def test_flops_are_counted(name):
 @every_function
 def test_graphs_of_a_torch_without_custom_operators(name, monkeypatch):
     """Before torch 2.4: the formulas."""
-    monkeypatch.setattr(operators, '_CAN_DEFINE', False)
+    monkeypatch.setattr(operators, '_HAS_CUSTOM_OPS', False)
     torch._dynamo.reset()
     function, formula = FUNCTIONS[name]
     compiled = torch.compile(lambda *x: function(*x), fullgraph=True,

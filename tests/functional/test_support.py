@@ -110,7 +110,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize('name, use, cell', cells())
 def test_table(name, use, cell, monkeypatch):
     monkeypatch.setitem(budget.SCORE_BUDGET, 'cpu', 1000)
-    monkeypatch.setitem(tiles.TOGETHER, 'cpu', 1000)
+    monkeypatch.setitem(tiles.MULTI_STRIP_BUDGET, 'cpu', 1000)
     torch._dynamo.reset()
     shapes, options, most = CASES[name]
     operands = [torch.randn(s, dtype=torch.float64) for s in shapes]

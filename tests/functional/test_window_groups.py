@@ -68,7 +68,7 @@ def test_equals_masked_attention_over_all_tokens(rows, columns, window, data):
     (grid(12, 12)[torch.arange(144) % 12 < 6], 3, 0, 8),  # empty windows
 ])
 def test_groups(coords, window, shift, groups):
-    assert len(check(coords, window, shift).slots) == groups
+    assert len(check(coords, window, shift).token_of_slot) == groups
 
 
 def test_second_derivatives_ignore_empty_slots():
@@ -76,7 +76,7 @@ def test_second_derivatives_ignore_empty_slots():
     window = 3
     qkv, table = case(coords, window, heads=1, depth=2, batch=1)
     groups = group_windows(coords, window, 1)
-    assert groups.slots.numel() > len(coords)  # some are empty
+    assert groups.token_of_slot.numel() > len(coords)  # some are empty
     found = []
     for out in (attend_in_groups(qkv, table, groups),
                 reference.window_attention(
