@@ -25,7 +25,8 @@ def calls():
             yield (getattr(module, name), dict(zip(OPERANDS, draw(name)), **options),
                    'weights', 'mixture_weights')
     fine, coarse = maps_of((3, 4), (2, 2))
-    yield SelfTransformer(12).attention_at, dict(pixels=PIXELS, x=fine), 'places', 'pixels'
+    yield (SelfTransformer(12).attention_at, dict(pixels=PIXELS, x=fine),
+           'places', 'pixels')
     for layer in (GroundingTransformer, LocalGroundingTransformer):
         yield (layer(12).attention_at, dict(pixels=PIXELS, fine=fine, coarse=coarse),
                'places', 'pixels')

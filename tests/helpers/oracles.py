@@ -31,8 +31,8 @@ def run_with_gradients(function, inputs, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
-def all_agree(got, want, tolerance):
-    """Assert it of an output and its gradients.
+def all_agree(got, want, tolerance=1e-10):
+    """Assert that an output and its gradients agree.
 
     A small gradient is measured against a tenth of the largest.
     """
