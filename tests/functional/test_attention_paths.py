@@ -139,17 +139,6 @@ def test_eager_scores_stay_well_within_the_budget(similarity, score_budget):
                for most in paths.EAGER_MAX_SCORES['cpu', similarity])
 
 
-@both_similarities
-@pytest.mark.parametrize('parts', [1, 4])
-@pytest.mark.parametrize('lq, lk', [(1, 1), (1, 7), (30, 1), (12, 20)])
-def test_small_maps_agree_with_the_formula(similarity, parts, lq, lk):
-    inputs = attention_operands(2, parts, lq, lk)
-    want = run_oracle(inputs, similarity=similarity)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
-        all_agree(run(mixture_attention, [x.to(dtype) for x in inputs],
-                      similarity=similarity), want, tolerance)
-
-
 def test_gradients_under_autocast_take_chunks():
     """A backward pass inside autocast would round plain operators."""
     query = torch.empty(1, 2, 9, 8, requires_grad=True)

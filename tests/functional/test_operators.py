@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.functions import FUNCTIONS, draw
 from helpers.oracles import all_agree, run_with_gradients
-from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
+from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import grad as func_grad
 from torch.func import hessian, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,21 +79,6 @@ def test_penalty_if_inputs_depend_on_each_other(name):
 
 
 @every_function
-def test_third_derivatives(name):
-    function, formula = FUNCTIONS[name]
-    inputs = leaves_of(name)
-
-    def third(f):
-        out = f(*inputs).pow(3).sum()
-        for _ in range(3):
-            first, = grad(out, inputs[1:2], create_graph=True)
-            out = first.square().sum()
-        return [out]
-
-    all_agree(third(function), third(formula))
-
-
-@every_function
 def test_gradients_of_several_outputs_at_once(name):
     function, formula = FUNCTIONS[name]
 
@@ -149,19 +134,6 @@ def test_functional_transforms(name):
         ]
 
     all_agree(transformed(function), transformed(formula))
-
-
-@every_function
-def test_forward_mode(name):
-    function, formula = FUNCTIONS[name]
-    inputs, tangents = draw(name), draw(name, seed=1)
-
-    def dual(f):
-        with forward_ad.dual_level():
-            out = f(*map(forward_ad.make_dual, inputs, tangents))
-            return list(forward_ad.unpack_dual(out))
-
-    all_agree(dual(function), dual(formula))
 
 
 # ----------------------------------------------------------------- other modes
