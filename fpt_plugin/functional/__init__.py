@@ -1,9 +1,9 @@
-"""Attention as functions of tensors; needs torch and nothing else.
+"""Attention as functions of tensors. Only torch is needed.
 
-What torch can do with those of necks and backbones. ``bounded``: in the memory of
-the budget, whatever the size. ``plain``: by plain operators, which hold all scores,
-windows or lambdas at once. Both give the same numbers. The functions of pre-training
-and restoration have first derivatives.
+The table lists which features of torch the functions of necks and backbones support.
+``bounded``: the memory stays within the budget at every size. ``plain``: plain
+operators hold all scores, windows or lambdas at once. The results are the same. The
+functions of pre-training and restoration have first derivatives only.
 
 =======================  =======  =======  ==========  =======  =======  =======
 function                 first    compile  torch.func  forward  higher   export
@@ -15,9 +15,9 @@ content_lambda           bounded  bounded  bounded     bounded  bounded  bounded
 =======================  =======  =======  ==========  =======  =======  =======
 
 - first: outputs and gradients;
-- compile: the same under ``torch.compile``, any backend, sizes that change. On
-  torch before 2.4 plain, and compiled graphs have first derivatives only;
-- torch.func: ``grad``, ``vmap``, ``jvp``, ``hessian`` and what is made of them;
+- compile: outputs and gradients under ``torch.compile``, with any backend and dynamic
+  sizes. Plain in torch < 2.4. Compiled graphs have first derivatives only;
+- torch.func: ``grad``, ``vmap``, ``jvp``, ``hessian`` and their combinations;
 - forward: dual numbers of ``torch.autograd.forward_ad``;
 - higher: derivatives of gradients (``create_graph=True``);
 - export: ``torch.export``, ``torch.jit.trace`` and both exporters of ONNX.

@@ -1,7 +1,7 @@
-"""Where single queries look: some rows of the attention maps, by formula.
+"""Attention maps of single queries, computed by the formulas.
 
-For looking at, not for training: the whole maps never exist in the fast paths,
-and the few rows that are asked for need none of them.
+They are for visualisation, not for training. The fast paths never hold a whole map, and
+the maps of a few queries do not need one.
 """
 
 from __future__ import annotations
@@ -17,49 +17,50 @@ from .windows import centres
 
 def mixture_rows(query: Tensor,
                  key: Tensor,
-                 weights: Tensor,
+                 mixture_weights: Tensor,
                  *,
                  similarity: str,
                  scale: float | None = None) -> Tensor:
-    """Rows of the map of :func:`~.attention.mixture_attention`.
+    """Compute rows of the map of :func:`~.attention.mixture_attention`.
 
     Args:
-        query: (B, N, P, d), the queries that are asked for.
+        query: (B, N, P, d), the selected queries.
         key: (B, N, Lk, d), all keys.
-        weights: (B, N), the share of each part.
+        mixture_weights: (B, N), the weight of each part.
         similarity: ``'dot'`` or ``'neg_euclid'``.
         scale: Factor of the similarity; None is 1 / sqrt(d).
 
     Returns:
-        (B, P, Lk) in float64: the shares of the keys, which sum to 1 where
-        the weights do.
+        (B, P, Lk) in float64: the weight of each key. Rows sum to the sum of
+        ``mixture_weights``.
     """
-    query, key, weights = query.double(), key.double(), weights.double()
-    scores = key[:, :, :, 0].numel()  # of one query
-    rows = max(1, score_budget(key.device) // scores)
+    query, key, mixture_weights = (
+        x.double() for x in (query, key, mixture_weights))
+    scores_per_query = key[:, :, :, 0].numel()
+    length = max(1, score_budget(key.device) // scores_per_query)
     return torch.cat([
-        mixture_map(some, key, weights, similarity=similarity, scale=scale)
-        for some in query.split(rows, dim=2)
+        mixture_map(chunk, key, mixture_weights, similarity=similarity, scale=scale)
+        for chunk in query.split(length, dim=2)  # (B, N, length, d)
     ], dim=1)
 
 
 def local_mixture_rows(query: Tensor,
                        key: Tensor,
-                       weights: Tensor,
-                       places: Tensor,
+                       mixture_weights: Tensor,
+                       pixels: Tensor,
                        size: tuple[int, int],
                        *,
                        window: int,
                        similarity: str,
                        pad: str,
                        scale: float | None = None) -> Tensor:
-    """Rows of the map of :func:`~.local_attention.local_mixture_attention`.
+    """Compute rows of the map of :func:`~.local_attention.local_mixture_attention`.
 
     Args:
-        query: (B, N, P, d), the queries that are asked for.
+        query: (B, N, P, d), the selected queries.
         key: (B, N, d, h, w), all keys.
-        weights: (B, N), the share of each part.
-        places: (P, 2), row and column of each query in its map.
+        mixture_weights: (B, N), the weight of each part.
+        pixels: (P, 2), row and column of each query in its map.
         size: (H, W) of that map.
         window: Side of the window, odd.
         similarity: ``'dot'`` or ``'neg_euclid'``.
@@ -67,28 +68,34 @@ def local_mixture_rows(query: Tensor,
         scale: Factor of the similarity; None is 1 / sqrt(d).
 
     Returns:
-        (B, P, h, w) in float64, zero outside of the windows. With zero padding
-        a row may sum to less than its weights: the rest fell on the zero keys
-        around the map.
+        (B, P, h, w) in float64, zero outside the windows. With ``pad='zero'`` a map
+        may sum to less than ``mixture_weights``: the rest is the weight of the zero
+        keys around the map.
     """
-    query, key, weights = query.double(), key.double(), weights.double()
-    reach = window // 2
+    query, key, mixture_weights = (
+        x.double() for x in (query, key, mixture_weights))
+    margin = window // 2
     height, width = key.shape[-2:]
-    padded = F.pad(key, [reach] * 4)
-    inside = F.pad(torch.ones_like(key[0, 0, 0]), [reach] * 4) > 0
+    padded = F.pad(key, [margin] * 4)  # (B, N, d, h + window - 1, w + window - 1)
+    # (h + window - 1, w + window - 1)
+    inside = F.pad(torch.ones_like(key[0, 0, 0]), [margin] * 4) > 0
     rows, columns = centres(size[0], height), centres(size[1], width)
     maps = []
-    for place, (row, column) in enumerate(places.tolist()):
-        there = (..., slice(rows[row], rows[row] + window),
-                 slice(columns[column], columns[column] + window))
-        shares = mixture_map(
-            query[:, :, place:place + 1],
-            padded[there].flatten(3).transpose(2, 3),
-            weights,
+    for i, (row, column) in enumerate(pixels.tolist()):
+        # The window begins one margin above and left of its centre: in the padded map
+        # that is the pixel with the centre's indices.
+        window_index = (..., slice(rows[row], rows[row] + window),
+                        slice(columns[column], columns[column] + window))
+        keys = padded[window_index].flatten(3).transpose(2, 3)  # (B, N, window^2, d)
+        weights = mixture_map(
+            query[:, :, i:i + 1],
+            keys,
+            mixture_weights,
             similarity=similarity,
             scale=scale,
-            mask=~inside[there].flatten() if pad == 'mask' else None)
+            mask=~inside[window_index].flatten() if pad == 'mask' else None,
+        )  # (B, 1, window^2)
         whole = padded.new_zeros(len(key), *padded.shape[-2:])
-        whole[there] = shares.unflatten(2, (window, window))[:, 0]
-        maps.append(whole[:, reach:reach + height, reach:reach + width])
+        whole[window_index] = weights.unflatten(2, (window, window))[:, 0]
+        maps.append(whole[:, margin:margin + height, margin:margin + width])
     return torch.stack(maps, dim=1)

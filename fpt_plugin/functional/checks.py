@@ -1,4 +1,4 @@
-"""Checks that the functions share."""
+"""Checks of arguments and of torch's modes, for all functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_floating(tensors: dict[str, Tensor]) -> None:
     """Require floating point tensors.
 
     Raises:
-        TypeError: One is something else.
+        TypeError: An argument is something else.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -30,7 +30,7 @@ def check_similarity(similarity: str) -> None:
     """Require a known similarity.
 
     Raises:
-        ValueError: It is unknown.
+        ValueError: ``similarity`` is unknown.
     """
     if similarity not in SIMILARITIES:
         raise ValueError(
@@ -38,7 +38,7 @@ def check_similarity(similarity: str) -> None:
 
 
 def check_ranks(tensors: dict[str, Tensor], ranks: tuple[int, ...]) -> None:
-    """Require a number of dimensions of each tensor.
+    """Require a number of dimensions for each tensor.
 
     Raises:
         ValueError: A tensor has another number of dimensions.
@@ -50,50 +50,53 @@ def check_ranks(tensors: dict[str, Tensor], ranks: tuple[int, ...]) -> None:
 
 
 def shapes_of(tensors: dict[str, Tensor]) -> str:
-    """Names and shapes, for messages; no constant of a compiled graph."""
+    """List names and shapes for the message of a failed check.
+
+    Only call it when a check fails: in a compiled graph it makes sizes constant.
+    """
     return ', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """Float64 stays float64; everything else is computed in float32."""
+    """Return float64 if any tensor is float64, else float32."""
     double = any(t.dtype == torch.float64 for t in tensors)
     return torch.float64 if double else torch.float32
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
-    """Compute in the dtypes that are written; some devices have no autocast."""
+    """Switch autocast off, where the device has it."""
     if device.type == 'meta':
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def is_autocast(device_type: str) -> bool:
-    """Whether autocast is at work on a kind of device, on any torch."""
+    """Tell whether autocast is on for a type of device, in any version of torch."""
     try:
         return torch.is_autocast_enabled(device_type)
-    except RuntimeError:  # a device without autocast, as meta
+    except RuntimeError:  # a device without autocast, such as meta
         return False
-    except TypeError:  # torch < 2.4 has a function a device
+    except TypeError:  # torch < 2.4 has one function for each device
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work."""
-    # Not documented, so nothing depends on it.
+    """Tell whether a torch.func transform or forward-mode differentiation runs."""
+    # The names are not documented, so their absence is allowed for.
     active = getattr(torch._C, '_are_functorch_transforms_active', None)
     return (active is not None and active()) or getattr(
         forward_ad, '_current_level', -1) >= 0
 
 
 def is_captured() -> bool:
-    """Whether a graph is being traced or exported, on any torch."""
-    # Older than torch 2.7 there is no way to ask for an export.
+    """Tell whether a graph is being traced or exported, in any version of torch."""
+    # torch < 2.7 does not tell whether it exports.
     exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
     return torch.jit.is_tracing() or exporting()
 
 
 def is_compiled() -> bool:
-    """Whether torch.compile is at work, on any torch."""
-    # Older than torch 2.3 only torch._dynamo can tell.
+    """Tell whether torch.compile is tracing, in any version of torch."""
+    # In torch < 2.3 only torch._dynamo has the function.
     compiling = getattr(torch.compiler, 'is_compiling', None)
     return compiling() if compiling else torch._dynamo.is_compiling()

@@ -1,16 +1,16 @@
-"""The orders in which position lambdas can be summed, and which is cheapest.
+"""The orders of summation of position lambdas, and an estimate of their costs.
 
-All compute sum_k q[h, k, n] sum_u sum_m E[k, u, m - n] V[u, v, m]:
+Both compute sum_k q[h, k, n] sum_u sum_m E[k, u, m - n] V[u, v, m]:
 
-- **attention**: weights A = q E of the pixels of each window first, then their
-  sum of the values. Heads share the values, so this is cheap where there are
+- **attention**: first the weights A = q E of each window, (h, r * r) numbers a pixel,
+  then the weighted sum of the values. Heads share the values, so this is cheap with
   few heads;
-- **lambda**: E and V first, the queries last. Cheap where heads are many and
-  values are narrow.
+- **lambda**: first E and V, which gives the lambdas, (k, v) numbers a pixel, then the
+  queries. This is cheap with many heads and few value channels.
 
-Both work in strips of columns, see :mod:`.lambda_strips`. Where each wins with
-four heads and 16 query channels (Intel Xeon, one thread, float32, processor time
-of lambda over attention):
+Both work in strips of columns, see :mod:`.lambda_strips`. Ratio of their processor
+times, lambda over attention, with four heads and 16 query channels (Intel Xeon, one
+thread, float32; above 1 attention is faster):
 
 =====================================  =======  =============
 windows of 23 pixels                   forward  with backward
@@ -27,9 +27,10 @@ C4, C5 of timm's nets, windows of 9    1.0-1.4  1.1-1.5
 32 heads, v = 8, 50x84 (AMD)           0.2
 =====================================  =======  =============
 
-On an H200 (benchmarks/gpu-nvidia-h200.json) the attention order wins with four
-heads on 64x128; on 25x42 and 50x84 all are as far apart as two measurements of
-one. An order in the frequency domain won at no size in use.
+On an H200 (benchmarks/gpu-nvidia-h200.json) the attention order is faster with four
+heads on 64x128 pixels; on 25x42 and 50x84 the orders differ no more than two
+measurements of the same one. An order in the frequency domain was not the fastest at
+any size in use.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ from .lambda_strips import AttentionOrder, LambdaOrder, cell_size
 ORDERS = {'attention': AttentionOrder, 'lambda': LambdaOrder}
 
 
-def cropped(embedding: Tensor, size: tuple[int, int]) -> Tensor:
-    """The part of an embedding that windows of a small map reach, as a view.
+def crop_embedding(embedding: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop an embedding to the offsets that occur in a small map, as a view.
 
     Args:
         embedding: (k, u, rows, columns).
-        size: (H, W); offsets of H and more rows lead outside from anywhere.
+        size: (H, W) of the map. An offset of H or more rows, or W or more columns,
+            leads outside the map from every pixel.
 
     Returns:
         (k, u, at most 2 H - 1, at most 2 W - 1).
@@ -60,13 +62,14 @@ def cropped(embedding: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Costs(NamedTuple):
-    """What moving numbers costs, in multiply-adds of a large product.
+    """Costs in multiply-adds of a large matrix product.
 
     Attributes:
-        entry: An entry of the attention order's matrices, written and copied.
-        pixel: A pixel of the lambda order, a small product of its own.
-        query: A number of the lambda order's queries and outputs.
-        lambdas: A multiply-add of the lambda order's products.
+        entry: Writing and copying one entry of the attention order's matrices.
+        pixel: Starting the small product of one pixel in the lambda order.
+        query: Reading or writing one number of queries and outputs in the lambda
+            order.
+        lambdas: One multiply-add of the products that make the lambdas.
     """
 
     entry: float
@@ -75,39 +78,42 @@ class Costs(NamedTuple):
     lambdas: float
 
 
-# Measured, device type by device type. cpu: benchmarks/README.md. cuda: an H200
-# with torch 2.11, windows of 23, 4 to 32 heads of 8 to 128 channels on 25x42 and
-# 50x84 pixels. Four heads: the attention order wins by 1.2 to 3. Other
-# accelerators count as CUDA.
+# Measured for each device type. cpu: benchmarks/README.md. cuda: an H200 with torch
+# 2.11, windows of 23, 4 to 32 heads of 8 to 128 channels on 25x42 and 50x84 pixels;
+# with four heads the attention order is 1.2 to 3 times faster. Other accelerators are
+# treated as CUDA.
 COSTS = {
     'cpu': Costs(70, 60_000, 200, 1),
     'cuda': Costs(70, 60_000, 1500, 1.5),
 }
 
 
-def estimate(query: tuple[int, ...],
-             value: tuple[int, ...],
-             embedding: tuple[int, ...],
-             device_type: str = 'cpu') -> dict[str, float]:
-    """What each order costs an image, in multiply-adds of a large product.
+def estimate_costs(query: tuple[int, ...],
+                   value: tuple[int, ...],
+                   embedding: tuple[int, ...],
+                   device_type: str = 'cpu') -> dict[str, float]:
+    """Estimate the cost of each order for an image.
 
     Args:
         query: Shape (B, h, k, H, W).
         value: Shape (B, u, v, H, W).
         embedding: Shape (k, u, rows, columns).
-        device_type: Of the tensors.
+        device_type: The tensors' device.
+
+    Returns:
+        Costs by order, in multiply-adds of a large matrix product.
     """
     costs = COSTS.get(device_type, COSTS['cuda'])
     heads, depth, height, width = query[1:]
     intra, channels = value[1:3]
     rows, columns = embedding[2:]
     pixels = height * width
-    # What cells see, that is what is computed for each of their pixels.
-    down, right = cell_size(height, width, device_type)
-    seen = intra * (down + rows - 1) * (right + columns - 1)
+    # Every pixel of a cell is multiplied by the cell's whole block of values.
+    cell_rows, cell_columns = cell_size(height, width, device_type)
+    block = intra * (cell_rows + rows - 1) * (cell_columns + columns - 1)
     queries = pixels * heads * (depth + channels)
     return {
-        'attention': pixels * heads * seen * (depth + channels + costs.entry),
-        'lambda': pixels * (costs.lambdas * depth * channels * seen +
+        'attention': pixels * heads * block * (depth + channels + costs.entry),
+        'lambda': pixels * (costs.lambdas * depth * channels * block +
                             costs.pixel) + costs.query * queries,
     }

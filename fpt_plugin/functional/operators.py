@@ -1,16 +1,16 @@
-"""Functions whose forward and backward pass are written by hand.
+"""Functions with hand-written forward and backward passes.
 
-They save memory that plain operators take, but torch cannot look inside. What
-it cannot do with them is done by a formula of plain operators instead:
+They need less memory than plain operators, but torch cannot differentiate or
+transform them. For that, a formula of plain operators takes their place:
 
-- second and higher derivatives, and several gradients at once: a backward pass
-  that autograd records (``create_graph=True``) or batches
-  (``is_grads_batched=True``) differentiates the formula;
+- second and higher derivatives, and several gradients at once: a backward pass that
+  autograd records (``create_graph=True``) or batches (``is_grads_batched=True``)
+  differentiates the formula;
 - ``torch.func`` and forward-mode differentiation: the functions take their eager
-  path, see :func:`.paths.requested`.
+  path, see :func:`.paths.requested_path`.
 
-While a graph is compiled, each is one operator of torch, so that compiled
-models keep the memory of eager ones and need no loops of their own.
+In a compiled graph each function is one custom operator of torch, so a compiled model
+needs no more memory than an eager one, and its graph contains no loops.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from torch import Tensor
 
 from .checks import is_compiled, no_autocast
 
-# Older than torch 2.4 there is none: graphs hold the formulas.
-_CAN_DEFINE = hasattr(torch.library, 'custom_op')
+# torch < 2.4 has no custom operators: compiled graphs contain the formulas.
+_HAS_CUSTOM_OPS = hasattr(torch.library, 'custom_op')
 
 
 class Operator:
-    """A function of some tensors and of options that are no tensors.
+    """A function of tensors, followed by options of other types.
 
     Args:
-        name: Of torch's operator ``fpt_plugin::name``.
-        ranks: Names of the tensors, which come first, and their dimensions.
-        options: The schema of the options, such as ``'int window'``.
-        forward: Of tensors and options; no view, in the layout of ``empty``.
-        backward: Of the output's gradient, tensors and options; returns the
-            gradients of the tensors.
+        name: Name of torch's operator ``fpt_plugin::name``.
+        ranks: Names of the tensors, with their numbers of dimensions.
+        options: Schema of the options, such as ``'int window'``.
+        forward: ``forward(*tensors, *options)``. Returns a new tensor, not a view,
+            with the strides of ``empty``.
+        backward: ``backward(grad, *tensors, *options)``. Returns the gradients of
+            the tensors.
         formula: The same as ``forward`` in plain operators.
-        empty: Of tensors and options; a tensor like the output.
+        empty: ``empty(*tensors, *options)``. Returns an uninitialised output.
     """
 
     def __init__(self, name: str, ranks: dict[str, int], options: str,
@@ -48,25 +49,25 @@ class Operator:
                  empty: Callable[..., Tensor]) -> None:
         self.ranks, self.count = list(ranks.values()), len(ranks)
         self.forward, self.backward, self.formula = forward, backward, formula
-        if _CAN_DEFINE:
+        if _HAS_CUSTOM_OPS:
             tensors = ', '.join(f'Tensor {x}' for x in ranks)
             self._compiled = self._define(
                 name, f'{tensors}, SymInt[] sizes, {options}', empty)
 
     def __call__(self, *args: Any) -> Tensor:
-        """Of tensors and options."""
+        """Apply the function to tensors and options."""
         if not is_compiled():
             return _Function.apply(self, *args)
-        if not _CAN_DEFINE:
+        if not _HAS_CUSTOM_OPS:
             return self.formula(*args)
-        # In one dimension, because torch 2.13 cannot always sort the strides of
-        # views whose sizes are free.
+        # Flattened, because torch 2.13 cannot always sort the strides of views with
+        # dynamic sizes. The sizes of all tensors are passed as one list.
         tensors, options = args[:self.count], args[self.count:]
         sizes = [size for x in tensors for size in x.shape]
         return self._compiled(*(x.reshape(-1) for x in tensors), sizes, *options)
 
     def _arguments(self, args: Sequence[Any]) -> list[Any]:
-        """Tensors and options, from those of :attr:`_compiled`."""
+        """Convert the arguments of :attr:`_compiled` to tensors and options."""
         sizes = iter(args[self.count])
         tensors = [x.view([next(sizes) for _ in range(rank)])
                    for x, rank in zip(args, self.ranks)]
@@ -74,20 +75,20 @@ class Operator:
 
     def _define(self, name: str, arguments: str,
                 empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Torch's operators of the forward and of the backward pass."""
+        """Define torch's operators for the forward and the backward pass."""
         count = self.count
 
         def compute(*args: Any) -> Tensor:
             return self.forward(*self._arguments(args))
 
-        def like(*args: Any) -> Tensor:
+        def fake_output(*args: Any) -> Tensor:
             return empty(*self._arguments(args))
 
         def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             grads = self.backward(grad, *self._arguments(args))
             return tuple(x.reshape(-1) for x in grads)
 
-        def empty_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        def fake_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             return tuple(x.new_empty(x.shape) for x in args[:count])
 
         def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -108,14 +109,14 @@ class Operator:
         result = ', '.join(['Tensor'] * count)
         gradients_op = define(f'{name}_backward', gradients,
                               f'(Tensor grad, {arguments}) -> ({result})',
-                              empty_gradients)
-        op = define(name, compute, f'({arguments}) -> Tensor', like)
+                              fake_gradients)
+        op = define(name, compute, f'({arguments}) -> Tensor', fake_output)
         op.register_autograd(differentiate, setup_context=save)
         return op
 
 
 class _Function(torch.autograd.Function):
-    """Saves the tensors and nothing else."""
+    """Apply an :class:`Operator` eagerly; only its tensors are saved."""
 
     @staticmethod
     def forward(ctx, operator, *args):
@@ -127,9 +128,9 @@ class _Function(torch.autograd.Function):
     def backward(ctx, grad):
         # create_graph=True, or several gradients at once
         if torch.is_grad_enabled() or _is_batched(grad):
-            grads = recorded_gradients(ctx.operator.formula, grad,
-                                       ctx.saved_tensors, ctx.options,
-                                       ctx.needs_input_grad[1:])
+            grads = formula_gradients(ctx.operator.formula, grad,
+                                      ctx.saved_tensors, ctx.options,
+                                      ctx.needs_input_grad[1:])
         else:
             grads = ctx.operator.backward(grad, *ctx.saved_tensors,
                                           *ctx.options)
@@ -137,14 +138,17 @@ class _Function(torch.autograd.Function):
 
 
 def _is_batched(grad: Tensor) -> bool:
-    """Whether ``is_grads_batched`` or ``vectorize`` of torch.autograd is at work."""
-    # Not documented, so nothing depends on it.
+    """Tell whether autograd batches gradients (``is_grads_batched``, ``vectorize``)."""
+    # The name is not documented, so its absence is allowed for.
     batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', None)
     return batched is not None and batched(grad)
 
 
-class _Again(torch.autograd.Function):
-    """Passes a result on; recorded backward passes take its formula."""
+class _SecondDerivatives(torch.autograd.Function):
+    """Return a result unchanged; a recorded backward pass uses its formula.
+
+    Otherwise the gradient is passed on to the operator that computed the result.
+    """
 
     @staticmethod
     def forward(ctx, out, formula, options, *tensors):
@@ -158,45 +162,49 @@ class _Again(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return (grad, None, None, *[None] * len(tensors))
         return (None, None, None,
-                *recorded_gradients(ctx.formula, grad, tensors, ctx.options,
-                                    ctx.needs_input_grad[3:]))
+                *formula_gradients(ctx.formula, grad, tensors, ctx.options,
+                                   ctx.needs_input_grad[3:]))
 
 
-def differentiable_again(out: Tensor, formula: Callable[..., Tensor],
-                         tensors: Sequence[Tensor],
-                         *options: Any) -> Tensor:
-    """Give a result of torch's own the second derivatives that it lacks.
+def with_second_derivatives(out: Tensor, formula: Callable[..., Tensor],
+                            tensors: Sequence[Tensor],
+                            *options: Any) -> Tensor:
+    """Add second derivatives to the result of an operator that lacks them.
 
     Args:
         out: The result, not a view of ``tensors``.
-        formula: The same in plain operators.
-        tensors: What it is differentiated by, and ``out`` was computed from.
+        formula: ``formula(*tensors, *options)``, the same in plain operators.
+        tensors: The tensors that ``out`` was computed from.
         options: The other arguments of ``formula``.
     """
-    # Compiled graphs refuse second derivatives themselves.
+    # Compiled graphs do not support second derivatives in any case.
     if is_compiled():
         return out
-    return _Again.apply(out, formula, options, *tensors)
+    return _SecondDerivatives.apply(out, formula, options, *tensors)
 
 
-def recorded_gradients(formula: Callable[..., Tensor], grad: Tensor,
-                       tensors: Sequence[Tensor], options: Sequence[Any],
-                       needed: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients of plain operators; in grad mode autograd records them.
+def formula_gradients(formula: Callable[..., Tensor], grad: Tensor,
+                      tensors: Sequence[Tensor], options: Sequence[Any],
+                      needed: Sequence[bool]) -> list[Tensor | None]:
+    """Differentiate a formula; in grad mode autograd records the gradients.
 
     Args:
-        formula: Of tensors and options.
-        grad: Gradient of its output.
-        tensors: What it is differentiated by.
+        formula: ``formula(*tensors, *options)``.
+        grad: The gradient of its output.
+        tensors: The tensors to differentiate by.
         options: The other arguments.
-        needed: Whether each tensor needs its gradient; further ones are ignored.
+        needed: Whether each tensor needs a gradient; further entries are ignored.
+
+    Returns:
+        The gradient of each tensor, None if it is not needed.
     """
-    again = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), no_autocast(grad.device):
-        # One tensor may be made of another, or be the same.
+        # Views, because a tensor may depend on another one, or be the same.
         tensors = [x.view_as(x) for x in tensors]
         wanted = [x for x, need in zip(tensors, needed) if need]
         found = iter(
             torch.autograd.grad(
-                formula(*tensors, *options), wanted, grad, create_graph=again))
+                formula(*tensors, *options), wanted, grad,
+                create_graph=create_graph))
     return [next(found) if need else None for _, need in zip(tensors, needed)]

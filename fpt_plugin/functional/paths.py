@@ -1,7 +1,7 @@
-"""Which path a function takes: the choices of each device, in one place.
+"""Choose the path of a function by device, dtype and size.
 
-The tables hold measurements (benchmarks/README.md). Whatever they do not cover
-is computed in chunks, which work on every device and in every dtype.
+The tables come from measurements (benchmarks/README.md). Cases that they do not cover
+are computed in chunks, which work on every device and in every dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .checks import is_autocast, is_captured, is_compiled, is_transformed
 MIXTURE_PATHS = ('chunked', 'fused', 'eager')
 LOCAL_PATHS = ('chunked', 'eager')
 
-# Where torch's fused attention is the fastest path of mixture_attention:
+# Cases in which torch's fused attention is the fastest path of mixture_attention:
 # (device type, dtype of the values) -> most channels of queries and values.
 #
 # cpu: nowhere.
@@ -32,20 +32,20 @@ LOCAL_PATHS = ('chunked', 'eager')
 #   float32,  ST: 16,800 queries and keys, E 256          12 / 40    11 / 38
 # float16 has the kernels of bfloat16; its times were not measured. Other
 # accelerators were not measured.
-FUSED = {
+FUSED_MAX_CHANNELS = {
     ('cuda', torch.bfloat16): 256,
     ('cuda', torch.float16): 256,
     ('cuda', torch.float32): 128,
 }
-# Fewer queries or keys are chunked: nothing is gained there, and cuDNN has no
-# backward pass for a single one.
-FEWEST = 64
-# Before that generation of GPUs torch has fewer fused kernels.
-FUSED_CAPABILITY = 8
+# With fewer queries or keys the chunked path is as fast, and cuDNN has no backward
+# pass for a single one.
+FUSED_MIN_TOKENS = 64
+# Older GPUs have fewer fused kernels in torch.
+FUSED_MIN_CAPABILITY = 8
 
-# Where all scores at once are faster than chunks of them: (device type,
-# similarity) -> most scores of all images and parts, forward alone and where a
-# backward pass follows, which does not recompute them then.
+# Cases in which all scores at once are faster than chunks: (device type, similarity)
+# -> most scores of all images and parts, for a forward pass only and for a forward and
+# backward pass. The eager backward pass does not compute scores again.
 #
 # cpu: Intel Xeon (AMX), one thread, torch 2.13, processor time of chunked over
 # eager, 1 and 2 images, E = 32 to 128:
@@ -56,33 +56,33 @@ FUSED_CAPABILITY = 8
 #   2.0 to 2.6 M    0.5 to 1.1      1.0 to 1.6           0.6 to 0.7     0.5 to 0.9
 #   4 M and more    0.3 to 0.8      0.4 to 1.0           0.2 to 0.6     0.3 to 0.8
 # An AMD EPYC, where MKL is slower: 0.7 and 1.6 for dot and 2.2 M, E = 256.
-EAGER = {
+EAGER_MAX_SCORES = {
     ('cpu', 'dot'): (1 << 19, 5 << 19),
     ('cpu', 'neg_euclid'): (1 << 18, 1 << 20),
 }
-# The scores, their softmax and its product with the shares are held at once.
+# Scores, their softmax and its product with the mixture weights exist at once.
 EAGER_COPIES = 3
 
 
-def requested(path: str | None,
-              variable: str,
-              available: tuple[str, ...],
-              others: tuple[str, ...] = ()) -> str | None:
-    """The path that the caller or else an environment variable asks for.
+def requested_path(path: str | None,
+                   variable: str,
+                   available: tuple[str, ...],
+                   others: tuple[str, ...] = ()) -> str | None:
+    """Return the path set by the caller or else by an environment variable.
 
     Args:
         path: The caller's argument, or None.
         variable: Name of the environment variable.
-        available: The paths that the function has.
-        others: Paths that other functions have, which the variable may name.
+        available: The paths of the function.
+        others: Paths of other functions, which the variable may name as well.
 
     Returns:
-        The path, or None: the function chooses. While torch.func or
-        forward-mode differentiation is at work, ``'eager'`` whatever is asked
-        for: only plain operators can be transformed.
+        The path, or None if the function may choose. Always ``'eager'`` under
+        torch.func and forward-mode differentiation, which can only transform plain
+        operators.
 
     Raises:
-        ValueError: What is asked for is unknown.
+        ValueError: The path is unknown.
     """
     origin = 'path'
     if path is None:
@@ -96,18 +96,20 @@ def requested(path: str | None,
 
 def choose_mixture_path(path: str | None, query: Tensor, value: Tensor,
                         similarity: str) -> str:
-    """The path of a call of :func:`~.attention.mixture_attention`.
+    """Choose the path of a call of :func:`~.attention.mixture_attention`.
 
-    An argument wins over the environment variable ``FPT_ATTENTION``, and that
-    over the choice made here: ``'eager'`` where a graph is traced or exported,
-    because exporters and operator counters need plain operators and not a loop
-    whose length would be frozen at the traced size, and where the tables say so;
-    ``'fused'`` where they do; ``'chunked'`` everywhere else.
+    The argument ``path`` has priority over the environment variable
+    ``FPT_ATTENTION``. Without both:
+
+    - ``'eager'`` while a graph is traced or exported: the number of chunks would be
+      fixed at the traced size, and operator counters need plain operators;
+    - ``'eager'`` or ``'fused'`` in the cases of the tables above;
+    - ``'chunked'`` in all other cases.
 
     Raises:
-        ValueError: What is asked for is unknown.
+        ValueError: The path is unknown.
     """
-    path = requested(path, 'FPT_ATTENTION', MIXTURE_PATHS)
+    path = requested_path(path, 'FPT_ATTENTION', MIXTURE_PATHS)
     if path:
         return path
     if is_captured() or _eager_is_fastest(query, value, similarity):
@@ -117,44 +119,45 @@ def choose_mixture_path(path: str | None, query: Tensor, value: Tensor,
 
 
 def _eager_is_fastest(query: Tensor, value: Tensor, similarity: str) -> bool:
-    limits = EAGER.get((value.device.type, similarity))
+    limits = EAGER_MAX_SCORES.get((value.device.type, similarity))
     # A compiled graph serves many sizes.
     if limits is None or is_compiled():
         return False
     batch, parts, queries, _ = query.shape
     scores = batch * parts * queries * value.shape[1]
-    learns = torch.is_grad_enabled() and (
+    needs_grad = torch.is_grad_enabled() and (
         query.requires_grad or value.requires_grad)
-    # A backward pass inside of autocast would round its products.
-    if learns and is_autocast(value.device.type):
+    # A backward pass inside autocast would round its products.
+    if needs_grad and is_autocast(value.device.type):
         return False
-    return scores <= min(limits[learns],
+    return scores <= min(limits[needs_grad],
                          score_budget(value.device) // EAGER_COPIES)
 
 
 def _fused_is_fastest(query: Tensor, value: Tensor, similarity: str) -> bool:
-    most = FUSED.get((value.device.type, value.dtype), 0)
+    max_channels = FUSED_MAX_CHANNELS.get((value.device.type, value.dtype), 0)
     distance = similarity == 'neg_euclid'
-    # A distance takes two more columns.
-    if max(query.shape[3] + 2 * distance, value.shape[2]) > most:
+    # A distance needs two more columns, see attention._fused_operands.
+    if max(query.shape[3] + 2 * distance, value.shape[2]) > max_channels:
         return False
     # Squared norms overflow in float16.
     if distance and value.dtype == torch.float16:
         return False
-    if min(query.shape[2], value.shape[1]) < FEWEST or len(query) == 0:
+    if min(query.shape[2], value.shape[1]) < FUSED_MIN_TOKENS or len(query) == 0:
         return False
     properties = torch.cuda.get_device_properties(value.device)
-    return properties.major >= FUSED_CAPABILITY
+    return properties.major >= FUSED_MIN_CAPABILITY
 
 
 def choose_local_path(path: str | None) -> str:
-    """The path of a call of :func:`~.local_attention.local_mixture_attention`.
+    """Choose the path of :func:`~.local_attention.local_mixture_attention`.
 
-    As :func:`choose_mixture_path`. Unfolded windows were slower on an H200, but
-    for batches of one image, where they take eight times the memory.
+    As :func:`choose_mixture_path`, without tables: on an H200 unfolded windows were
+    slower than chunks, except for single images, where they need eight times the
+    memory.
 
     Raises:
-        ValueError: What is asked for is unknown.
+        ValueError: The path is unknown.
     """
-    path = requested(path, 'FPT_ATTENTION', LOCAL_PATHS, others=MIXTURE_PATHS)
+    path = requested_path(path, 'FPT_ATTENTION', LOCAL_PATHS, others=MIXTURE_PATHS)
     return path or ('eager' if is_captured() else 'chunked')

@@ -1,9 +1,10 @@
-"""Maps cut into strips of columns, and how many are computed together.
+"""Maps cut into strips of columns, and how many of them are computed together.
 
-A batch of maps is an array of images, strips of columns and rows (or rows of
-cells) of each strip. On a CPU a tile is some rows of one strip, so that its
-numbers stay in the caches. A GPU wants few large products: a tile is as many
-whole strips, and then whole images, as the budget allows.
+A batch of maps is treated as an array (images, strips of columns, rows of a strip);
+for lambdas, rows of cells. A tile is a part of this array that is computed at once.
+On a CPU it is some rows of one strip, so that its numbers stay in the caches. A GPU
+is fastest with few large products: there a tile is as many whole strips, and then as
+many whole images, as fit the budget.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from .budget import cached_scores
 
 # Most numbers of a tile of several strips. On a CPU larger ones leave the caches.
-TOGETHER = {'cpu': 1 << 17}
+MULTI_STRIP_BUDGET = {'cpu': 1 << 17}
 
 
 class Tile(NamedTuple):
@@ -31,12 +32,12 @@ class Tile(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Images, strips and rows."""
+        """Numbers of images, strips and rows."""
         return tuple(at.stop - at.start for at in self)
 
     @property
     def one_strip(self) -> bool:
-        """Whether the rows are those of one strip of one image."""
+        """Whether all rows are from one strip of one image."""
         return self.shape[:2] == (1, 1)
 
 
@@ -44,33 +45,35 @@ def tile_shape(shape: tuple[int, int, int],
                numbers: int,
                device: torch.device,
                copied: int = 0) -> tuple[int, int, int]:
-    """Images, strips and rows of the largest tile.
+    """Choose the images, strips and rows of the largest tile.
 
-    Several strips only where all their rows fit, and several images only where
-    all their strips do.
+    A tile has several strips only if all their rows fit, and several images only if
+    all their strips fit.
 
     Args:
         shape: Images, strips and rows of the whole batch.
-        numbers: What is held of a row of a strip.
-        device: Of the tensors.
-        copied: What more is held of it where strips are put side by side.
+        numbers: Numbers held for each row of a strip.
+        device: The tensors' device.
+        copied: Further numbers for each row of a tile of several strips, which are
+            copied to stand side by side.
     """
     images, strips, rows = shape
     budget = cached_scores(device)
-    fitting = budget // numbers
-    together = min(budget, TOGETHER.get(device.type, budget))
-    together //= (numbers + copied) * rows
-    return (max(1, min(images, together // strips)),
-            max(1, min(strips, together)), max(1, min(rows, fitting)))
+    fitting_rows = budget // numbers
+    fitting_strips = min(budget, MULTI_STRIP_BUDGET.get(device.type, budget))
+    fitting_strips //= (numbers + copied) * rows
+    return (max(1, min(images, fitting_strips // strips)),
+            max(1, min(strips, fitting_strips)),
+            max(1, min(rows, fitting_rows)))
 
 
 def tiles(shape: tuple[int, int, int],
           steps: tuple[int, int, int]) -> Iterator[Tile]:
-    """The tiles of a batch, those of a strip one after the other.
+    """Iterate over the tiles of a batch, strip by strip.
 
     Args:
         shape: Images, strips and rows of the whole batch.
-        steps: Those of the largest tile.
+        steps: Images, strips and rows of the largest tile.
     """
     if not prod(shape):
         return
@@ -80,12 +83,12 @@ def tiles(shape: tuple[int, int, int],
 
 
 def overlap_add(x: Tensor, dim: int, step: int) -> Tensor:
-    """Sum pieces that overlap: the transpose of ``unfold(dim, length, step)``.
+    """Sum overlapping pieces: the transpose of ``unfold(dim, length, step)``.
 
     Args:
         x: (..., pieces, length, ...), with the pieces in dimension ``dim``.
-        dim: Of the pieces, not negative.
-        step: Distance of the first elements of two pieces.
+        dim: The pieces' dimension, not negative.
+        step: Distance between the first elements of two neighbouring pieces.
 
     Returns:
         (..., at least (pieces - 1) * step + length, ...), the rest zeros.
@@ -93,9 +96,10 @@ def overlap_add(x: Tensor, dim: int, step: int) -> Tensor:
     pieces, length = x.shape[dim:dim + 2]
     if pieces == 1:
         return x.flatten(dim, dim + 1)
+    # (..., pieces + ceil(length / step) - 1, step, ...)
     total = x.new_zeros(*x.shape[:dim], pieces + ceil(length / step) - 1, step,
                         *x.shape[dim + 2:])
-    # ``step`` elements of all pieces at a time: no two of them are the same.
+    # Add ``step`` elements of all pieces at a time: these never overlap.
     for i, part in enumerate(x.split(step, dim + 1)):
         total.narrow(dim, i, pieces).narrow(
             dim + 1, 0, part.shape[dim + 1]).add_(part)

@@ -1,19 +1,31 @@
 """Sliding windows as banded matrices, without unfolding a map.
 
-Where every query of a map attends to a square window of another map, the
-scores of a strip of columns are one band of a matrix product. Cut the key map
-into strips of T columns, each with the p columns of padding on either side
-that its windows reach: C = T + 2p. In a strip laid out (rows, C, channels) the
-w rows of a window are one contiguous block of w * C pixels, so that *all*
-blocks of the strip are an overlapping view, without a copy. One batched
-product with it gives, for each query, the scores of w * C pixels, of which its
-own w * w window is a band: another view. Products run at the speed of a matrix
-product, and w * C / w^2 = (T + 2p) / w times more of them than needed are
-little against w^2 copies of the map.
+Each query attends to a window of w x w keys of another map. The keys are cut into
+strips of T columns, whose windows reach S = T + w - 1 columns. In a strip laid out as
+(rows, S, channels), the w rows that the windows of one row of pixels cover are w * S
+consecutive pixels: a *block*. The blocks of all rows are an overlapping view of the
+strip, without a copy. One batched product of queries and blocks gives each query the
+scores of w * S pixels. The w * w scores of its own window are a band of this matrix.
 
-The strips of a tile stand on top of each other like one tall strip, so that
-one product serves them all. Windows that reach from one strip into the next
-belong to no query: they are computed and ignored, w - 1 rows a strip.
+Example with w = 3 and T = 2, so S = 4::
+
+    block of one row     window of pixel 0   window of pixel 1
+    a b c d              a b c .             . b c d
+    e f g h              e f g .             . f g h
+    i j k l              i j k .             . j k l
+
+    scores of pixel 0    a b c . e f g . i j k .      one row of the matrix,
+    scores of pixel 1    . b c d . f g h . j k l      w * S = 12 entries
+
+The window of the next pixel is shifted by one column, so the band is a strided view
+of the matrix as well (:func:`band_view`). S / w times the needed scores are computed,
+but at the speed of large matrix products, and no map is copied w * w times.
+
+The strips of a tile are stacked like one tall strip, so that one product serves them
+all. The w - 1 rows whose windows would reach from one strip into the next belong to no
+query; their results are computed and ignored.
+
+Shapes: keys (h, w), Q queries share a window, D channels, R rows of a tile's products.
 """
 
 from __future__ import annotations
@@ -27,123 +39,152 @@ from torch.nn import functional as F
 
 from .tiles import Tile, overlap_add, tile_shape, tiles
 
-# Columns of a strip: wider ones waste more products, narrower ones have
-# products too small to run at full speed.
+# Most columns T of a strip. Wider strips compute more scores that are not needed,
+# narrower ones have products that are too small to run at full speed.
 STRIP = 12
 
 
 class Strips:
-    """How key maps, and the queries of their cells, are cut into strips.
+    """How maps of keys, and the queries of their pixels, are cut into strips.
 
     Args:
-        size: (h, w) of the key map.
+        size: (h, w) of the keys.
         window: Side of a window.
         queries: Queries Q that share a window.
 
     Attributes:
+        margin: w - 1, the rows and columns that windows reach beyond their pixels.
         columns: Columns T of a strip.
-        seen: Columns C that the windows of a strip reach.
+        reached: Columns S that the windows of a strip reach.
         width: Columns of all strips, w or a few more.
     """
 
     def __init__(self, size: tuple[int, int], window: int,
                  queries: int) -> None:
         self.height, width = size
-        self.window, self.reach, self.queries = window, window - 1, queries
+        self.window, self.margin, self.queries = window, window - 1, queries
         self.count = ceil(width / STRIP)
         self.columns = ceil(width / self.count)
-        self.seen = self.columns + self.reach
+        self.reached = self.columns + self.margin
         self.width = self.count * self.columns
 
     def tiles(self, batch: int, device: torch.device) -> Iterator[Tile]:
-        """Tiles whose scores, all w * C of each query, fit the budget."""
+        """Iterate over tiles whose scores, w * S of each query, fit the budget."""
         shape = batch, self.count, self.height
-        per_row = self.columns * self.queries * self.window * self.seen
+        per_row = self.columns * self.queries * self.window * self.reached
         return tiles(shape, tile_shape(shape, per_row, device))
 
     def rows(self, tile: Tile) -> int:
-        """Rows R of the products of a tile, w - 1 between two strips ignored."""
+        """Return the rows R of a tile's products, with w - 1 between two strips."""
         images, strips, rows = tile.shape
-        return images * strips * (rows + self.reach) - self.reach
+        return images * strips * (rows + self.margin) - self.margin
 
-    def _keys(self, x: Tensor, tile: Tile) -> Tensor:
-        """What a tile's windows see of (B, h + w - 1, columns, D), a view."""
-        return x[tile.images, tile.rows.start:tile.rows.stop + self.reach,
+    def _view_keys(self, x: Tensor, tile: Tile) -> Tensor:
+        """View the rows and columns that a tile's windows reach.
+
+        Args:
+            x: (B, h + w - 1, width + w - 1, D).
+            tile: Images, strips and rows.
+
+        Returns:
+            (images, rows + w - 1, columns, D).
+        """
+        return x[tile.images, tile.rows.start:tile.rows.stop + self.margin,
                  tile.strips.start * self.columns:
-                 tile.strips.stop * self.columns + self.reach]
+                 tile.strips.stop * self.columns + self.margin]
 
-    def keys(self, x: Tensor, tile: Tile) -> Tensor:
-        """(B, h + w - 1, columns, D) to (R + w - 1, C, D), contiguous."""
-        x = self._keys(x, tile)
+    def take_keys(self, x: Tensor, tile: Tile) -> Tensor:
+        """Stack the strips of a tile.
+
+        Args:
+            x: (B, h + w - 1, width + w - 1, D).
+            tile: Images, strips and rows.
+
+        Returns:
+            (R + w - 1, S, D), contiguous.
+        """
+        x = self._view_keys(x, tile)
         if tile.one_strip:
             return x[0].contiguous()
-        x = x.unfold(2, self.seen, self.columns)
-        # (images, rows, strips, D, C) to (images, strips, rows, C, D)
+        x = x.unfold(2, self.reached, self.columns)
+        # (images, rows, strips, D, S) to (images, strips, rows, S, D)
         return x.permute(0, 2, 1, 4, 3).contiguous().flatten(0, 2)
 
     def add_to_keys(self, x: Tensor, tile: Tile, blocks: Tensor) -> None:
-        """Add (R, w * C, D) to what it was seen of: the transpose of keys."""
-        x = self._keys(x, tile)
+        """Add blocks to the keys that they consist of: the transpose of taking them.
+
+        Args:
+            x: (B, h + w - 1, width + w - 1, D), changed in place.
+            tile: Images, strips and rows.
+            blocks: (R, w * S, D).
+        """
+        x = self._view_keys(x, tile)
         if tile.one_strip:
             return add_blocks(x[0], blocks, self.window)
         images, strips, rows = tile.shape
         total = blocks.new_zeros(
-            len(blocks) + self.reach, self.seen, blocks.shape[-1])
+            len(blocks) + self.margin, self.reached, blocks.shape[-1])
         add_blocks(total, blocks, self.window)
-        total = total.view(images, strips, rows + self.reach, *total.shape[1:])
+        # (R + w - 1, S, D) to (images, strips, rows + w - 1, S, D)
+        total = total.view(images, strips, rows + self.margin, *total.shape[1:])
+        # (images, rows + w - 1, columns, D)
         total = overlap_add(total.transpose(1, 2), 2, self.columns)
         x += total[:, :, :x.shape[2]]
 
-    def _queries(self, x: Tensor, tile: Tile) -> Tensor:
-        """Those of a tile, (images, strips, rows, T * Q, D), a view."""
+    def _view_queries(self, x: Tensor, tile: Tile) -> Tensor:
+        """View a tile of (B, h, width * Q, D): (images, strips, rows, T * Q, D)."""
         batch, height, _, depth = x.shape
         x = x.view(batch, height, self.count, -1, depth)
         return x[tile.images, tile.rows, tile.strips].transpose(1, 2)
 
-    def of_queries(self, x: Tensor, tile: Tile) -> Tensor:
-        """(B, h, width * Q, D) to (R, T * Q, D); ignored rows are zeros."""
-        x = self._queries(x, tile)
+    def take_queries(self, x: Tensor, tile: Tile) -> Tensor:
+        """Stack the queries of a tile: (B, h, width * Q, D) to (R, T * Q, D).
+
+        The ignored rows between two strips are zeros.
+        """
+        x = self._view_queries(x, tile)
         if tile.one_strip:
             return x[0, 0]
-        x = F.pad(x, (0, 0, 0, 0, 0, self.reach))
+        # (images, strips, rows + w - 1, T * Q, D)
+        x = F.pad(x, (0, 0, 0, 0, 0, self.margin))
         return x.flatten(0, 2)[:self.rows(tile)]
 
-    def to_queries(self, x: Tensor, tile: Tile, numbers: Tensor) -> None:
-        """Write (R, T * Q, D) where :meth:`of_queries` reads."""
-        x = self._queries(x, tile)
-        x.copy_(self._by_strip(numbers, tile)[:, :, :tile.shape[2]])
+    def put_queries(self, x: Tensor, tile: Tile, numbers: Tensor) -> None:
+        """Write (R, T * Q, D) to the queries that :meth:`take_queries` reads."""
+        x = self._view_queries(x, tile)
+        x.copy_(self._unstack(numbers, tile)[:, :, :tile.shape[2]])
 
-    def of_images(self, x: Tensor, tile: Tile) -> Tensor:
-        """A number of each image, (B), to (R or 1, 1, 1, 1)."""
+    def expand_to_rows(self, x: Tensor, tile: Tile) -> Tensor:
+        """Repeat a number of each image for its rows: (B,) to (R or 1, 1, 1, 1)."""
         x = x[tile.images]
         if not tile.one_strip:
             _, strips, rows = tile.shape
-            x = x.repeat_interleave(strips * (rows + self.reach))
+            x = x.repeat_interleave(strips * (rows + self.margin))
         return x[:self.rows(tile), None, None, None]
 
-    def to_images(self, numbers: Tensor, tile: Tile) -> Tensor:
-        """Sum a number of each row, (R), by image."""
-        return self._by_strip(numbers, tile).sum(dim=(1, 2))
+    def sum_by_image(self, numbers: Tensor, tile: Tile) -> Tensor:
+        """Sum a number of each row for each image of a tile: (R,) to (images,)."""
+        return self._unstack(numbers, tile).sum(dim=(1, 2))
 
-    def _by_strip(self, numbers: Tensor, tile: Tile) -> Tensor:
-        """(R, ...) to (images, strips, rows + w - 1 or rows, ...)."""
+    def _unstack(self, numbers: Tensor, tile: Tile) -> Tensor:
+        """Split (R, ...) into strips: (images, strips, rows + w - 1 or rows, ...)."""
         if tile.one_strip:
             return numbers[None, None]
         images, strips, rows = tile.shape
-        fill = numbers.new_zeros(self.reach, *numbers.shape[1:])
+        fill = numbers.new_zeros(self.margin, *numbers.shape[1:])
         return torch.cat([numbers, fill]).view(
-            images, strips, rows + self.reach, *numbers.shape[1:])
+            images, strips, rows + self.margin, *numbers.shape[1:])
 
 
 def window_blocks(tile: Tensor, window: int) -> Tensor:
-    """The pixels that the windows of each row of a tile cover, as a view.
+    """View the block of pixels that the windows of each row of a tile cover.
 
     Args:
-        tile: (rows + w - 1, C, D), contiguous.
+        tile: (rows + w - 1, S, D), contiguous.
         window: Side w of a window.
 
     Returns:
-        (rows, w * C, D); row r holds the tile's rows r to r + w - 1.
+        (rows, w * S, D); block r contains rows r to r + w - 1 of the tile.
     """
     rows, columns, depth = tile.shape
     return tile.as_strided((rows - window + 1, window * columns, depth),
@@ -151,28 +192,28 @@ def window_blocks(tile: Tensor, window: int) -> Tensor:
 
 
 def add_blocks(tile: Tensor, blocks: Tensor, window: int) -> None:
-    """Add blocks to the rows that they were seen in: the view's transpose.
+    """Add blocks to their pixels: the transpose of :func:`window_blocks`.
 
     Args:
-        tile: (rows + w - 1, C, D), changed in place.
-        blocks: (rows, w * C, D).
+        tile: (rows + w - 1, S, D), changed in place.
+        blocks: (rows, w * S, D).
         window: Side w of a window.
     """
     rows = blocks.shape[0]
-    blocks = blocks.view(rows, window, *tile.shape[1:])
+    blocks = blocks.view(rows, window, *tile.shape[1:])  # (rows, w, S, D)
     for offset in range(window):
         tile[offset:offset + rows] += blocks[:, offset]
 
 
 def window_views(tile: Tensor, window: int) -> Tensor:
-    """The window of each cell of a tile of scalars, as a view.
+    """View the window of each pixel of a tile with one channel.
 
     Args:
-        tile: (rows + w - 1, C).
+        tile: (rows + w - 1, S).
         window: Side w of a window.
 
     Returns:
-        (rows, T, 1, w, w) with T = C - w + 1.
+        (rows, T, 1, w, w) with T = S - w + 1.
     """
     down, right = tile.stride()
     rows, columns = (side - window + 1 for side in tile.shape)
@@ -180,65 +221,70 @@ def window_views(tile: Tensor, window: int) -> Tensor:
                            (down, right, 0, down, right))
 
 
-def band(scores: Tensor, queries: int, window: int) -> Tensor:
-    """The windows' own entries of a product with :func:`window_blocks`.
+def band_view(scores: Tensor, queries: int, window: int) -> Tensor:
+    """View the band of a matrix: the entries inside the queries' windows.
 
     Args:
-        scores: (rows, T * queries, w * C), contiguous.
-        queries: Queries that share a window.
+        scores: (rows, T * Q, w * S), contiguous.
+        queries: Queries Q that share a window.
         window: Side w of a window.
 
     Returns:
-        A view (rows, T, queries, w, w).
+        (rows, T, Q, w, w).
     """
-    rows, total, width = scores.shape
-    # The next query group looks one column further.
+    rows, matrix_rows, width = scores.shape
+    # The window of the next Q queries starts one column further.
     return scores.as_strided(
-        (rows, total // queries, queries, window, window),
-        (total * width, queries * width + 1, width, width // window, 1))
+        (rows, matrix_rows // queries, queries, window, window),
+        (matrix_rows * width, queries * width + 1, width, width // window, 1))
 
 
-class Band:
-    """The inverse of :func:`band`: matrices that are zero outside of it.
+class BandedMatrices:
+    """Write windows into matrices that are zero outside the band.
 
-    Only the band is ever written, so one zeroed matrix a shape is enough.
+    Only the band is ever written, so one matrix of zeros for each shape is enough.
     """
 
     def __init__(self) -> None:
         self._matrices: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, entries: Tensor, columns: int) -> Tensor:
-        """Lay entries out; valid until the next call of the same shape.
+        """Write entries; the result is valid until the next call of the same shape.
 
         Args:
-            entries: (rows, T, queries, w, w).
-            columns: Columns C of the tile.
+            entries: (rows, T, Q, w, w).
+            columns: Columns S that the windows of the strip reach.
 
         Returns:
-            (rows, T * queries, w * C).
+            (rows, T * Q, w * S).
         """
         rows, length, queries, window, _ = entries.shape
         shape = (rows, length * queries, window * columns)
         if shape not in self._matrices:
             self._matrices[shape] = entries.new_zeros(shape)
         matrix = self._matrices[shape]
-        band(matrix, queries, window).copy_(entries)
+        band_view(matrix, queries, window).copy_(entries)
         return matrix
 
 
 def centres(fine: int, coarse: int) -> list[int]:
-    """The coarse cell that holds the centre of each of the fine cells."""
+    """Return for each fine pixel the coarse pixel that contains its centre."""
     return [(2 * i + 1) * coarse // (2 * fine) for i in range(fine)]
 
 
-class Grouping:
-    """Fine cells sorted by the coarse cell that holds their centre.
+class QueryGroups:
+    """Fine pixels grouped by the coarse pixel that contains their centre.
 
-    Groups are filled up to one size Q with cells of zeros.
+    All groups are padded with zeros to the same number Q of pixels.
 
     Args:
         fine: (H, W).
         coarse: (h, w).
+
+    Attributes:
+        row_size: Rows of fine pixels in a group.
+        column_size: Columns of fine pixels in a group.
+        size: Q = row_size * column_size.
     """
 
     def __init__(self, fine: tuple[int, int], coarse: tuple[int, int]) -> None:
@@ -247,40 +293,44 @@ class Grouping:
             ceil(f / c) for f, c in zip(fine, coarse))
         self.size = self.row_size * self.column_size
 
-    def _places(self, axis: int, device: torch.device) -> Tensor:
-        """The place of each fine cell in the sorted list, on the device."""
+    def _positions(self, axis: int, device: torch.device) -> Tensor:
+        """Compute the position of each fine row or column in the padded groups."""
         fine, coarse = self.fine[axis], self.coarse[axis]
-        cells = torch.arange(fine, device=device)
-        owners = (2 * cells + 1) * coarse // (2 * fine)  # as centres()
-        # The first cell whose centre is not left of the owner's start.
+        pixels = torch.arange(fine, device=device)
+        owners = (2 * pixels + 1) * coarse // (2 * fine)  # as centres()
+        # The first fine pixel whose centre lies in the owner.
         first = (2 * fine * owners + coarse - 1) // (2 * coarse)
-        return owners * ceil(fine / coarse) + cells - first
+        return owners * ceil(fine / coarse) + pixels - first
 
     def gather(self, x: Tensor) -> Tensor:
-        """(..., D, H, W) to (..., h, w * Q, D)."""
-        x = x.movedim(-3, -1)
+        """Sort fine pixels into groups: (..., D, H, W) to (..., h, w * Q, D)."""
+        x = x.movedim(-3, -1)  # (..., H, W, D)
         if self.fine == self.coarse:
             return x.contiguous()
         (height, width), depth = self.coarse, x.shape[-1]
         lead = x.shape[:-3]
+        # (..., h * row_size, W, D)
         x = x.new_zeros(*lead, height * self.row_size, x.shape[-2],
-                        depth).index_copy_(-3, self._places(0, x.device), x)
+                        depth).index_copy_(-3, self._positions(0, x.device), x)
+        # (..., h * row_size, w * column_size, D)
         x = x.new_zeros(*lead, height * self.row_size,
                         width * self.column_size,
-                        depth).index_copy_(-2, self._places(1, x.device), x)
+                        depth).index_copy_(-2, self._positions(1, x.device), x)
         x = x.view(*lead, height, self.row_size, width, self.column_size, depth)
+        # (..., h, w, row_size, column_size, D)
         return x.transpose(-4, -3).reshape(*lead, height, width * self.size,
                                            depth)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """(..., h, w * Q, D) to (..., D, H, W)."""
+        """Invert :meth:`gather`: (..., h, w * Q, D) to (..., D, H, W)."""
         if self.fine != self.coarse:
             lead, depth = x.shape[:-3], x.shape[-1]
             height, width = self.coarse
             x = x.reshape(*lead, height, width, self.row_size,
                           self.column_size, depth)
+            # (..., h * row_size, w * column_size, D)
             x = x.transpose(-4, -3).reshape(*lead, height * self.row_size,
                                             width * self.column_size, depth)
-            x = x.index_select(-3, self._places(0, x.device))
-            x = x.index_select(-2, self._places(1, x.device))
+            x = x.index_select(-3, self._positions(0, x.device))
+            x = x.index_select(-2, self._positions(1, x.device))  # (..., H, W, D)
         return x.movedim(-1, -3).clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""One module of a paper a file, on torch, mmengine's BaseModule and mmcv.cnn."""
+"""The layers of the papers, one in each file."""
 
 from .grounding_transformer import GroundingTransformer
 from .lambda_layer import LambdaLayer

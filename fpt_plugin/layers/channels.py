@@ -1,4 +1,4 @@
-"""Channels of a map in groups."""
+"""Split the channels of a map."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from torch import Tensor
 
 
 def split_channels(x: Tensor, groups: int) -> Tensor:
-    """(B, C, H, W) to (B, groups, C / groups, H, W), a view."""
-    # Not unflatten: behind it the older exporter of ONNX takes the size for a
-    # constant.
+    """View (B, C, H, W) as (B, groups, C / groups, H, W)."""
+    # Not unflatten: the older ONNX exporter would make the sizes constants.
     return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])

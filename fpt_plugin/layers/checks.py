@@ -1,4 +1,4 @@
-"""Argument and input checks that the layers share."""
+"""Checks of arguments and inputs, for all layers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def check_map(name: str,
     Args:
         name: The argument, for messages.
         x: The map.
-        channels: Channels it must have.
-        weight: A parameter whose dtype it must have, unless autocast is on.
+        channels: Required number of channels.
+        weight: A parameter whose dtype is required, unless autocast is on.
 
     Raises:
-        TypeError: ``x`` is not a floating point tensor, or not of the
-            parameters' dtype.
-        ValueError: ``x`` is not (B, C, H, W), has no pixel, or has not
-            ``channels`` channels.
+        TypeError: ``x`` is not a floating point tensor, or its dtype is not that of
+            the parameters.
+        ValueError: ``x`` is not (B, C, H, W), has no pixel, or has a number of
+            channels other than ``channels``.
     """
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -46,7 +46,7 @@ def check_map(name: str,
 
 
 def check_same_batch(fine: Tensor, coarse: Tensor) -> None:
-    """Require one batch size in two maps.
+    """Require the same batch size in two maps.
 
     Raises:
         ValueError: The batch sizes differ.
@@ -56,13 +56,13 @@ def check_same_batch(fine: Tensor, coarse: Tensor) -> None:
                          f'{tuple(fine.shape)} and {tuple(coarse.shape)}')
 
 
-LARGEST = 2**31 - 1  # what torch takes as a channel count, side or stride
-# No map halves more often; a pyramid of millions would never be built.
+LARGEST = 2**31 - 1  # of torch's channel counts, sides and strides
+# No map can be halved more often. Millions of levels would take for ever to build.
 MOST_LEVELS = 64
 
 
 def check_levels(name: str, number: int) -> int:
-    """Require a number of levels that a pyramid may have.
+    """Require a number of pyramid levels.
 
     Raises:
         TypeError: ``number`` is not an int.
@@ -74,11 +74,11 @@ def check_levels(name: str, number: int) -> int:
 
 
 def check_positive_int(name: str, number: int) -> int:
-    """Require a whole number of at least 1.
+    """Require an integer of at least 1.
 
     Raises:
         TypeError: ``number`` is not an int.
-        ValueError: ``number`` is less than 1, or more than torch takes.
+        ValueError: ``number`` is less than 1 or too large for torch.
     """
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f'{name} must be an int, got {number!r}')
@@ -90,10 +90,10 @@ def check_positive_int(name: str, number: int) -> int:
 
 
 def check_flags(**flags: bool) -> None:
-    """Require True or False; a string of either would count as True.
+    """Require True or False. The string 'False' would count as True.
 
     Raises:
-        TypeError: One is something else.
+        TypeError: A flag is something else.
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool):
@@ -118,17 +118,18 @@ def check_scale(scale: float | None) -> float | None:
 
 @contextmanager
 def refusing(name: str, given: object) -> Iterator[None]:
-    """Name the argument that a builder of the hosts could not work with.
+    """Convert errors of a library's builder to a ValueError that names the argument.
 
-    mmengine, mmcv and torch refuse configs by assertions, missing keys and
-    errors of sizes too large to hold.
+    For a wrong config mmengine, mmcv and torch raise AssertionError, KeyError,
+    RuntimeError and others.
 
     Args:
         name: The argument, or several.
-        given: What was given for it.
+        given: The given value.
 
     Raises:
-        ValueError: In place of what is no ValueError or TypeError.
+        ValueError: The body raised an error other than ImportError, MemoryError,
+            OSError, TypeError or ValueError, which are passed on.
     """
     try:
         yield

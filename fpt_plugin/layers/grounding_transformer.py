@@ -1,4 +1,4 @@
-"""Grounding Transformer: a fine level looks at a coarser one.
+"""Grounding Transformer: a fine level attends to a coarser one.
 
 Feature Pyramid Transformer, Sec. 3.3: https://arxiv.org/abs/2007.09451
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..functional.deprecation import renamed_argument
 from ..openmmlab.registry import register
 from .checks import check_map, check_positive_int, check_same_batch
 from .mixture import MixtureTransformer
@@ -17,23 +18,23 @@ from .mixture import MixtureTransformer
 class GroundingTransformer(MixtureTransformer):
     """Grounding Transformer (GT), top-down.
 
-    Grounds the concepts of the coarse, higher level Xc in the pixels of the
-    fine, lower level Xf: q from Xf, k and v from Xc, and F_sim is the negative
-    squared Euclidean distance -||q_i - k_j||^2, which the paper prefers to
-    the dot product between levels of different semantics. A mixture of four
-    softmaxes (FPT, Eq. 2 and 3). Attention runs over batch padding too, so
-    outputs depend on the padded size.
+    Each pixel of the fine, lower level Xf attends to all pixels of the coarse, higher
+    level Xc: q comes from Xf, k and v from Xc. The similarity F_sim is the negative
+    squared Euclidean distance -||q_i - k_j||^2, which the paper prefers to the dot
+    product between levels of different semantics, in a mixture of four softmaxes
+    (FPT, Eq. 2 and 3). Attention includes batch padding, so outputs depend on the
+    padded size.
 
     Args:
         in_channels: Channels C of both maps.
         embed_channels: Channels E of q, k, v and of the output; None: C.
         num_mixtures: Parts N of the mixture.
-        key_stride: Average pooling of the coarse map before keys and values;
-            1 is exact.
-        scale: Factor of the distance; None is 1 / sqrt(E / N), 1.0 the paper
-            to the letter. Unscaled distances of wide parts are close to
-            one-hot at initialisation.
-        init_cfg: Initialisation by mmengine, on top of the layer's own.
+        key_stride: Stride of the average pooling of the coarse map before keys and
+            values; 1 is exact.
+        scale: Factor of the distance; None is 1 / sqrt(E / N); the paper has 1.0.
+            Unscaled distances of wide parts make the softmax almost one-hot at
+            initialisation.
+        init_cfg: mmengine's initialisation, applied after the layer's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -68,7 +69,7 @@ class GroundingTransformer(MixtureTransformer):
         Args:
             fine: Xf, (B, C, Hf, Wf).
             coarse: Xc, (B, C, Hc, Wc).
-            key_stride: Overrides the layer's own for this call.
+            key_stride: Replaces the layer's own for this call.
 
         Returns:
             (B, E, Hf, Wf).
@@ -85,15 +86,16 @@ class GroundingTransformer(MixtureTransformer):
         return self.attend(fine, coarse,
                            check_positive_int('key_stride', key_stride))
 
+    @renamed_argument('places', 'pixels')
     def attention_at(self,
-                     places: Tensor,
+                     pixels: Tensor,
                      fine: Tensor,
                      coarse: Tensor,
                      key_stride: int | None = None) -> Tensor:
-        """Where some pixels look: what :meth:`forward` weights the values by.
+        """Compute the attention maps of some pixels: the weights of the values.
 
         Args:
-            places: (P, 2), row and column of each pixel in ``fine``.
+            pixels: (P, 2), row and column of each pixel in ``fine``.
             fine: As in the forward pass.
             coarse: As in the forward pass.
             key_stride: As in the forward pass.
@@ -101,4 +103,4 @@ class GroundingTransformer(MixtureTransformer):
         Returns:
             (B, P, h, w) in float64, on the grid of the pooled keys.
         """
-        return self.attend_at(places, fine, coarse, key_stride)
+        return self.attend_at(pixels, fine, coarse, key_stride)

@@ -23,24 +23,23 @@ from .checks import check_flags, check_map, check_positive_int
 
 @register(MODELS)
 class LambdaLayer(BaseModule):
-    r"""Lambda layer with local positions, the one that runs at any size.
+    r"""Lambda layer with local positions, for maps of any size.
 
-    Every pixel's context is summed up in a linear function, its lambda, that
-    is applied to the pixel's queries (LambdaNetworks, Eq. 1 and 2):
+    The context of each pixel is summarised in a linear function, its lambda, which is
+    applied to the pixel's queries (LambdaNetworks, Eq. 1 and 2):
 
     .. math::
         \lambda^c = \bar K^T V, \quad \lambda^p_n = E_n^T V, \quad
         y_n = (\lambda^c + \lambda^p_n)^T q_n
 
-    with keys that a softmax normalises over all pixels, and position
-    embeddings E of the offsets inside a window of ``context_size``. Queries
-    and values are normalised; the heads share keys, values and embeddings.
-    The content lambda runs over batch padding too, so outputs depend on the
-    padded size.
+    Keys are normalised by a softmax over all pixels. E are the position embeddings of
+    the offsets inside a window of ``context_size``. Queries and values have a norm; the
+    heads share keys, values and embeddings. The content lambda includes batch padding,
+    so outputs depend on the padded size.
 
-    In place of a 3x3 convolution it wants a norm after it. As a plugin in a
-    trained ResNet, ``residual=True`` makes it a branch behind a gate that
-    starts at zero: the network is unchanged until training moves the gate::
+    If the layer replaces a 3x3 convolution, a norm should follow it. As a plugin of a
+    trained ResNet, ``residual=True`` makes it a branch with a gate that starts at zero:
+    the network is unchanged until training changes the gate::
 
         plugins=[dict(cfg=dict(type='LambdaLayer', residual=True),
                       stages=(False, False, True, True),
@@ -50,26 +49,25 @@ class LambdaLayer(BaseModule):
         in_channels: Channels C of the input.
         out_channels: Channels of the output, a multiple of ``num_heads``;
             None: C.
-        num_heads: Heads h: queries a pixel.
+        num_heads: Heads h, the queries of a pixel.
         query_depth: Channels k of a query.
-        intra_depth: Channels u of the interactions of keys and values.
+        intra_depth: Intra depth u of keys and values.
         context_size: Side of the window of positions, odd; or two sides,
             (rows, columns).
-        content_bias: A learned number a query channel, added to the content
-            lambda; what convolutions with a bias of converted checkpoints
-            become.
-        residual: Give back the input plus the gated and normalised output.
-        norm_cfg: Norm of queries and values, and of the output where
-            ``residual`` is set. A host's ``norm_eval`` keeps batch norms in
-            evaluation: take GN in a pretrained backbone.
-        init_cfg: Initialisation by mmengine, on top of the layer's own.
+        content_bias: Add a learned number for each query channel to the content
+            lambda. Converted checkpoints need it if their convolution has a bias.
+        residual: Return the input plus the gated and normalised output.
+        norm_cfg: Norm of queries and values, and of the output if ``residual`` is
+            set. Use GN in a pretrained backbone, because ``norm_eval`` of mmdet and
+            mmseg keeps batch norms in evaluation mode.
+        init_cfg: mmengine's initialisation, applied after the layer's own.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range, ``context_size`` is even,
             ``out_channels`` is not a multiple of ``num_heads`` or, with
-            ``residual``, not C, or the groups of a group norm do not divide
-            what it normalises.
+            ``residual``, not C, or the groups of a group norm do not divide its
+            channels.
 
     Example:
         >>> import torch
@@ -129,10 +127,9 @@ class LambdaLayer(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The paper's scales; zero gate.
+        """Draw the weights as in the paper; set gate and content bias to zero.
 
-        Queries N(0, 1 / (k C)), keys and values N(0, 1 / C), embeddings
-        N(0, 1).
+        Queries have the variance 1 / (k C), keys and values 1 / C, embeddings 1.
         """
         std = self.in_channels**-0.5
         query, key, value = self.qkv.weight.split(self.widths)
@@ -145,16 +142,16 @@ class LambdaLayer(BaseModule):
                 nn.init.zeros_(parameter)
 
     def init_weights(self) -> None:
-        """The layer's own initialisation, then ``init_cfg``'s.
+        """Apply the layer's own initialisation, then that of ``init_cfg``.
 
-        A parent's init_cfg may have touched the convolution before.
+        The init_cfg of a parent may have changed the convolution before.
         """
         if not self.is_init:
             self.reset_parameters()
         super().init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply each pixel's lambda to its queries.
+        """Apply the lambda of each pixel to its queries.
 
         Args:
             x: (B, C, H, W).
@@ -166,19 +163,20 @@ class LambdaLayer(BaseModule):
             TypeError: ``x`` is not a floating point tensor.
             ValueError: ``x`` is not (B, C, H, W), or has no pixel.
         """
-        if isinstance(x, fx.Proxy):  # a leaf in graphs of torch.fx
+        if isinstance(x, fx.Proxy):  # torch.fx does not trace into the layer
             path = x.tracer.path_of_module(self)
             return x.tracer.create_proxy('call_module', path, (x, ), {})
         check_map('x', x, self.in_channels, self.qkv.weight)
         query, key, value = self.qkv(x).split(self.widths, dim=1)
-        query = split_channels(self.norm_q(query), self.num_heads)
-        key = split_channels(key, self.intra_depth)
-        value = split_channels(self.norm_v(value), self.intra_depth)
+        query = split_channels(self.norm_q(query), self.num_heads)  # (B, h, k, H, W)
+        key = split_channels(key, self.intra_depth)  # (B, u, k, H, W)
+        value = split_channels(self.norm_v(value), self.intra_depth)  # (B, u, v, H, W)
         content = content_lambda(
-            key.transpose(1, 2).flatten(3), value.flatten(3))
+            key.transpose(1, 2).flatten(3), value.flatten(3))  # (B, k, v)
         if self.content_bias is not None:
             content = content + self.content_bias[:, None]
-        out = position_lambda(query, value, self.embedding)
+        out = position_lambda(query, value, self.embedding)  # (B, h, v, H, W)
+        # (B, h * v, H, W)
         out = (out + apply_lambda(query, content).to(out.dtype)).flatten(1, 2)
         out = usual_strides(out, x)
         if not self.residual:
@@ -186,18 +184,19 @@ class LambdaLayer(BaseModule):
         return x + self.gate[:, None, None] * self.norm_out(out)
 
     def extra_repr(self) -> str:
-        """The arguments that the printed submodules do not show."""
+        """Show the arguments that the printed submodules do not."""
         return (f'num_heads={self.num_heads}, query_depth={self.query_depth}, '
                 f'intra_depth={self.intra_depth}, '
                 f'context_size={self.context_size}, residual={self.residual}')
 
 
 class Conv2d(_ConvNd):
-    """A 1x1 convolution without bias that is no ``nn.Conv2d``.
+    """A 1x1 convolution without bias that is not an ``nn.Conv2d``.
 
-    mmcv's fuse_conv_bn multiplies one of those by the next batch norm among
-    the children of a module; in a lambda layer the norms see parts of its
-    output. The name is the one by which an init_cfg finds convolutions.
+    mmcv's fuse_conv_bn merges each ``nn.Conv2d`` with the batch norm that follows among
+    the children of a module. In a lambda layer this would be wrong, because the norms
+    apply to parts of the output. The class is called Conv2d so that an init_cfg with
+    ``layer='Conv2d'`` finds it.
 
     Args:
         in_channels: Channels of the input.
@@ -211,12 +210,12 @@ class Conv2d(_ConvNd):
             output_padding=(0, 0), groups=1, bias=False, padding_mode='zeros')
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        """Convolve (B, in_channels, H, W) to (B, out_channels, H, W)."""
         return F.conv2d(x, self.weight)
 
 
 def apply_lambda(query: Tensor, content: Tensor) -> Tensor:
-    """One lambda an image for all its queries, in float32 at least.
+    """Apply the lambda of each image to all its queries, in float32 or wider.
 
     Args:
         query: (B, h, k, H, W).
@@ -233,10 +232,13 @@ def apply_lambda(query: Tensor, content: Tensor) -> Tensor:
 
 def check_context_size(
         context_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Require one or two odd sides; returns (rows, columns).
+    """Require one or two odd sides.
+
+    Returns:
+        (rows, columns).
 
     Raises:
-        TypeError: ``context_size`` is neither an int nor two.
+        TypeError: ``context_size`` is not an int or two.
         ValueError: A side is even or not positive.
     """
     sides = context_size if isinstance(context_size, (list, tuple)) else (
@@ -247,17 +249,17 @@ def check_context_size(
                         f'got {context_size!r}')
     if any(s < 1 or s % 2 == 0 for s in sides):
         raise ValueError('context_size must be odd and positive, because the '
-                         f'window lies around its pixel, got {context_size}')
+                         f'window has a centre pixel, got {context_size}')
     return tuple(sides)
 
 
 def build_norm(name: str, norm_cfg: dict, channels: int) -> nn.Module:
-    """Build a norm for ``channels`` channels.
+    """Build a norm.
 
     Args:
-        name: What is normalised, for messages.
-        norm_cfg: The config; one of GN has ``num_groups``.
-        channels: Channels of what is normalised.
+        name: Name of the normalised tensor, for messages.
+        norm_cfg: Config of the norm.
+        channels: Channels of the normalised tensor.
 
     Raises:
         TypeError: ``norm_cfg`` is not a dict with a type.

@@ -1,4 +1,4 @@
-"""What Self- and Grounding-Transformer share: projections and mixture."""
+"""The base of Self- and Grounding-Transformer: projections and mixture weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .checks import check_positive_int, check_scale
 
 
 def pool_keys(x: Tensor, stride: int) -> Tensor:
-    """Average-pool the source of keys and values; 1 leaves it as it is.
+    """Average-pool the source map of keys and values.
 
-    The last window of a side may be smaller and averages what it holds.
+    Windows at the border may be smaller; their average is that of their pixels.
 
     Args:
         x: (B, C, H, W).
@@ -31,40 +31,39 @@ def pool_keys(x: Tensor, stride: int) -> Tensor:
         x, stride, stride, ceil_mode=True, count_include_pad=False)
 
 
-def pixels(x: Tensor, places: Tensor) -> Tensor:
-    """Some pixels of a map: (B, C, H, W) and (P, 2) to (B, C, P, 1).
+def select_pixels(x: Tensor, pixels: Tensor) -> Tensor:
+    """Select some pixels of a map: (B, C, H, W) and (P, 2) to (B, C, P, 1).
 
     Raises:
-        ValueError: ``places`` is not (P, 2), whole numbers, or is outside.
+        ValueError: ``pixels`` is not (P, 2) of integers, or is outside the map.
     """
-    if places.dim() != 2 or places.shape[1] != 2 or places.is_floating_point():
-        raise ValueError('places must be (P, 2), a row and a column each, got '
-                         f'{tuple(places.shape)} of {places.dtype}')
-    size = places.new_tensor(x.shape[2:])
-    if ((places < 0) | (places >= size)).any():
-        raise ValueError(f'places must be inside the map of {tuple(x.shape[2:])}'
-                         f' pixels, got {places.tolist()}')
-    return x[:, :, places[:, 0], places[:, 1]].unsqueeze(-1)
+    if pixels.dim() != 2 or pixels.shape[1] != 2 or pixels.is_floating_point():
+        raise ValueError('pixels must be (P, 2), a row and a column each, got '
+                         f'{tuple(pixels.shape)} of {pixels.dtype}')
+    size = pixels.new_tensor(x.shape[2:])
+    if ((pixels < 0) | (pixels >= size)).any():
+        raise ValueError(f'pixels must be inside the map of {tuple(x.shape[2:])}'
+                         f' pixels, got {pixels.tolist()}')
+    return x[:, :, pixels[:, 0], pixels[:, 1]].unsqueeze(-1)
 
 
 class MixtureTransformer(BaseModule):
-    r"""Query, key and value projections under a mixture of softmaxes.
+    r"""Query, key and value projections for a mixture of softmaxes.
 
     The base of :class:`SelfTransformer` and :class:`GroundingTransformer`
-    (FPT, Eq. 2): q and k are split along channels into ``num_mixtures`` parts
-    of ``embed_channels / num_mixtures`` each, v is not split. The share of
-    part n is :math:`\pi_n = softmax_n(w_n \cdot mean_j(k_j))` with a learned
-    vector w_n on the whole, unscaled key.
+    (FPT, Eq. 2): q and k are split along channels into N parts of d = E / N channels
+    each, v is not split. The weight of part n is
+    :math:`\pi_n = softmax_n(w_n \cdot mean_j(k_j))` with a learned vector w_n on the
+    whole, unscaled key.
 
     Args:
         in_channels: Channels C of the maps.
         embed_channels: Channels E of q, k, v and of the output; None: C.
         num_mixtures: Parts N of the mixture. E must be a multiple of it.
-        key_stride: Keys and values come from the source map average-pooled by
-            this stride; 1 is exact.
-        scale: Factor of the similarity; None is 1 / sqrt(E / N), 1.0 the
-            paper to the letter.
-        init_cfg: Initialisation by mmengine, on top of the layer's own.
+        key_stride: Stride of the average pooling of the source map before keys and
+            values; 1 is exact.
+        scale: Factor of the similarity; None is 1 / sqrt(E / N); the paper has 1.0.
+        init_cfg: mmengine's initialisation, applied after the layer's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -98,7 +97,7 @@ class MixtureTransformer(BaseModule):
         self.query = nn.Conv2d(in_channels, embed_channels, 1, bias=False)
         self.key = nn.Conv2d(in_channels, embed_channels, 1, bias=False)
         self.value = nn.Conv2d(in_channels, embed_channels, 1, bias=False)
-        # One part has the share 1 whatever w is: a w would get no gradient.
+        # A single part always has the weight 1, so w would have no gradient.
         mixture = (
             nn.Parameter(torch.empty(num_mixtures, embed_channels))
             if num_mixtures > 1 else None)
@@ -106,23 +105,23 @@ class MixtureTransformer(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier projections and equal shares of the mixture's parts."""
+        """Set Xavier projections and equal mixture weights."""
         for conv in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(conv.weight)
         if self.mixture_weight is not None:
             nn.init.zeros_(self.mixture_weight)
 
     def init_weights(self) -> None:
-        """The layer's own initialisation, then ``init_cfg``'s.
+        """Apply the layer's own initialisation, then that of ``init_cfg``.
 
-        A parent's init_cfg may have touched the convolutions before.
+        The init_cfg of a parent may have changed the convolutions before.
         """
         if not self.is_init:
             self.reset_parameters()
         super().init_weights()
 
     def attend(self, x: Tensor, source: Tensor, key_stride: int) -> Tensor:
-        """Each pixel of ``x`` looks at all (pooled) pixels of ``source``.
+        """Attend from each pixel of ``x`` to all pooled pixels of ``source``.
 
         Args:
             x: (B, C, H, W), where the queries come from.
@@ -134,63 +133,63 @@ class MixtureTransformer(BaseModule):
         """
         batch, _, height, width = x.shape
         source = pool_keys(source, key_stride)
-        key = self.key(source)
+        key = self.key(source)  # (B, E, h', w')
         out = mixture_attention(
-            self._split(self.query(x)),
-            self._split(key),
-            self.value(source).flatten(2).transpose(1, 2),
-            self._shares(key),
+            self._split(self.query(x)),  # (B, N, Lq, d)
+            self._split(key),  # (B, N, Lk, d)
+            self.value(source).flatten(2).transpose(1, 2),  # (B, Lk, E)
+            self._mixture_weights(key),  # (B, N)
             similarity=self.similarity,
             scale=self.scale)
-        # (B, Lq, E) to (B, E, H, W). Not a reshape: its strides for one image
-        # are unusual, see cpu_workarounds.usual_strides.
+        # (B, Lq, E) to (B, E, H, W). Not transpose and reshape: for one image they
+        # give unusual strides, see cpu_workarounds.usual_strides.
         return out.view(batch, height, width,
                         self.embed_channels).permute(0, 3, 1, 2)
 
-    def attend_at(self, places: Tensor, x: Tensor, source: Tensor,
+    def attend_at(self, pixels: Tensor, x: Tensor, source: Tensor,
                   key_stride: int | None = None) -> Tensor:
-        """Where some pixels of ``x`` look: rows of the map of :meth:`attend`.
+        """Compute the attention maps of some pixels of ``x`` in :meth:`attend`.
 
         Args:
-            places: (P, 2), row and column of each pixel.
+            pixels: (P, 2), row and column of each pixel.
             x: (B, C, H, W), where the queries come from.
             source: (B, C, h, w), where keys and values come from.
             key_stride: Pooling of ``source``; None: the layer's own.
 
         Returns:
             (B, P, ceil(h / key_stride), ceil(w / key_stride)) in float64, the
-            share of each value in the output at a pixel.
+            weight of each value in the output at a pixel.
         """
         if key_stride is None:
             key_stride = self.key_stride
         key = self.key(pool_keys(source, key_stride))
         rows = mixture_rows(
-            self._split(self.query(pixels(x, places))),
+            self._split(self.query(select_pixels(x, pixels))),
             self._split(key),
-            self._shares(key),
+            self._mixture_weights(key),
             similarity=self.similarity,
-            scale=self.scale)
+            scale=self.scale)  # (B, P, Lk)
         return rows.unflatten(2, key.shape[2:])
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, E, H, W) to (B, N, H * W, E / N)."""
+        """Split channels into parts: (B, E, H, W) to (B, N, H * W, E / N)."""
         depth = self.embed_channels // self.num_mixtures
         parts = x.reshape(x.shape[0], self.num_mixtures, depth,
                           x.shape[2] * x.shape[3])
         return parts.transpose(-2, -1)
 
-    def _shares(self, key: Tensor) -> Tensor:
-        """pi_n = softmax_n(w_n . mean_j(k_j)): (B, E, h, w) to (B, N)."""
+    def _mixture_weights(self, key: Tensor) -> Tensor:
+        """Compute pi_n = softmax_n(w_n . mean_j(k_j)): (B, E, h, w) to (B, N)."""
         if self.mixture_weight is None:
             return torch.ones(
                 key.shape[0], 1, dtype=torch.float32, device=key.device)
         dtype = torch.promote_types(key.dtype, torch.float32)
         with no_autocast(key.device):
-            mean = key.to(dtype).mean(dim=(2, 3))
+            mean = key.to(dtype).mean(dim=(2, 3))  # (B, E)
             return F.linear(mean, self.mixture_weight.to(dtype)).softmax(dim=1)
 
     def extra_repr(self) -> str:
-        """The arguments that the printed submodules do not show."""
+        """Show the arguments that the printed submodules do not."""
         return (f'similarity={self.similarity!r}, '
                 f'num_mixtures={self.num_mixtures}, '
                 f'key_stride={self.key_stride}, scale={self.scale}')

@@ -1,4 +1,4 @@
-"""Rendering Transformer: a coarse level is rendered with a finer one.
+"""Rendering Transformer: a coarse level gets the details of a finer one.
 
 Feature Pyramid Transformer, Sec. 3.4: https://arxiv.org/abs/2007.09451
 """
@@ -21,26 +21,26 @@ from .checks import check_map, check_positive_int, check_same_batch
 class RenderingTransformer(BaseModule):
     """Rendering Transformer (RT), bottom-up, channel-wise.
 
-    Renders the coarse, higher level Xc with the details of the fine, lower
-    level Xf (FPT, Eq. 5 and 6): with Q from Xc and K, V from Xf,
+    It adds details of the fine, lower level Xf to the coarse, higher level Xc (FPT,
+    Eq. 5 and 6). With Q from Xc, and K and V from Xf:
 
         w     = GAP(K)
         Q_att = conv3x3(Q * w)
         V_dow = conv3x3(V), strided to the size of Q
         out   = conv3x3(Q_att + V_dow)
 
-    The stride is computed from the maps, so one layer serves any two levels
-    and any gap between them.
+    The stride is computed from the sizes of the maps, so one layer works for any two
+    levels.
 
-    The product Q * w grows with the square of the activations. It is formed in
-    float32, but the convolution after it reads it in the dtype of autocast:
-    float16 holds it for activations up to about 50 (projections that keep
-    their scale), bfloat16 has no such bound.
+    The product Q * w grows with the square of the activations. It is computed in
+    float32, but the following convolution reads it in the dtype of autocast. float16
+    can represent it for activations up to about 50 (with projections that keep their
+    scale); bfloat16 has no such limit.
 
     Args:
         in_channels: Channels C of both maps.
         embed_channels: Channels E of Q, K, V and of the output; None: C.
-        init_cfg: Initialisation by mmengine, on top of the layer's own.
+        init_cfg: mmengine's initialisation, applied after the layer's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -78,23 +78,23 @@ class RenderingTransformer(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier weights, zero biases."""
+        """Set Xavier weights and zero biases."""
         for conv in self.children():
             nn.init.xavier_uniform_(conv.weight)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
     def init_weights(self) -> None:
-        """The layer's own initialisation, then ``init_cfg``'s.
+        """Apply the layer's own initialisation, then that of ``init_cfg``.
 
-        A parent's init_cfg may have touched the convolutions before.
+        The init_cfg of a parent may have changed the convolutions before.
         """
         if not self.is_init:
             self.reset_parameters()
         super().init_weights()
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """Render the coarse map with the fine one.
+        """Add details of the fine map to the coarse one.
 
         Args:
             coarse: Xc, (B, C, Hc, Wc).
@@ -110,52 +110,53 @@ class RenderingTransformer(BaseModule):
         check_map('coarse', coarse, self.in_channels, self.query.weight)
         check_map('fine', fine, self.in_channels, self.query.weight)
         check_same_batch(fine, coarse)
-        query = _product(self.query(coarse), self.channel_weights(fine))
+        # (B, E, Hc, Wc)
+        query = _multiply(self.query(coarse), self.channel_weights(fine))
         query = self.query_conv(query.to(self.query_conv.weight.dtype))
         return self.out_conv(query + self._downsampled(fine, coarse.shape[2:]))
 
     def channel_weights(self, fine: Tensor) -> Tensor:
-        """GAP(K), which Q is multiplied by: (B, C, Hf, Wf) to (B, E, 1, 1)."""
-        # GAP(k(Xf)) equals k(GAP(Xf)), Hf * Wf times cheaper.
-        return self.key(_average(fine).to(fine.dtype))
+        """Compute GAP(K), the factors of Q: (B, C, Hf, Wf) to (B, E, 1, 1)."""
+        # GAP(k(Xf)) equals k(GAP(Xf)), which is Hf * Wf times cheaper.
+        return self.key(_global_average(fine).to(fine.dtype))
 
     def _downsampled(self, fine: Tensor, size: torch.Size) -> Tensor:
-        """V_dow: one strided convolution, then the exact size of Xc.
+        """Compute V_dow by a strided convolution: (B, C, Hf, Wf) to (B, E, Hc, Wc).
 
-        A remainder is left where a side is not a multiple of the stride:
-        25x42 under 50x84 under 99x167.
+        If a side is not a multiple of the stride, the result is resized: for example
+        maps of 25x42, 50x84 and 99x167 pixels.
         """
         value = self.value_conv(
             self.value(fine), self.stride(fine.shape[2], size[0]))
-        # A captured graph may see other sizes than it was captured at.
+        # A captured graph may run at other sizes than it was captured with.
         if is_captured() or value.shape[2:] != size:
             value = F.interpolate(value, size=size, mode='nearest')
         return value
 
     def stride(self, fine: int, coarse: int) -> int:
-        """Of the convolution of V, from the heights of both maps."""
+        """Compute the stride of the convolution of V from the heights of both maps."""
         return self.fixed_stride or max(1, round(int(fine) / int(coarse)))
 
     def fix_strides(self, coarse: Tensor, fine: Tensor) -> None:
-        """Keep the stride of these maps for all others, as a graph must."""
+        """Use the stride of these maps for all maps, as an exported graph must."""
         self.fixed_stride = None
         self.fixed_stride = self.stride(fine.shape[2], coarse.shape[2])
 
 
 class _AnyStrideConv2d(nn.Conv2d):
-    """A convolution that is told its stride with its input."""
+    """A convolution whose stride is an argument of the forward pass."""
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
         return narrow_conv2d(x, self.weight, self.bias, stride, self.padding)
 
 
-def _average(x: Tensor) -> Tensor:
-    """Global average pooling, summed in float32 at least: (B, C, 1, 1)."""
+def _global_average(x: Tensor) -> Tensor:
+    """Average over all pixels in float32 or wider: (B, C, H, W) to (B, C, 1, 1)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.mean(dim=(2, 3), keepdim=True, dtype=dtype)
 
 
-def _product(query: Tensor, weight: Tensor) -> Tensor:
-    """Q * w in float32 at least: both grow with the activations."""
+def _multiply(query: Tensor, weight: Tensor) -> Tensor:
+    """Compute Q * w in float32 or wider, because both grow with the activations."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     return query.to(dtype) * weight.to(dtype)

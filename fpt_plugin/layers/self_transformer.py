@@ -1,4 +1,4 @@
-"""Self-Transformer: interaction within one level.
+"""Self-Transformer: attention within one level.
 
 Feature Pyramid Transformer, Sec. 3.2: https://arxiv.org/abs/2007.09451
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..functional.deprecation import renamed_argument
 from ..openmmlab.registry import register
 from .checks import check_map, check_positive_int
 from .mixture import MixtureTransformer
@@ -15,21 +16,20 @@ from .mixture import MixtureTransformer
 
 @register(MODELS)
 class SelfTransformer(MixtureTransformer):
-    """Self-Transformer (ST): every pixel looks at its own level.
+    """Self-Transformer (ST): every pixel attends to all pixels of its own level.
 
-    F_sim is the dot product q_i . k_j under a mixture of two softmaxes
-    (FPT, Eq. 2). Attention runs over batch padding too, so outputs depend on
-    the padded size.
+    The similarity F_sim is the dot product q_i . k_j, in a mixture of two softmaxes
+    (FPT, Eq. 2). Attention includes batch padding, so outputs depend on the padded
+    size.
 
     Args:
         in_channels: Channels C of the map.
         embed_channels: Channels E of q, k, v and of the output; None: C.
         num_mixtures: Parts N of the mixture.
-        key_stride: Average pooling of the map before keys and values; 1 is
-            exact.
-        scale: Factor of the dot product; None is 1 / sqrt(E / N), 1.0 the
-            paper to the letter.
-        init_cfg: Initialisation by mmengine, on top of the layer's own.
+        key_stride: Stride of the average pooling of the map before keys and values;
+            1 is exact.
+        scale: Factor of the dot product; None is 1 / sqrt(E / N); the paper has 1.0.
+        init_cfg: mmengine's initialisation, applied after the layer's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -60,7 +60,7 @@ class SelfTransformer(MixtureTransformer):
 
         Args:
             x: (B, C, H, W).
-            key_stride: Overrides the layer's own for this call.
+            key_stride: Replaces the layer's own for this call.
 
         Returns:
             (B, E, H, W).
@@ -74,18 +74,19 @@ class SelfTransformer(MixtureTransformer):
             key_stride = self.key_stride
         return self.attend(x, x, check_positive_int('key_stride', key_stride))
 
+    @renamed_argument('places', 'pixels')
     def attention_at(self,
-                     places: Tensor,
+                     pixels: Tensor,
                      x: Tensor,
                      key_stride: int | None = None) -> Tensor:
-        """Where some pixels look: what :meth:`forward` weights the values by.
+        """Compute the attention maps of some pixels: the weights of the values.
 
         Args:
-            places: (P, 2), row and column of each pixel in ``x``.
+            pixels: (P, 2), row and column of each pixel in ``x``.
             x: As in the forward pass.
             key_stride: As in the forward pass.
 
         Returns:
             (B, P, h, w) in float64, on the grid of the pooled keys.
         """
-        return self.attend_at(places, x, x, key_stride)
+        return self.attend_at(pixels, x, x, key_stride)

@@ -1,4 +1,4 @@
-"""Textures of a reference picture added to features (TTSR)."""
+"""Layers of TTSR: add textures of a reference to features, and exchange scales."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 
 class TextureTransformer(nn.Module):
-    """Soft attention of the texture transformer: X + conv([X, T]) * S.
+    """Add textures to features with soft attention: X + conv([X, T]) * S.
 
-    Where the reference has nothing alike, S is small and features stay as they are
-    (TTSR, arXiv 2006.04139, Eq. 7). The textures T and S come from
+    If the reference has no similar patch, S is small and the features hardly change
+    (TTSR, arXiv 2006.04139, Eq. 7). The textures T and the soft attention S come from
     :func:`fpt_plugin.functional.texture_transfer`.
 
     Args:
-        channels: Of the features.
-        texture_channels: Of the textures.
+        channels: Channels of the features.
+        texture_channels: Channels of the textures.
     """
 
     def __init__(self, channels: int, texture_channels: int) -> None:
@@ -31,7 +31,7 @@ class TextureTransformer(nn.Module):
         Args:
             x: (B, C, H, W).
             texture: (B, C', H, W).
-            soft: (B, 1, h, w), enlarged bicubically to H and W.
+            soft: (B, 1, h, w), resized to (H, W) by bicubic interpolation.
 
         Returns:
             (B, C, H, W).
@@ -42,14 +42,14 @@ class TextureTransformer(nn.Module):
 
 
 class CrossScaleIntegration(nn.Module):
-    """Each scale reads all others (TTSR, Sec. 3.2, CSFI).
+    """Exchange features between all scales (TTSR, Sec. 3.2, CSFI).
 
-    Coarse maps are enlarged bicubically before a 1x1 convolution, fine ones are
-    made smaller by 3x3 convolutions of stride 2.
+    Coarse maps are resized by bicubic interpolation before a 1x1 convolution, fine maps
+    are reduced by 3x3 convolutions with stride 2.
 
     Args:
-        channels: Of the maps.
-        num_scales: How many there are, each twice as large as the one before.
+        channels: Channels of each map.
+        num_scales: Number of maps, each twice as large as the one before.
     """
 
     def __init__(self, channels: int, num_scales: int) -> None:
@@ -71,16 +71,16 @@ class CrossScaleIntegration(nn.Module):
                           nn.ReLU()) for _ in range(num_scales))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, 2^i h, 2^i w) for each scale i to the same."""
+        """Integrate maps (B, C, 2^i h, 2^i w) of scales i; sizes stay the same."""
         outs = []
         for target, merge in enumerate(self.merge):
-            read = []
+            sources = []  # of the target's size
             for source, x in enumerate(maps):
                 if source < target:
                     x = F.interpolate(
                         x, maps[target].shape[2:], mode='bicubic')
                 if source != target:
                     x = self.paths[f'{source}_{target}'](x)
-                read.append(x)
-            outs.append(merge(torch.cat(read, dim=1)))
+                sources.append(x)
+            outs.append(merge(torch.cat(sources, dim=1)))
         return outs

@@ -1,7 +1,6 @@
 """The device of the tests marked ``cuda``.
 
-``FPT_TEST_DEVICE=cpu`` runs their bodies on a CPU, without the checks that only
-CUDA can make.
+``FPT_TEST_DEVICE=cpu`` runs them on a CPU, without the checks that need CUDA.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 @pytest.fixture
 def device():
-    """The device, with products in full float32: cuDNN takes TF32 by default."""
+    """The device, with TF32 off: cuDNN uses it by default."""
     name = os.environ.get('FPT_TEST_DEVICE', 'cuda')
     if name != 'cuda':
         yield torch.device(name)
@@ -33,7 +32,7 @@ def device():
 
 @pytest.fixture
 def no_sync(device):
-    """A context in which waiting for the device is an error."""
+    """A context manager in which waiting for the device is an error."""
 
     @contextmanager
     def forbidden():

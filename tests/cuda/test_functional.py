@@ -1,9 +1,10 @@
-"""The functions on a GPU against the formulas in float64."""
+"""The functions on a GPU against their formulas in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from helpers.functions import FUNCTIONS, draw
 from helpers.oracles import all_agree, relative_error, run_with_gradients
 
 from fpt_plugin.functional import (
@@ -19,7 +20,7 @@ from fpt_plugin.functional.paths import LOCAL_PATHS, MIXTURE_PATHS
 
 pytestmark = pytest.mark.cuda
 
-# Relative to the norm: of the output and of each gradient.
+# Errors of the output and of each gradient, relative to their norm.
 TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -42,14 +43,14 @@ LAMBDAS = [((2, 2, 3, 9, 8), (2, 1, 4, 9, 8), (5, 5)),
 
 
 def randn(device, dtype, *shapes):
-    """Tensors with means of their own in each channel."""
+    """Draw tensors whose channels have different means."""
     return [(torch.randn(shape, device=device) +
              torch.randn(shape[:2] + (1, ) * (len(shape) - 2), device=device)
              ).to(dtype) for shape in shapes]
 
 
-def shares(device, dtype, batch, parts):
-    """As the layers give them: in float32 at least."""
+def mixture_weights(device, dtype, batch, parts):
+    """Draw weights as the layers do: in float32 or wider."""
     wide = torch.promote_types(dtype, torch.float32)
     return torch.randn(batch, parts, device=device).softmax(1).to(wide)
 
@@ -59,7 +60,7 @@ def attention_operands(device, dtype, sizes=ATTENTION[0]):
     return [
         *randn(device, dtype, (batch, parts, queries, depth),
                (batch, parts, keys, depth), (batch, keys, channels)),
-        shares(device, dtype, batch, parts)
+        mixture_weights(device, dtype, batch, parts)
     ]
 
 
@@ -67,7 +68,7 @@ def local_operands(device, dtype, fine, coarse, batch=2):
     return [
         *randn(device, dtype, (batch, 2, 6, *fine), (batch, 2, 6, *coarse),
                (batch, 10, *coarse)),
-        shares(device, dtype, batch, 2)
+        mixture_weights(device, dtype, batch, 2)
     ]
 
 
@@ -77,7 +78,7 @@ def lambda_operands(device, dtype, query, value, window):
 
 
 def agree(function, formula, operands, tolerance, **options):
-    """The output and all gradients, with the formula's of the same numbers."""
+    """Compare the output and all gradients with those of the formula."""
     want = run_with_gradients(formula, [x.double() for x in operands], **{
         key: value for key, value in options.items() if key != 'path'})
     got = run_with_gradients(function, operands, **options)
@@ -85,27 +86,14 @@ def agree(function, formula, operands, tolerance, **options):
     assert all(g.dtype == x.dtype for g, x in zip(got[1:], operands))
     floor = 0.1 * max(x.norm().item() for x in want)
     for i, (g, w) in enumerate(zip(got, want)):
-        # A share's gradient is one sum of terms of both signs.
+        # The gradient of a mixture weight is one sum of terms of both signs.
         allowed = 4 * tolerance if i == 4 else tolerance
         error = relative_error(g, w, floor)
         assert error <= allowed, f'gradient {i}' if i else 'output'
 
 
-def train(function, operands, **options):
-    """A forward and a backward pass, without any transfer of ours."""
-    leaves = [x.detach().requires_grad_() for x in operands]
-    out = function(*leaves, **options)
-    out.backward(torch.ones_like(out))
-
-
-def without_sync(no_sync, function, operands, **options):
-    train(function, operands, **options)  # libraries start, caches fill
-    with no_sync():
-        train(function, operands, **options)
-
-
-def refuses_float16(path, similarity, dtype):
-    """Squared norms in float16 overflow: only the fused kernels have them."""
+def overflows(path, similarity, dtype):
+    """Squared norms, which the fused path needs, overflow in float16."""
     return path == 'fused' and similarity == 'neg_euclid' \
         and dtype == torch.float16
 
@@ -120,7 +108,7 @@ def refuses_float16(path, similarity, dtype):
 def test_attention(device, dtype, path, similarity, sizes):
     operands = attention_operands(device, dtype, sizes)
     options = dict(similarity=similarity, path=path)
-    if refuses_float16(path, similarity, dtype):
+    if overflows(path, similarity, dtype):
         with pytest.raises(ValueError, match='float16'):
             mixture_attention(*operands, **options)
         return
@@ -129,35 +117,25 @@ def test_attention(device, dtype, path, similarity, sizes):
 
 
 @pytest.mark.parametrize('similarity', SIMILARITIES)
-@pytest.mark.parametrize('path', [None, *MIXTURE_PATHS])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_attention_does_not_wait(device, no_sync, dtype, path, similarity):
-    without_sync(no_sync, mixture_attention, attention_operands(device, dtype),
-                 similarity=similarity, path=path)
-
-
-@pytest.mark.parametrize('similarity', SIMILARITIES)
 def test_attention_of_unusual_strides(device, similarity):
-    """As the layers split a map in channels_last."""
+    """Maps in channels_last, split as in the layers."""
     maps = [x.contiguous(memory_format=torch.channels_last)
             for x in randn(device, torch.float32, (2, 12, 5, 7), (2, 12, 3, 4),
                            (2, 12, 3, 4))]
     query, key = (x.unflatten(1, (2, 6)).flatten(3).mT for x in maps[:2])
     operands = [query, key, maps[2].flatten(2).mT,
-                shares(device, torch.float32, 2, 2)]
+                mixture_weights(device, torch.float32, 2, 2)]
     agree(mixture_attention, reference.mixture_attention, operands, 1e-5,
           similarity=similarity)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_distances_far_from_zero(device, dtype):
-    """Squared norms of 10,000 times the distances lose no digits."""
-    query, key, value, weights = attention_operands(
-        device, dtype, (1, 2, 40, 30, 8, 8))
+    """Squared norms are 10,000 times larger than the distances."""
+    query, key, *others = attention_operands(device, dtype, (1, 2, 40, 30, 8, 8))
     far = [(x.float() / 8 + 32).to(dtype) for x in (query, key)]
-    agree(mixture_attention, reference.mixture_attention,
-          [*far, value, weights], 3 * TOLERANCES[dtype],
-          similarity='neg_euclid')
+    agree(mixture_attention, reference.mixture_attention, [*far, *others],
+          3 * TOLERANCES[dtype], similarity='neg_euclid')
 
 
 # --------------------------------------------------------------------- windows
@@ -174,14 +152,6 @@ def test_local_attention(device, dtype, path, similarity, window, fine, coarse,
           window=window, similarity=similarity, pad=pad, path=path)
 
 
-@pytest.mark.parametrize('fine', [(9, 8), (18, 15)])
-@pytest.mark.parametrize('pad', ['zero', 'mask'])
-def test_local_attention_does_not_wait(device, no_sync, pad, fine):
-    without_sync(no_sync, local_mixture_attention,
-                 local_operands(device, torch.float32, fine, (9, 8)), window=5,
-                 pad=pad)
-
-
 # --------------------------------------------------------------------- lambdas
 
 
@@ -194,67 +164,64 @@ def test_position_lambda(device, dtype, path, query, value, window):
           TOLERANCES[dtype], path=path)
 
 
-@pytest.mark.parametrize('path', [None, *ORDERS])
-def test_position_lambda_does_not_wait(device, no_sync, path):
-    without_sync(no_sync, position_lambda,
-                 lambda_operands(device, torch.float32, *LAMBDAS[0]), path=path)
-
-
 @pytest.mark.parametrize('key, value', [
     ((2, 3, 1, 20), (2, 1, 4, 20)), ((1, 3, 2, 1), (1, 2, 4, 1)),
     ((2, 16, 4, 1050), (2, 4, 64, 1050))])
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_content_lambda(device, no_sync, dtype, key, value):
+def test_content_lambda(device, dtype, key, value):
     operands = randn(device, dtype, key, value)
     want = run_with_gradients(
         reference.content_lambda, [x.double() for x in operands])
     got = run_with_gradients(content_lambda, operands)
     assert got[0].dtype == torch.promote_types(dtype, torch.float32)
     all_agree(got, want, TOLERANCES[dtype])
-    without_sync(no_sync, content_lambda, operands)
 
 
-# -------------------------------------------------------- autocast and compile
+# --------------------------------------------- all functions with small operands
 
-FUNCTIONS = {
-    'attention': (
-        mixture_attention, reference.mixture_attention,
-        dict(similarity='neg_euclid'),
-        lambda device: attention_operands(device, torch.float32)),
-    'local': (
-        local_mixture_attention, reference.local_mixture_attention,
-        dict(window=3),
-        lambda device: local_operands(device, torch.float32, (9, 8), (5, 4))),
-    'position': (
-        position_lambda, reference.position_lambda, {},
-        lambda device: lambda_operands(device, torch.float32, *LAMBDAS[0])),
-    'content': (
-        content_lambda, reference.content_lambda, {},
-        lambda device: randn(device, torch.float32, (2, 3, 1, 20),
-                             (2, 1, 4, 20))),
-}
+every_function = pytest.mark.parametrize('name', FUNCTIONS)
 
 
-@pytest.mark.parametrize('name', FUNCTIONS)
+def draw_on(device, name, dtype=torch.float32):
+    return [x.to(device) for x in draw(name, dtype)]
+
+
+@every_function
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_waits_for_the_device(device, no_sync, dtype, name):
+    function, _ = FUNCTIONS[name]
+    operands = draw_on(device, name, dtype)
+
+    def train():
+        leaves = [x.detach().requires_grad_() for x in operands]
+        out = function(*leaves)
+        out.backward(torch.ones_like(out))
+
+    train()  # libraries start, caches fill
+    with no_sync():
+        train()
+
+
+@every_function
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_leaves_float32_as_it_is(device, dtype, name):
-    function, formula, options, make = FUNCTIONS[name]
-    operands = make(device)
-    want = run_with_gradients(formula, [x.double() for x in operands],
-                              **options)
+def test_autocast_does_not_change_float32(device, dtype, name):
+    function, formula = FUNCTIONS[name]
+    operands = draw_on(device, name)
 
-    def forward(*leaves, **options):
+    def forward(*leaves):
         with torch.autocast(device.type, dtype):
-            return function(*leaves, **options)
+            return function(*leaves)
 
-    got = run_with_gradients(forward, operands, **options)
-    all_agree(got, want, 1e-5)
+    want = run_with_gradients(formula, [x.double() for x in operands])
+    all_agree(run_with_gradients(forward, operands), want, 1e-5)
 
 
-@pytest.mark.parametrize('name', FUNCTIONS)
+@every_function
 def test_compiled_in_one_graph(device, name):
-    function, _, options, make = FUNCTIONS[name]
-    operands = make(device)
-    compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
-    all_agree(run_with_gradients(compiled, operands, **options),
-              run_with_gradients(function, operands, **options), 1e-5)
+    torch._dynamo.reset()
+    function, _ = FUNCTIONS[name]
+    operands = draw_on(device, name)
+    compiled = torch.compile(lambda *x: function(*x), fullgraph=True,
+                             backend='aot_eager')
+    all_agree(run_with_gradients(compiled, operands),
+              run_with_gradients(function, operands), 1e-5)

@@ -32,7 +32,7 @@ BRANCHES = dict(out_channels=12, embed_channels=8)
 BOTTOM_UP = dict(
     BRANCHES, in_channels=list(CHANNELS), num_outs=3,
     pyramid=dict(type='BottomUpPyramid'))
-# A neck, and the channels of the maps that it takes; None: maps of one size.
+# A neck, and the channels of its input maps.
 NECKS = {
     'pyramid=None': (
         lambda: FPT(12, pyramid=None, num_levels=3, **BRANCHES), (12, 12, 12)),
@@ -61,7 +61,7 @@ BACKBONES = {
     'dilated': partial(
         LambdaResNet, '26t', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
 }
-# Dozens of layers; a ReLU whose input is almost 0 may switch.
+# Dozens of layers. A ReLU may switch if its input is almost 0.
 DEEP = {'float32': (1e-5, 1e-2), 'bfloat16': (1e-1, 5e-1),
         'float16': (2e-2, 2e-1)}
 
@@ -86,7 +86,7 @@ def make_neck(name, device, size=(13, 18), batch=2,
               format=torch.contiguous_format):
     create, channels = NECKS[name]
     neck = Neck(randomise(create())).to(device, memory_format=format)
-    # Batch norms need more than a pixel.
+    # The norms get their statistics from larger maps: they need more than one pixel.
     usual, maps = ([
         x.to(device, memory_format=format)
         for x in backbone_maps(channels, *sides, batch=count)
@@ -101,8 +101,8 @@ def neck_formula(neck, *maps):
 def make_backbone(name, device, size=(65, 97), batch=2,
                   format=torch.contiguous_format):
     backbone = BACKBONES[name]().to(device, memory_format=format)
-    # Every block takes part, but less than its shortcut: a deep network of
-    # drawn weights is chaotic.
+    # Every block contributes, but less than its shortcut: errors grow quickly in a
+    # deep network with random weights.
     for parameter in backbone.parameters():
         if not parameter.any():
             nn.init.constant_(parameter, 0.2)
@@ -113,7 +113,7 @@ def make_backbone(name, device, size=(65, 97), batch=2,
 
 
 def backbone_formula(backbone, image):
-    """The convolutions as they are, the lambda layers by their formula."""
+    """Compute the lambda layers by their formula, convolutions as they are."""
     for module in backbone.modules():
         if isinstance(module, LambdaLayer):
             module.forward = partial(layer_formulas.lambda_layer, module)
@@ -132,31 +132,18 @@ def test_neck(device, precision, name):
 
 
 @pytest.mark.parametrize('name', ['bottom up', 'ufp'])
-@pytest.mark.parametrize('size', [(1, 1), (9, 1), (16, 16)])
+@pytest.mark.parametrize('options', [
+    *(dict(size=size, batch=1) for size in ((1, 1), (9, 1), (16, 16))),
+    dict(format=torch.channels_last)], ids=str)
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_neck_of_one_image_of_any_size(device, precision, size, name):
-    neck, maps = make_neck(name, device, size, batch=1)
+def test_neck_of_any_size_and_format(device, precision, options, name):
+    neck, maps = make_neck(name, device, **options)
     want = Trained.by_formula(neck_formula, double(neck), maps)
-    agree(Trained(neck, maps, precision), want, TOLERANCES[precision])
-
-
-@pytest.mark.parametrize('name', ['bottom up', 'ufp'])
-def test_neck_in_channels_last(device, name):
-    neck, maps = make_neck(name, device, format=torch.channels_last)
-    want = Trained.by_formula(neck_formula, double(neck), maps)
-    got = Trained(neck, maps, 'float32')
-    agree(got, want, TOLERANCES['float32'])
-    assert all(x.is_contiguous(memory_format=torch.channels_last)
-               for x in got.outs)
-
-
-@pytest.mark.parametrize('name', NECKS)
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_neck_does_not_wait(device, no_sync, precision, name):
-    neck, maps = make_neck(name, device)
-    Trained(neck, maps, precision)
-    with no_sync():
-        Trained(neck, maps, precision)
+    got = Trained(neck, maps, precision)
+    agree(got, want, TOLERANCES[precision])
+    if 'format' in options and precision == 'float32':
+        assert all(x.is_contiguous(memory_format=torch.channels_last)
+                   for x in got.outs)
 
 
 @pytest.mark.parametrize('name', ['bottom up', 'ufp'])
@@ -176,7 +163,7 @@ def test_compiled_neck(device):
 
 
 def test_compiled_by_inductor(device):
-    """The code that users of torch.compile run."""
+    """The default backend of torch.compile."""
     needed = [find_spec('triton'), shutil.which('gcc') or shutil.which('cc'),
               (Path(sysconfig.get_path('include')) / 'Python.h').exists()]
     if device.type != 'cuda' or not all(needed):
@@ -200,27 +187,24 @@ def test_backbone(device, precision, name):
     agree(Trained(backbone, image, precision), want, DEEP[precision])
 
 
-@pytest.mark.parametrize('size', [(1, 1), (33, 1)])
-def test_backbone_of_one_small_image(device, size):
-    backbone, image = make_backbone('timm', device, size, batch=1)
+@pytest.mark.parametrize('options', [
+    dict(size=(1, 1), batch=1), dict(size=(33, 1), batch=1),
+    dict(format=torch.channels_last)], ids=str)
+def test_backbone_of_small_images_and_channels_last(device, options):
+    backbone, image = make_backbone('timm', device, **options)
     want = Trained.by_formula(backbone_formula, double(backbone), image)
     agree(Trained(backbone, image, 'float32'), want, DEEP['float32'])
 
 
-def test_backbone_in_channels_last(device):
-    backbone, image = make_backbone(
-        'timm', device, format=torch.channels_last)
-    want = Trained.by_formula(backbone_formula, double(backbone), image)
-    agree(Trained(backbone, image, 'float32'), want, DEEP['float32'])
-
-
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('make, name', [
+    *((make_neck, name) for name in NECKS),
+    *((make_backbone, name) for name in BACKBONES)])
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_backbone_does_not_wait(device, no_sync, precision, name):
-    backbone, image = make_backbone(name, device)
-    Trained(backbone, image, precision)
+def test_nothing_waits_for_the_device(device, no_sync, precision, make, name):
+    network, inputs = make(name, device)
+    Trained(network, inputs, precision)
     with no_sync():
-        Trained(backbone, image, precision)
+        Trained(network, inputs, precision)
 
 
 # -------------------------------------------------------------------- training
@@ -242,7 +226,7 @@ class Segmentor(nn.Module):
 
 @pytest.mark.parametrize('precision', PRECISIONS)
 def test_two_steps_of_training(device, precision):
-    """As a runner trains: each loss is smaller than the one before."""
+    """Each loss is smaller than the one before."""
     skip_slow(device, precision)
     model = Segmentor().to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

@@ -1,4 +1,4 @@
-"""Pre-training on a device: the numbers of a CPU, bfloat16, no waiting."""
+"""Pre-training on a device: results of a CPU, bfloat16, no synchronisation."""
 
 from __future__ import annotations
 

@@ -1,44 +1,39 @@
 """The work-arounds, and plain torch with the faults that they avoid.
 
-A test of a fault is expected to fail. Where it passes, this torch has no such
-fault on this processor: the work-around can go once that holds for every
-supported version. Faults of torch's own code are strict, those of a library
-that looks at the processor are not.
+A test of a fault is expected to fail. If it passes, this torch does not have the fault
+on this processor. The work-around is no longer needed when that is so for every
+supported version. Faults of torch's own code are strict; those of a library that has
+kernels for each processor are not.
 """
 
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.functions import draw_shapes
 
 from fpt_plugin.functional import cpu_workarounds
 from fpt_plugin.functional.cpu_workarounds import (
     channels_last,
     guard_narrow_maps,
+    matmul_transposed,
     narrow_conv2d,
-    product,
     usual_strides,
 )
 
 
-def fault(workaround, strict, **kwargs):
+def fault(workaround, strict):
     """Plain torch is expected to fail."""
     return pytest.mark.xfail(
-        reason=f'cpu_workarounds.{workaround.__name__} is needed',
-        strict=strict, **kwargs)
+        reason=f'cpu_workarounds.{workaround.__name__} is needed', strict=strict)
 
 
 def matrices(dtype=torch.float32, batch=2, rows=7, inner=5, columns=9):
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape):
-        return torch.randn(
-            shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    return (randn(batch, rows, inner), randn(batch, columns, inner),
-            randn(batch, columns))
+    return draw_shapes(((batch, rows, inner), (batch, columns, inner),
+                        (batch, columns)), dtype)
 
 
 LAYOUTS = {
@@ -49,47 +44,42 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize('left', LAYOUTS)
-@pytest.mark.parametrize('right', LAYOUTS)
+@pytest.mark.parametrize('left, right', itertools.product(LAYOUTS, LAYOUTS))
 @pytest.mark.parametrize('batch', [1, 2])
-@pytest.mark.parametrize('with_bias', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('onednn', [True, False])
-def test_product(left, right, batch, with_bias, dtype, onednn, monkeypatch):
+def test_matmul_transposed(left, right, batch, dtype, onednn, monkeypatch):
     if not onednn:
-        monkeypatch.setattr(cpu_workarounds, '_ONEDNN', None)
+        monkeypatch.setattr(cpu_workarounds, '_ONEDNN_LINEAR', None)
     a, b, bias = matrices(dtype, batch)
-    want = a.double() @ b.double().transpose(1, 2)
-    if with_bias:
-        want = want + bias.double().unsqueeze(1)
-    got = product(LAYOUTS[left](a), LAYOUTS[right](b),
-                  bias if with_bias else None)
-    assert got.is_contiguous() and got.dtype == dtype
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    for given in (None, bias):
+        want = a.double() @ b.double().transpose(1, 2)
+        if given is not None:
+            want = want + bias.double().unsqueeze(1)
+        got = matmul_transposed(LAYOUTS[left](a), LAYOUTS[right](b), given)
+        assert got.is_contiguous() and got.dtype == dtype
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('empty', ['batch', 'rows'])
-def test_nothing_to_multiply(empty):
+def test_empty_matrices(empty):
     a, b, bias = matrices(**{empty: 0})
-    assert product(a, b, bias).shape == (*a.shape[:2], b.shape[1])
+    assert matmul_transposed(a, b, bias).shape == (*a.shape[:2], b.shape[1])
 
 
-def test_onednn_can_be_switched_off(monkeypatch):
-    """By torch's own switch."""
-    if cpu_workarounds._ONEDNN is None:
+def test_torchs_switch_turns_onednn_off(monkeypatch):
+    if cpu_workarounds._ONEDNN_LINEAR is None:
         pytest.skip('torch was built without oneDNN')
     calls = []
-    monkeypatch.setattr(cpu_workarounds, '_ONEDNN', lambda *args: calls.append(args))
+    monkeypatch.setattr(cpu_workarounds, '_ONEDNN_LINEAR',
+                        lambda *args: calls.append(args))
     with torch.backends.mkldnn.flags(enabled=False):
-        product(*matrices())
+        matmul_transposed(*matrices())
     assert not calls
 
 
-NARROW = ((4, 1, 9), (2, 1, 9), (2, 2, 25), (4, 3, 40))
-
-
 def narrow_map_is_right(conv2d, stride, width, height):
-    """Output and gradients; memory is filled with numbers that show up."""
+    """Check output and gradients; unwritten memory is filled with NaN."""
     torch.manual_seed(0)
     leaves = [torch.randn(2, 16, height, width), torch.randn(16, 16, 3, 3) / 12,
               torch.randn(16)]
@@ -111,14 +101,6 @@ def narrow_map_is_right(conv2d, stride, width, height):
     return True
 
 
-def narrow_maps_are_right(conv2d):
-    return all(narrow_map_is_right(conv2d, *sizes) for sizes in NARROW)
-
-
-def test_guarded_narrow_maps_are_right():
-    assert narrow_maps_are_right(narrow_conv2d)
-
-
 def by_a_guarded_module(x, weight, bias, stride, padding):
     conv = torch.nn.Conv2d(16, 16, 3, stride, padding).to(x.dtype)
     module = torch.nn.Sequential(conv)
@@ -127,41 +109,32 @@ def by_a_guarded_module(x, weight, bias, stride, padding):
         module, {'0.weight': weight, '0.bias': bias}, (x, ))
 
 
-def test_a_guarded_module_takes_narrow_maps():
-    assert narrow_maps_are_right(by_a_guarded_module)
+@pytest.mark.parametrize('conv2d', [
+    narrow_conv2d, by_a_guarded_module,
+    pytest.param(F.conv2d, marks=fault(narrow_conv2d, strict=False))])
+def test_narrow_maps_are_right(conv2d):
+    for sizes in ((4, 1, 9), (2, 1, 9), (2, 2, 25), (4, 3, 40)):
+        assert narrow_map_is_right(conv2d, *sizes)
 
 
-def test_the_guard_keeps_what_a_module_adds():
-    """Subclasses compute more than a convolution, as weight standardisation."""
+class Halved(torch.nn.Conv2d):
+    """More than a convolution, as weight standardisation is."""
 
-    class Halved(torch.nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input) / 2
 
-        def forward(self, x):
-            return super().forward(x) / 2
 
-    conv = Halved(4, 4, 3, 2, 1)
+@pytest.mark.parametrize('cls', [torch.nn.Conv2d, Halved])
+@pytest.mark.parametrize('by_name', [False, True])
+def test_guarded_module_computes_the_same(cls, by_name):
+    conv = cls(4, 4, 3, 2, 1)
     x = torch.randn(1, 4, 9, 1)
     want = conv(x)
     guard_narrow_maps(conv)
     with torch.autocast('cpu', torch.bfloat16):
-        got = conv(x)
+        got = conv(input=x) if by_name else conv(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
-
-
-def test_the_guard_takes_inputs_by_name():
-    conv = torch.nn.Conv2d(4, 4, 3, 2, 1)
-    x = torch.randn(1, 4, 9, 1)
-    want = conv(x)
-    guard_narrow_maps(conv)
-    with torch.autocast('cpu', torch.bfloat16):
-        got = conv(input=x)
-    torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
-
-
-@fault(narrow_conv2d, strict=False)
-def test_narrow_maps_are_right():
-    assert narrow_maps_are_right(F.conv2d)
 
 
 TALL_KERNELS = """
@@ -181,7 +154,7 @@ print('whole')
 @pytest.mark.slow
 @fault(channels_last, strict=False)
 def test_tall_kernels_stay_in_their_memory():
-    """Of contiguous maps, in a process that may end."""
+    """Of contiguous maps, in a process that may crash."""
     run = subprocess.run([sys.executable, '-c', TALL_KERNELS],
                          capture_output=True, text=True)
     assert run.stdout == 'whole\n'
@@ -195,7 +168,7 @@ def image_of_unusual_strides():
 
 
 def norm_has_its_gradient(x):
-    """Against that of a contiguous map."""
+    """Compare the gradient of a batch norm with that of a contiguous map."""
     norm = torch.nn.BatchNorm2d(8)
     upstream = torch.randn(1, 8, 5, 6)
 
@@ -203,9 +176,8 @@ def norm_has_its_gradient(x):
         x = x.detach().requires_grad_()
         return torch.autograd.grad(norm(x), x, upstream)[0]
 
-    return torch.allclose(gradient(x), gradient(x.contiguous(
-        memory_format=torch.contiguous_format).clone(
-            memory_format=torch.contiguous_format)), atol=1e-5)
+    contiguous = x.clone(memory_format=torch.contiguous_format)
+    return torch.allclose(gradient(x), gradient(contiguous), atol=1e-5)
 
 
 def test_norm_of_usual_strides_has_its_gradient():

@@ -1,20 +1,21 @@
-"""Each cell of the table of what torch can do with the functions."""
+"""Each cell of the table of torch's features in the docstring of functional."""
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from helpers.functions import Recorder, draw_shapes
 from helpers.oracles import relative_error, run_with_gradients
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.func import grad as func_grad
 from torch.func import vmap
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from fpt_plugin import functional
-from fpt_plugin.functional import budget, reference, tiles
+from fpt_plugin.functional import reference, tiles
 
-# Shapes of the operands, options, and numbers that plain operators hold at once.
+# Shapes of the operands, options, and the size of what plain operators hold at once.
 CASES = {
     'mixture_attention': (((1, 1, 60, 4), (1, 1, 50, 4), (1, 50, 4), (1, 1)),
                           {}, 60 * 50),
@@ -56,7 +57,7 @@ def transformed(function, operands):
 
 
 def compiled(function, operands):
-    # No graph is compiled under a mode, so the graphs tell what they make.
+    # torch compiles no graph under a mode, so sizes are read from the graphs.
     made = []
 
     def see(graph, _):
@@ -94,26 +95,13 @@ def cells():
             for name, *row in rows for use, cell in zip(uses, row, strict=True)]
 
 
-class Largest(TorchDispatchMode):
-    """The most numbers of a tensor that an operator made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and not x.is_meta:
-                self.numbers = max(self.numbers, x.numel())
-        return out
-
-
 @pytest.mark.parametrize('name, use, cell', cells())
-def test_table(name, use, cell, monkeypatch):
-    monkeypatch.setitem(budget.SCORE_BUDGET, 'cpu', 1000)
-    monkeypatch.setitem(tiles.TOGETHER, 'cpu', 1000)
+def test_table(name, use, cell, score_budget, monkeypatch):
+    score_budget(1000)
+    monkeypatch.setitem(tiles.MULTI_STRIP_BUDGET, 'cpu', 1000)
     torch._dynamo.reset()
     shapes, options, most = CASES[name]
-    operands = [torch.randn(s, dtype=torch.float64) for s in shapes]
+    operands = draw_shapes(shapes)
 
     def function(*x):
         return getattr(functional, name)(*x, **options)
@@ -121,10 +109,10 @@ def test_table(name, use, cell, monkeypatch):
     def formula(*x):
         return getattr(reference, name)(*x, **options)
 
-    with Largest() as largest:
+    with Recorder() as recorder:
         got = USES[use](function, operands)
     if use == 'compile':
-        got, largest.numbers = got
+        got, recorder.largest = got
     want = {
         'compile': run_with_gradients,
         'export': lambda function, operands: [function(*operands)]
@@ -132,4 +120,4 @@ def test_table(name, use, cell, monkeypatch):
     floor = 0.1 * max(x.norm().item() for x in want)
     for g, w in zip(got, want, strict=True):
         assert relative_error(g, w, floor) <= 1e-10
-    assert cell == ('bounded' if largest.numbers < most else 'plain')
+    assert cell == ('bounded' if recorder.largest < most else 'plain')

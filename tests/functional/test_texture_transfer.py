@@ -1,4 +1,4 @@
-"""Transfer of textures beside its plain formula."""
+"""Transfer of textures against its formula."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fpt_plugin.functional.texture_transfer import texture_transfer
 
 
 def inputs(size, key_size, scales, batch=2, dtype=torch.float64):
-    """Query, key and values; numbers are distinct, so no two patches tie."""
+    """Draw query, key and values; random patches are never equally similar."""
     maps = [torch.randn(batch, 3, *size, dtype=dtype),
             torch.randn(batch, 3, *key_size, dtype=dtype)]
     maps += [torch.randn(batch, 2 + i, *(s * side for side in key_size), dtype=dtype)
@@ -24,8 +24,8 @@ def inputs(size, key_size, scales, batch=2, dtype=torch.float64):
 CASES = {
     'larger reference': ((5, 6), (7, 9), (1, 2, 4), 3),
     'smaller reference': ((9, 8), (3, 4), (1, 2, 4), 3),
-    'one place': ((1, 1), (3, 3), (2, ), 3),
-    'reference of one place': ((4, 5), (1, 1), (2, ), 3),
+    'one pixel': ((1, 1), (3, 3), (2, ), 3),
+    'reference of one pixel': ((4, 5), (1, 1), (2, ), 3),
     'patches of five': ((6, 4), (5, 5), (1, 3), 5),
     'patches of a pixel': ((7, 7), (6, 6), (2, ), 1),
     'a thin reference': ((9, 9), (2, 8), (4, ), 3),
@@ -54,12 +54,12 @@ def test_borders_are_not_darkened():
     ones = torch.ones(1, 2, 20, 24)
     (out, ), soft, index = texture_transfer(
         torch.randn(1, 3, 5, 6), torch.randn(1, 3, 5, 6), [ones])
-    # Only matches at the border of the reference bring zeros.
+    # Only patches at the border of the reference contain zeros.
     inside = (index // 6 % 4 > 0) & (index % 6 % 5 > 0)
     covered = F.max_pool2d((~inside).float(), 3, 1, 1) == 0
     covered = covered.repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert torch.allclose(out[0][:, covered[0]], torch.ones(1))
-    # With itself as the reference each place finds itself, and all is as it was.
+    # With itself as the reference each pixel matches itself.
     x = torch.randn(1, 3, 5, 6)
     (out, ), soft, index = texture_transfer(x, x, [ones])
     assert torch.equal(index.flatten(), torch.arange(30))
@@ -81,7 +81,7 @@ def test_several_references_are_searched_together():
     torch.testing.assert_close(soft, torch.where(better, alone[1][1], alone[0][1]))
     assert torch.equal(
         index, torch.where(better[:, 0], alone[1][2] + 28, alone[0][2]))
-    # A place whose neighbours chose the same reference is transferred as from it.
+    # If all neighbours of a pixel match the same reference, only this one counts.
     for i, (of, _, _) in enumerate(alone):
         chosen = (better if i else ~better).double()
         whole = F.avg_pool2d(F.pad(chosen, [1] * 4, value=1.), 3, 1) > 0.999
@@ -92,8 +92,8 @@ def test_several_references_are_searched_together():
     assert all(v.grad is not None for scale in values for v in scale)
 
 
-def test_stripes_that_only_the_reference_has_are_transferred():
-    """The query is blurred; the fine picture of the reference brings the stripes."""
+def test_details_of_the_reference_are_transferred():
+    """The query is blurred; only the values of the reference have stripes."""
     torch.manual_seed(0)
     coarse = torch.rand(1, 8, 12, 12)
     fine = torch.zeros(1, 1, 48, 48)
@@ -138,13 +138,13 @@ def test_flat_maps_have_finite_gradients():
     ((1, 3, 4, 4), (1, 3, 4, 4), [(1, 2, 3, 3)], 3, ValueError, r'values\[0\] must'),
     ((1, 3, 4, 4), (1, 3, 4, 4), [(2, 8, 8)], 3, ValueError, r'values\[0\] must'),
 ])
-def test_refused_shapes(query, key, values, patch, error, text):
+def test_bad_shapes(query, key, values, patch, error, text):
     with pytest.raises(error, match=text):
         texture_transfer(torch.rand(query), torch.rand(key),
                          [torch.rand(v) for v in values], patch)
 
 
-def test_refused_kinds():
+def test_bad_types():
     x = torch.rand(1, 3, 4, 4)
     with pytest.raises(TypeError, match='query must be a floating point tensor'):
         texture_transfer(x.int(), x, [])

@@ -1,8 +1,8 @@
-"""Random arguments: what they make is built and runs, or they are refused.
+"""Random arguments: a network is built and runs, or the arguments are rejected.
 
-Nothing but ValueError and TypeError may come out. Networks are built on the
-meta device first, where their width costs nothing; all but the largest then
-train for a step.
+Only ValueError and TypeError may be raised. Networks are built on the meta device
+first, where even the widest need no memory; all except the largest then train for a
+step.
 """
 
 import copy
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from fpt_plugin import FPT, LambdaResNet
 
-REFUSALS = (ValueError, TypeError)
+REJECTIONS = (ValueError, TypeError)
 
 
 class Unknown:
-    """No argument of anything."""
+    """An object that no argument accepts."""
 
     def __repr__(self):
         return 'Unknown()'
@@ -43,10 +43,10 @@ odd = st.sampled_from(ODD)
 
 
 def mutated(valid: dict):
-    """Arguments of which up to three are another valid value or an odd one.
+    """Draw up to four arguments, of which some have an odd value.
 
     Args:
-        valid: What each argument is drawn from where it is right.
+        valid: The strategy for the valid values of each argument.
     """
 
     @st.composite
@@ -63,7 +63,7 @@ def mutated(valid: dict):
 
 
 def dicts(type_name, **options):
-    """Config of a layer whose own arguments may be odd."""
+    """Draw the config of a layer, whose arguments may be odd."""
     return st.fixed_dictionaries(
         dict(type=st.just(type_name)),
         optional={
@@ -73,19 +73,19 @@ def dicts(type_name, **options):
 
 
 class Outcomes:
-    """How many were refused, and how many ran."""
+    """Numbers of cases that were rejected, and that ran."""
 
     def __init__(self):
-        self.refused = self.ran = 0
+        self.rejected = self.ran = 0
 
     def check_both(self):
-        """A fuzz that only ever sees one of them tests little."""
-        assert self.refused >= 0.15 * (self.refused + self.ran)
-        assert self.ran >= 0.15 * (self.refused + self.ran)
+        """Require some cases of both kinds."""
+        assert self.rejected >= 0.15 * (self.rejected + self.ran)
+        assert self.ran >= 0.15 * (self.rejected + self.ran)
 
 
 def build_and_run(outcomes, cls, arguments, make_inputs):
-    """Build ``cls`` and train it for a step; refusals count."""
+    """Build ``cls`` and train it for a step, or count its rejection."""
     try:
         with torch.device('meta'):
             network = cls(**copy.deepcopy(arguments))
@@ -93,15 +93,29 @@ def build_and_run(outcomes, cls, arguments, make_inputs):
             outcomes.ran += 1
             return
         outs = cls(**copy.deepcopy(arguments)).train()(make_inputs())
-    except REFUSALS as error:
-        assert str(error), 'a refusal says what is wrong'
-        outcomes.refused += 1
+    except REJECTIONS as error:
+        assert str(error)
+        outcomes.rejected += 1
         return
     outcomes.ran += 1
     assert all(out.isfinite().all() for out in outs)
     total = sum(out.sum() for out in outs)
     if total.requires_grad:
         total.backward()
+
+
+def run_arguments(cases, cls, defaults, valid, longest, make_inputs):
+    """Run random arguments, with inputs of up to ``longest`` pixels a side."""
+    outcomes = Outcomes()
+
+    def check(arguments, size):
+        arguments = {**defaults, **arguments}
+        build_and_run(outcomes, cls, arguments,
+                      lambda: make_inputs(arguments, size))
+
+    sides = st.integers(1, longest)
+    run_cases(check, cases, arguments=mutated(valid), size=st.tuples(sides, sides))
+    outcomes.check_both()
 
 
 mixtures = st.integers(1, 4)
@@ -146,25 +160,10 @@ FPT_ARGUMENTS = dict(
 
 @lengths('arguments of fpt')
 def test_fpt(cases):
-    outcomes = Outcomes()
-
-    def check(arguments, size):
-        arguments = {
-            'in_channels': [4, 6, 8], 'out_channels': 8, 'num_outs': 3,
-            'pyramid': dict(type='BottomUpPyramid'), **arguments
-        }
-
-        def maps():
-            return backbone_maps([4, 6, 8], *size)
-
-        build_and_run(outcomes, FPT, arguments, maps)
-
-    run_cases(
-        check,
-        cases,
-        arguments=mutated(FPT_ARGUMENTS),
-        size=st.tuples(st.integers(1, 16), st.integers(1, 16)))
-    outcomes.check_both()
+    defaults = dict(in_channels=[4, 6, 8], out_channels=8, num_outs=3,
+                    pyramid=dict(type='BottomUpPyramid'))
+    run_arguments(cases, FPT, defaults, FPT_ARGUMENTS, 16,
+                  lambda arguments, size: backbone_maps([4, 6, 8], *size))
 
 
 sides = st.sampled_from([1, 3, 5, (3, 5)])
@@ -206,25 +205,12 @@ LAMBDA_RESNET_ARGUMENTS = dict(
 
 @lengths('arguments of lambda_resnet')
 def test_lambda_resnet(cases):
-    outcomes = Outcomes()
-
-    def check(arguments, size):
-        arguments = {'depth': '26t', **arguments}
-        channels = arguments.get('in_channels', 3)
-
-        def image():
-            return torch.randn(2, channels, *size)
-
-        build_and_run(outcomes, LambdaResNet, arguments, image)
-
-    run_cases(
-        check,
-        cases,
-        arguments=mutated(LAMBDA_RESNET_ARGUMENTS),
-        size=st.tuples(st.integers(1, 64), st.integers(1, 64)))
-    outcomes.check_both()
+    run_arguments(
+        cases, LambdaResNet, dict(depth='26t', in_channels=3),
+        LAMBDA_RESNET_ARGUMENTS, 64,
+        lambda arguments, size: torch.randn(2, arguments['in_channels'], *size))
 
 
-def test_other_errors_are_not_taken_for_refusals():
+def test_other_errors_are_not_counted_as_rejections():
     with pytest.raises(KeyError):
         build_and_run(Outcomes(), lambda **kwargs: kwargs['absent'], {}, list)

@@ -1,6 +1,6 @@
-"""The layers against formulas, with any arguments, maps and what learns.
+"""The layers against their formulas, with random arguments and maps.
 
-Gradients of the maps and of every parameter, in all dtypes and under autocast.
+Outputs, and gradients of maps and parameters, in all dtypes and under autocast.
 """
 
 import copy
@@ -12,11 +12,11 @@ from helpers.fuzz_cases import (
     LAYOUTS,
     batches,
     compare,
+    compare_gradients,
     draw_tensors,
     exact_twin,
     layouts,
     leaf,
-    least_norm,
     lengths,
     run_cases,
     seeds,
@@ -33,8 +33,8 @@ from fpt_plugin.layers import (
     SelfTransformer,
 )
 
-# How layer and maps are computed, and what their numbers may differ by: in half
-# precision the projections are rounded, and with them what follows.
+# Dtype of layer and maps, and tolerance: in half precision the projections are
+# rounded.
 MODES = {
     'float32': (torch.float32, 2e-5),
     'float64': (torch.float64, 1e-10),
@@ -49,7 +49,7 @@ common = dict(
     batch=batches,
     channels=st.integers(1, 6),
     seed=seeds,
-    # which maps and which parameters learn: two long draws of coins
+    # which maps and then which parameters need a gradient
     learns=st.one_of(
         st.just([True] * 16), st.lists(st.booleans(), min_size=16,
                                        max_size=16)),
@@ -57,25 +57,25 @@ common = dict(
 
 
 def mixtures():
-    """(N, E), E a multiple of N."""
+    """Draw (N, E) with E a multiple of N."""
     return st.integers(1, 4).flatmap(lambda n: st.tuples(
         st.just(n), st.integers(1, 3).map(lambda d: d * n)))
 
 
 def check_layer(layer, formula, shapes, mode, seed, learns, layouts,
                 formula_args=(), **options):
-    """Output and all gradients of one call.
+    """Compare output and all gradients of one call with the formula.
 
     Args:
-        layer: With all its parameters drawn, in float32.
+        layer: A float32 layer with random parameters.
         formula: ``formula(layer, *maps, *formula_args)``.
-        shapes: Of the maps.
+        shapes: Shapes of the maps.
         mode: A key of MODES.
-        seed: Of the maps.
-        learns: Whether each map and then each parameter wants a gradient.
-        layouts: Of the maps and of the output's gradient.
-        formula_args: What the formula takes beside the maps.
-        options: For the layer's forward alone.
+        seed: Seed of the maps.
+        learns: Whether each map and then each parameter needs a gradient.
+        layouts: Layouts of the maps and of the output's gradient.
+        formula_args: Further arguments of the formula.
+        options: Further arguments of the layer's forward.
     """
     dtype, tolerance = MODES[mode]
     layer.to(dtype)
@@ -85,14 +85,13 @@ def check_layer(layer, formula, shapes, mode, seed, learns, layouts,
     ]
     for parameter, learn in zip(layer.parameters(), learns[2:]):
         parameter.requires_grad_(learn)
-    exact = copy.deepcopy(layer).double()
-    exact.requires_grad_()
+    exact = copy.deepcopy(layer).double().requires_grad_()
     exact_maps = list(map(exact_twin, maps))
     with torch.autocast('cpu', torch.bfloat16, enabled=mode == 'autocast'):
         got = layer(*maps, **options)
     want = formula(exact, *exact_maps, *formula_args)
     compare('output', got, want, tolerance)
-    # Norms that follow rely on it: see LambdaLayer.forward.
+    # Norms after the layer need usual strides: see LambdaLayer.forward.
     if got.shape[0] and all(x.stride() in usual_strides(x) for x in maps):
         assert got.stride() in usual_strides(got)
     leaves = dict(layer.named_parameters())
@@ -105,59 +104,40 @@ def check_layer(layer, formula, shapes, mode, seed, learns, layouts,
     upstream = draw_tensors(seed + 1, got.shape)[0].to(got.dtype)
     got.backward(LAYOUTS[layouts[-1]](upstream))
     want.backward(upstream.double())
-    floor = least_norm(exact_leaves.values())
-    for name, x in leaves.items():
-        assert (x.grad is None) == (not x.requires_grad), name
-        if x.grad is not None:
-            assert x.grad.dtype == x.dtype
-            compare(name, x.grad, exact_leaves[name].grad, tolerance, floor)
+    compare_gradients(leaves, exact_leaves, tolerance)
 
 
 def usual_strides(x):
-    """Of contiguous maps and of those in channels_last."""
-    return [
-        torch.empty(x.shape, device='meta', memory_format=format).stride()
-        for format in (torch.contiguous_format, torch.channels_last)
-    ]
+    """Return the strides of contiguous maps and of those in channels_last."""
+    return [torch.empty(x.shape, device='meta', memory_format=format).stride()
+            for format in (torch.contiguous_format, torch.channels_last)]
+
+
+def run_pooled(cls, formula, cases, **map_sizes):
+    """Run cases of a layer with pooled keys."""
+
+    def check(batch, channels, mixture, key_stride, override, scale, seed, **case):
+        parts, embed = mixture
+        layer = randomise(cls(channels, embed, parts, key_stride, scale), seed)
+        shapes = [(batch, channels, *case.pop(name)) for name in map_sizes]
+        stride = key_stride if override is None else override
+        check_layer(layer, formula, shapes, seed=seed, key_stride=override,
+                    formula_args=(stride, ), **case)
+
+    strides = st.integers(1, 9)
+    run_cases(check, cases, **common, **map_sizes, mixture=mixtures(),
+              key_stride=strides, override=st.none() | strides, scale=scales)
 
 
 @lengths('self_transformer')
 def test_self_transformer(cases):
-
-    def check(batch, channels, mixture, size, key_stride, override, scale, seed,
-              **case):
-        parts, embed = mixture
-        layer = randomise(
-            SelfTransformer(channels, embed, parts, key_stride, scale), seed)
-        stride = key_stride if override is None else override
-        check_layer(
-            layer, formulas.self_transformer, [(batch, channels, *size)],
-            seed=seed, key_stride=override, formula_args=(stride, ), **case)
-
-    strides = st.integers(1, 9)
-    run_cases(check, cases, **common, mixture=mixtures(), size=sizes(),
-              key_stride=strides, override=st.none() | strides, scale=scales)
+    run_pooled(SelfTransformer, formulas.self_transformer, cases, size=sizes())
 
 
 @lengths('grounding_transformer')
 def test_grounding_transformer(cases):
-
-    def check(batch, channels, mixture, fine, coarse, key_stride, override,
-              scale, seed, **case):
-        parts, embed = mixture
-        layer = randomise(
-            GroundingTransformer(channels, embed, parts, key_stride, scale),
-            seed)
-        stride = key_stride if override is None else override
-        check_layer(
-            layer, formulas.grounding_transformer,
-            [(batch, channels, *fine), (batch, channels, *coarse)],
-            seed=seed, key_stride=override, formula_args=(stride, ), **case)
-
-    strides = st.integers(1, 9)
-    run_cases(check, cases, **common, mixture=mixtures(), fine=sizes(),
-              coarse=sizes(), key_stride=strides, override=st.none() | strides,
-              scale=scales)
+    run_pooled(GroundingTransformer, formulas.grounding_transformer, cases,
+               fine=sizes(), coarse=sizes())
 
 
 @lengths('local_grounding_transformer')
@@ -194,7 +174,6 @@ def test_rendering_transformer(cases):
               fine=sizes(), coarse=sizes())
 
 
-
 @lengths('lambda_layer')
 def test_lambda_layer(cases):
 
@@ -203,11 +182,11 @@ def test_lambda_layer(cases):
         out_channels = heads * value_depth
         if norm['type'] == 'GN' and not (case['learns'][0]
                                          or case['learns'][3]):
-            # torch 2.13 crashes in the backward pass of a group norm whose
-            # channels_last input wants no gradient: let the projection learn
+            # torch 2.13 crashes in the backward pass of a group norm if its
+            # channels_last input needs no gradient, so the projection gets one.
             case['learns'] = [*case['learns'][:3], True, *case['learns'][4:]]
         if batch == 1 and 1 in size:
-            # torch's batch norm takes the formats of such maps for each other
+            # torch's batch norm confuses the memory formats of such maps
             batch = 2
         layer = LambdaLayer(
             out_channels if residual else channels, out_channels, heads,
@@ -223,23 +202,17 @@ def test_lambda_layer(cases):
 
     sides = st.sampled_from([1, 3, 5, 9, 23])
     run_cases(
-        check,
-        cases,
-        **common,
-        heads=st.integers(1, 4),
-        value_depth=st.integers(1, 4),
-        query_depth=st.integers(1, 5),
+        check, cases, **common, heads=st.integers(1, 4),
+        value_depth=st.integers(1, 4), query_depth=st.integers(1, 5),
         intra_depth=st.integers(1, 3),
         context=st.one_of(sides, st.tuples(sides, sides)),
-        content_bias=st.booleans(),
-        residual=st.booleans(),
+        content_bias=st.booleans(), residual=st.booleans(),
         norm=st.sampled_from([dict(type='BN'), dict(type='SyncBN'),
-                              dict(type='GN', num_groups=1)]),
-        size=sizes())
+                              dict(type='GN', num_groups=1)]), size=sizes())
 
 
-def test_what_differs_is_found():
-    """A layer with another scale than its formula."""
+def test_a_wrong_layer_is_found():
+    """A layer whose scale is not that of its formula."""
     layer = randomise(SelfTransformer(4, scale=1.0))
 
     def formula(twin, x):

@@ -1,7 +1,7 @@
-"""Random cases: how many must run, what they are made of, what must agree.
+"""Random cases: how many are run, how they are drawn and compared.
 
-Each test of tests/fuzz runs twice: a few cases with the others, many behind
-the long marker. The examples are the same in every run (see conftest.py).
+Each test of tests/fuzz runs a few cases in the normal suite and many with ``-m slow``.
+The examples are the same in every run (see conftest.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES = {
 }
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# What storing a number in a dtype costs it, relative to its size.
+# Relative rounding error of a number in each dtype.
 ROUNDING = {
     torch.float64: 2**-52,
     torch.float32: 2**-23,
@@ -51,17 +51,17 @@ def lengths(name: str):
 
 
 def run_cases(check: Callable, cases: int, **strategies) -> None:
-    """Call ``check`` with so many random cases, and fail where fewer ran.
+    """Call ``check`` with random cases, and fail if fewer than ``cases`` ran.
 
     Args:
-        check: Raises where a case is wrong.
-        cases: How many must end well.
-        strategies: What each argument of ``check`` is drawn from.
+        check: Raises an error if a case is wrong.
+        cases: Number of cases that must pass.
+        strategies: The strategy for each argument of ``check``.
     """
     ran = 0
 
-    # One seed a test: derandomised runs take it from this function, which is
-    # the same for all of them.
+    # Derandomised runs would use the source of ``case`` as seed, which is the same for
+    # all tests.
     @seed(sum(map(ord, inspect.getsource(check))))
     @settings(max_examples=cases, derandomize=False, database=None)
     @given(**strategies)
@@ -79,7 +79,7 @@ def run_cases(check: Callable, cases: int, **strategies) -> None:
 
 @st.composite
 def sizes(draw, longest: int = 130, width: int = 3, usual: int = 9):
-    """Height and width: both small, or one of them anything to ``longest``."""
+    """Draw height and width: both small, or one of up to ``longest``."""
     small = st.integers(1, usual)
     long, narrow = st.integers(1, longest), st.integers(1, width)
     return draw(
@@ -93,31 +93,31 @@ batches = st.sampled_from([1, 1, 1, 2, 2, 3, 0])
 
 
 def _swapped(x):
-    """The last two dimensions in the other order in memory."""
+    """Swap the last two dimensions in memory."""
     return x.transpose(-2, -1).contiguous().transpose(-2, -1)
 
 
 def _channels_last(x):
-    """Dimension 1 side by side in memory: channels_last of maps."""
+    """Make dimension 1 the last in memory: channels_last of maps."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _strided(x):
-    """Every other number of a larger tensor."""
+    """Take every other number of a larger tensor."""
     wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)
     wide[..., ::2] = x
     return wide[..., ::2]
 
 
 def _cut(x):
-    """The middle of a larger tensor, not at the start of its memory."""
+    """Take the middle of a larger tensor, not at the start of its memory."""
     wide = x.new_full([side + 3 for side in x.shape], torch.nan)
     for dim, side in enumerate(x.shape):
         wide = wide.narrow(dim, 1, side)
     return wide.copy_(x)
 
 
-# What is around these numbers in memory is NaN: who reads it, shows it.
+# The memory around the numbers is NaN, so that reading it is noticed.
 LAYOUTS = {
     'contiguous': torch.Tensor.contiguous,
     'channels_last': _channels_last,
@@ -130,16 +130,16 @@ layouts = st.sampled_from(['contiguous', *LAYOUTS])
 
 @st.composite
 def traits(draw, count: int, mixed: bool = True):
-    """(dtype, layout, requires_grad) of so many tensors.
+    """Draw (dtype, layout, requires_grad) for each of ``count`` tensors.
 
-    Most have one dtype; with ``mixed`` some have one each, as under autocast.
+    Most cases have one dtype; with ``mixed`` in some cases each tensor has its own.
     """
     dtype = st.sampled_from(DTYPES)
     if mixed and draw(st.integers(0, 3)) == 0:
         types = [draw(dtype) for _ in range(count)]
     else:
         types = [draw(dtype)] * count
-    # mostly everything learns, now and then a part or nothing
+    # All tensors need a gradient in most cases, some or none in others.
     learns = [True] * count
     if draw(st.booleans()):
         learns = [draw(st.booleans()) for _ in range(count)]
@@ -151,7 +151,7 @@ def traits(draw, count: int, mixed: bool = True):
 
 def draw_tensors(seed: int, *shapes: tuple[int, ...],
                  spread: float = 1.0) -> list[torch.Tensor]:
-    """Normal numbers in float64, with a mean of their own a tensor."""
+    """Draw normal numbers in float64; each tensor has its own mean."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -161,7 +161,7 @@ def draw_tensors(seed: int, *shapes: tuple[int, ...],
 
 
 def leaf(x: torch.Tensor, trait: tuple) -> torch.Tensor:
-    """A tensor with the traits that were drawn for it."""
+    """Convert a tensor to the drawn dtype, layout and requires_grad."""
     dtype, layout, learns = trait
     made = LAYOUTS[layout](x.detach().to(dtype))
     assert torch.equal(made.double(), x.to(dtype).double())
@@ -175,15 +175,15 @@ def assert_agrees(function: Callable,
                   upstream: tuple[int, str],
                   out_dtype: torch.dtype,
                   tolerance: float) -> None:
-    """One output and the gradients of its leaves, against float64.
+    """Compare an output and the gradients of its leaves with float64.
 
     Args:
-        function: Takes the leaves.
-        formula: Takes their values in float64, contiguous.
-        leaves: By the names of their gradients.
+        function: Called with the leaves.
+        formula: Called with their values in float64, contiguous.
+        leaves: The operands by name.
         upstream: Seed and layout of the output's gradient.
-        out_dtype: What the output must have.
-        tolerance: Of what is computed; rounding to the dtypes comes on top.
+        out_dtype: Required dtype of the output.
+        tolerance: Relative error without the rounding of the result.
     """
     exact = [exact_twin(x) for x in leaves.values()]
     got, want = function(*leaves.values()), formula(*exact)
@@ -197,35 +197,38 @@ def assert_agrees(function: Callable,
     grad = draw_tensors(number, got.shape)[0].to(out_dtype)
     got.backward(LAYOUTS[layout](grad))
     want.backward(grad.double())
-    floor = least_norm(exact)
-    for (name, x), reference in zip(leaves.items(), exact):
-        assert (x.grad is None) == (not x.requires_grad), name
-        if x.grad is not None:
-            assert x.grad.dtype == x.dtype
-            compare(name, x.grad, reference.grad, tolerance, floor)
+    compare_gradients(leaves, dict(zip(leaves, exact)), tolerance)
 
 
 def exact_twin(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers in float64, with a gradient whether x wants one or not."""
+    """Return the same numbers in float64; the result always requires a gradient."""
     return x.detach().double().contiguous().requires_grad_()
 
 
-def least_norm(exact) -> float:
-    """What a gradient's norm counts for at least.
+def compare_gradients(leaves: dict[str, torch.Tensor],
+                      exact: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Compare the gradients of leaves with those of their twins in float64.
 
-    It may cancel to nothing, with the digits of what cancelled: a tenth of the
-    largest gradient, of what does not learn too.
+    Where terms cancel, a gradient is small and its error is that of the terms. So
+    errors are relative to at least a tenth of the largest gradient.
     """
-    return 0.1 * max(x.grad.norm().item() for x in exact)
+    used = {name: x.grad for name, x in exact.items() if x.grad is not None}
+    floor = 0.1 * max(x.norm().item() for x in used.values())
+    for name, x in leaves.items():
+        assert (x.grad is None) == (
+            not x.requires_grad or name not in used), name
+        if x.grad is not None:
+            assert x.grad.dtype == x.dtype
+            compare(name, x.grad, used[name], tolerance, floor)
 
 
 def compare(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float,
             floor: float = 0.0) -> None:
-    """The difference, relative to the norm, is within what was agreed."""
+    """Assert that the difference, relative to the norm, is small enough."""
     assert got.shape == want.shape, name
     assert got.isfinite().all(), name
     difference = (got.detach().double() - want.detach()).norm().item()
-    # Very small numbers of float16 are rounded to multiples of 2**-24.
+    # Subnormal numbers of float16 are multiples of 2**-24.
     info = torch.finfo(got.dtype)
     steps = info.smallest_normal * info.eps * got.numel()**0.5
     allowed = (tolerance + ROUNDING[got.dtype]) * max(
@@ -235,5 +238,5 @@ def compare(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float,
 
 
 def precision(dtypes) -> float:
-    """What sums may differ by that are kept in float32, or float64 for it."""
+    """Return the relative error of sums in float32, or in float64 if any is."""
     return 1e-11 if torch.float64 in dtypes else 1e-5

@@ -13,6 +13,7 @@ from fpt_plugin.functional import reference
 from fpt_plugin.functional.cpu_workarounds import usual_strides
 from fpt_plugin.layers import (
     GroundingTransformer,
+    LambdaLayer,
     LocalGroundingTransformer,
     RenderingTransformer,
     SelfTransformer,
@@ -144,6 +145,7 @@ FORMULAS = {
     GroundingTransformer: grounding_transformer,
     LocalGroundingTransformer: local_grounding_transformer,
     RenderingTransformer: rendering_transformer,
+    LambdaLayer: lambda_layer,
 }
 
 

@@ -23,7 +23,7 @@ def relative_error(got, want, floor=0.0):
 
 def run_with_gradients(function, inputs, **options):
     """The output, and the gradients of a fixed linear function of it."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    leaves = [x.detach().requires_grad_() for x in inputs]
     out = function(*leaves, **options)
     generator = torch.Generator().manual_seed(1)
     upstream = torch.randn(
@@ -31,8 +31,8 @@ def run_with_gradients(function, inputs, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
-def all_agree(got, want, tolerance):
-    """Assert it of an output and its gradients.
+def all_agree(got, want, tolerance=1e-10):
+    """Assert that an output and its gradients agree.
 
     A small gradient is measured against a tenth of the largest.
     """

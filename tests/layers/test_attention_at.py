@@ -1,4 +1,4 @@
-"""The maps of single pixels are what the layers weight their values by."""
+"""Attention maps of single pixels: values weighted by them give the output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def everywhere(x):
 
 
 def from_maps(layer, rows, x, source, stride=1):
-    """Sum_j A_ij v_j at every pixel of ``x``: (B, E, H, W)."""
+    """Compute sum_j A_ij v_j at every pixel of ``x``: (B, E, H, W)."""
     value = project(layer.value, pool(source, stride))
     assert rows.shape == (x.shape[0], x.shape[2] * x.shape[3], *value.shape[2:])
     assert rows.dtype == torch.float64 and (rows >= 0).all()
@@ -41,31 +41,24 @@ def assert_same(got, want):
     assert relative_error(got, want) <= 1e-12
 
 
-@pytest.mark.parametrize('size', [(6, 7), (5, 1), (1, 1)])
-@pytest.mark.parametrize('options', [
-    dict(),
-    dict(num_mixtures=1, scale=1.0),
-    dict(embed_channels=8, num_mixtures=4),
+@pytest.mark.parametrize('fine, coarse', SIZES)
+@pytest.mark.parametrize('cls, options', [
+    (SelfTransformer, dict(key_stride=3)),
+    (SelfTransformer, dict(num_mixtures=1, scale=1.0)),
+    (SelfTransformer, dict(embed_channels=8, num_mixtures=4)),
+    (GroundingTransformer, dict()),
+    (GroundingTransformer, dict(num_mixtures=3, scale=0.1)),
 ])
 @pytest.mark.parametrize('stride', [None, 1, 2, 4])
-def test_self_transformer(size, options, stride):
-    layer = double(SelfTransformer(CHANNELS, key_stride=3, **options))
-    x = maps_of(size)[0].double()
-    rows = layer.attention_at(everywhere(x), x, stride)
+def test_all_pooled_keys(cls, options, fine, coarse, stride):
+    layer = double(cls(CHANNELS, **options))
+    maps = [m.double() for m in maps_of(fine, coarse)][:1 + (
+        cls is GroundingTransformer)]
+    rows = layer.attention_at(everywhere(maps[0]), *maps, key_stride=stride)
     assert torch.allclose(rows.sum((2, 3)), rows.new_ones(()))
-    assert_same(from_maps(layer, rows, x, x, stride or 3), layer(x, stride))
-
-
-@pytest.mark.parametrize('fine, coarse', SIZES)
-@pytest.mark.parametrize('options', [dict(), dict(num_mixtures=3, scale=0.1)])
-@pytest.mark.parametrize('stride', [None, 2])
-def test_grounding_transformer(fine, coarse, options, stride):
-    layer = double(GroundingTransformer(CHANNELS, **options))
-    fine, coarse = (m.double() for m in maps_of(fine, coarse))
-    rows = layer.attention_at(everywhere(fine), fine, coarse, key_stride=stride)
-    assert torch.allclose(rows.sum((2, 3)), rows.new_ones(()))
-    assert_same(from_maps(layer, rows, fine, coarse, stride or 1),
-                layer(fine, coarse, stride))
+    assert_same(
+        from_maps(layer, rows, maps[0], maps[-1], stride or layer.key_stride),
+        layer(*maps, key_stride=stride))
 
 
 @pytest.mark.parametrize('fine, coarse', SIZES)
@@ -76,7 +69,7 @@ def test_grounding_transformer(fine, coarse, options, stride):
     dict(window=3, num_mixtures=1, scale=1.0),
     dict(window=9, embed_channels=8),
 ])
-def test_local_grounding_transformer(fine, coarse, pad, options):
+def test_windows(fine, coarse, pad, options):
     layer = double(LocalGroundingTransformer(CHANNELS, pad=pad, **options))
     fine, coarse = (m.double() for m in maps_of(fine, coarse))
     rows = layer.attention_at(everywhere(fine), fine, coarse)
@@ -87,36 +80,36 @@ def test_local_grounding_transformer(fine, coarse, pad, options):
         assert torch.allclose(total, total.new_ones(()))
 
 
-def test_what_falls_outside_is_missing():
-    """Equal shares of 3x3 keys: at a corner five of nine are around the map."""
+def test_maps_leave_out_the_keys_outside():
+    """Equal weights of 3x3 keys: at a corner five of nine are outside the map."""
     layer = LocalGroundingTransformer(4, num_mixtures=1, window=3)
     torch.nn.init.zeros_(layer.query.weight)
     torch.nn.init.zeros_(layer.key.weight)
     x = torch.rand(1, 4, 5, 6)
     corner, edge, middle = layer.attention_at(
         torch.tensor([[0, 0], [4, 3], [2, 2]]), x, x)[0]
-    for rows, place in ((corner, (slice(0, 2), slice(0, 2))),
-                        (edge, (slice(3, 5), slice(2, 5))),
-                        (middle, (slice(1, 4), slice(1, 4)))):
+    for rows, window in ((corner, (slice(0, 2), slice(0, 2))),
+                         (edge, (slice(3, 5), slice(2, 5))),
+                         (middle, (slice(1, 4), slice(1, 4)))):
         want = torch.zeros(5, 6, dtype=torch.float64)
-        want[place] = 1 / 9
+        want[window] = 1 / 9
         assert torch.allclose(rows, want)
 
 
 def test_single_pixels_and_float32():
     layer = randomise(GroundingTransformer(CHANNELS))
     fine, coarse = maps_of((7, 9), (3, 4))
-    places = torch.tensor([[6, 0], [2, 8], [6, 0]])
-    rows = layer.attention_at(places, fine, coarse)
+    pixels = torch.tensor([[6, 0], [2, 8], [6, 0]])
+    rows = layer.attention_at(pixels, fine, coarse)
     assert rows.shape == (2, 3, 3, 4)
     assert torch.equal(rows[:, 0], rows[:, 2])
     out = torch.einsum('bphw,behw->bep', rows,
                        project(layer.value, coarse).double())
-    want = layer(fine, coarse)[:, :, places[:, 0], places[:, 1]]
+    want = layer(fine, coarse)[:, :, pixels[:, 0], pixels[:, 1]]
     assert relative_error(out, want) <= 1e-5
 
 
-def test_queries_are_taken_some_at_a_time(monkeypatch):
+def test_queries_are_computed_in_chunks(monkeypatch):
     layer = double(SelfTransformer(CHANNELS))
     x = maps_of((6, 7))[0].double()
     whole = layer.attention_at(everywhere(x), x)
@@ -125,7 +118,7 @@ def test_queries_are_taken_some_at_a_time(monkeypatch):
     assert_same(layer.attention_at(everywhere(x), x), whole)
 
 
-@pytest.mark.parametrize('places, words', [
+@pytest.mark.parametrize('pixels, words', [
     (torch.tensor([[7, 0]]), 'inside the map of .7, 9. pixels'),
     (torch.tensor([[0, -1]]), 'inside the map'),
     (torch.tensor([0, 1]), 'a row and a column each'),
@@ -133,10 +126,10 @@ def test_queries_are_taken_some_at_a_time(monkeypatch):
 ])
 @pytest.mark.parametrize('cls',
                          [GroundingTransformer, LocalGroundingTransformer])
-def test_bad_places(cls, places, words):
+def test_bad_pixels(cls, pixels, words):
     fine, coarse = maps_of((7, 9), (3, 4))
     with pytest.raises(ValueError, match=words):
-        cls(CHANNELS).attention_at(places, fine, coarse)
+        cls(CHANNELS).attention_at(pixels, fine, coarse)
 
 
 def test_channel_weights_are_the_mean_key():
@@ -145,7 +138,7 @@ def test_channel_weights_are_the_mean_key():
     weights = layer.channel_weights(fine)
     want = project(layer.key, fine).mean(dim=(2, 3), keepdim=True)
     assert_same(weights, want)
-    # The layer multiplies its query by them.
+    # The layer multiplies its query by the channel weights.
     out = layer(coarse, fine)
     value = layer.value_conv(layer.value(fine), 2)
     value = torch.nn.functional.interpolate(value, (3, 4))

@@ -1,4 +1,4 @@
-"""Layers and networks under gradient penalties, torch.func and without data."""
+"""Layers and networks with gradient penalties, torch.func and the meta device."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from fpt_plugin import (
 
 
 class Summed(torch.nn.Module):
-    """A module of single maps whose outputs are added up."""
+    """Sum the outputs of a module that takes single maps."""
 
     def __init__(self, module, listed=False):
         super().__init__()
@@ -56,7 +56,7 @@ def case(name):
 
 @every_case
 def test_gradient_penalty(name, monkeypatch):
-    """A linear loss: the gradient that comes in needs no gradient itself."""
+    """A linear loss: the incoming gradient needs no gradient."""
     module, maps = case(name)
     found = []
     for path in ('', 'eager'):
@@ -95,7 +95,7 @@ def test_gradients_of_each_image(name):
 
 
 @every_case
-def test_without_data(name):
+def test_meta_device(name):
     module, maps = case(name)
     module.to('meta')
     leaves = [x.to('meta').requires_grad_() for x in maps]

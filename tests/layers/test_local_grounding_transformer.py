@@ -26,7 +26,7 @@ def build(**options):
         ((6, 7), (6, 7)),  # a pyramid of equal sizes
         ((8, 6), (4, 3)),
         ((7, 9), (3, 4)),  # groups of unequal size
-        ((3, 2), (7, 5)),  # a fine map that is coarser
+        ((3, 2), (7, 5)),  # the fine map is the smaller one
         ((5, 1), (1, 3)),
         ((1, 1), (1, 1)),
     ])
@@ -58,7 +58,7 @@ def test_a_window_over_everything_is_the_grounding_transformer(fine, coarse):
 
 
 def test_the_window_is_around_the_centre_of_the_query():
-    """Queries of a grid twice as fine see the cell that they lie in."""
+    """In a map twice as fine, each query attends to the pixel that contains it."""
     layer = LocalGroundingTransformer(CHANNELS, window=1)
     torch.nn.init.dirac_(layer.value.weight)
     fine, coarse = maps_of((6, 10), (3, 5))
@@ -66,7 +66,7 @@ def test_the_window_is_around_the_centre_of_the_query():
     assert torch.allclose(layer(fine, coarse), want, atol=1e-6)
 
 
-def test_what_lies_outside_takes_part_by_default():
+def test_keys_outside_the_map_are_zeros_by_default():
     """A corner of ones with a window of 3: five of nine keys are outside."""
     layer = LocalGroundingTransformer(4, num_mixtures=1, window=3)
     for parameter in (layer.query.weight, layer.key.weight):

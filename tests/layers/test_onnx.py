@@ -1,4 +1,4 @@
-"""The older exporter of ONNX, which deployment tools still call."""
+"""The older ONNX exporter, which deployment tools still use."""
 
 import io
 
@@ -38,7 +38,7 @@ def inputs(layer, height, width, batch):
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name', LAYERS)
-def test_one_graph_serves_every_size(name):
+def test_one_graph_works_at_every_size(name):
     cls, kwargs = LAYERS[name]
     layer = randomise(cls(12, **kwargs)).eval()
     maps = inputs(layer, 6, 8, batch=2)

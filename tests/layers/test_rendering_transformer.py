@@ -17,7 +17,7 @@ COARSE, FINE = (7, 11), (25, 42)
 
 
 def conv3x3(conv, x, stride=1):
-    """A 3x3 convolution with padding 1, an output pixel at a time."""
+    """Compute a 3x3 convolution with padding 1, one output pixel at a time."""
     height, width = x.shape[2:]
     padded = x.new_zeros(*x.shape[:2], height + 2, width + 2)
     padded[:, :, 1:-1, 1:-1] = x
@@ -32,14 +32,14 @@ def conv3x3(conv, x, stride=1):
 
 
 def nearest(x, size):
-    """Row i of the result is row floor(i * rows / new rows); columns too."""
+    """Take row floor(i * rows / new rows) for row i; columns likewise."""
     rows, columns = ([i * old // new for i in range(new)]
                      for old, new in zip(x.shape[2:], size))
     return x[:, :, rows][:, :, :, columns]
 
 
 def formula(layer, coarse, fine, *, stride):
-    """The stride is given, so that a wrong one shows."""
+    """The stride is an argument, so that a wrong one of the layer is found."""
     query = project(layer.query, coarse)
     key, value = project(layer.key, fine), project(layer.value, fine)
     weight = key.mean(dim=(2, 3))
@@ -61,12 +61,12 @@ def build(**options):
         ((7, 11), (25, 42), 4),
         ((4, 6), (25, 42), 6),  # 25 / 4 is nearer to 6 than to 8
         ((4, 6), (32, 48), 8),
-        # The strided map is not of the size of Q: it is resized.
+        # The strided map has not the size of Q and is resized.
         ((3, 4), (8, 11), 3),
         ((5, 7), (18, 30), 4),
         ((4, 5), (9, 14), 2),
         ((3, 5), (4, 9), 1),
-        # Equal sizes, as dilated backbones give.
+        # Equal sizes, as in dilated backbones.
         ((5, 7), (5, 7), 1),
         # A pixel.
         ((1, 1), (1, 1), 1),
@@ -88,25 +88,15 @@ def test_embed_channels_agree_with_the_formula(embed_channels):
     assert_layer_agrees(layer, maps, partial(formula, stride=2))
 
 
-def test_a_full_pyramid_keeps_the_sizes_of_its_levels():
-    """800 x 1336 through strides of 8, 16 and 32, halved upwards."""
-    sizes = [(99, 167), (50, 84), (25, 42)]
-    layer = build(embed_channels=2)
-    maps = maps_of(*sizes, batch=1)
-    for level, size in enumerate(sizes):
-        for fine in maps[:level]:
-            assert layer(maps[level], fine).shape == (1, 2, *size)
-
-
 def test_nothing_is_normalised_or_clipped():
-    """Linear in both maps but for biases: out(Q, a K) follows from Eq. 5."""
+    """Without biases the output is linear in each map (Eq. 5)."""
     layer = build()
     coarse, fine = maps_of(COARSE, FINE)
     for conv in (layer.query_conv, layer.value_conv, layer.out_conv):
         torch.nn.init.zeros_(conv.bias)
     out = layer(coarse, fine)
     assert (out < 0).any()
-    # Q * w and V both scale with the fine map; only Q * w with the coarse.
+    # Q * w and V are both linear in the fine map; only Q * w depends on the coarse.
     assert relative_error(layer(coarse, -3 * fine), -3 * out) <= 1e-5
     rendered = layer(0 * coarse, fine)
     assert relative_error(

@@ -35,7 +35,8 @@ def operation(package: str, name: str) -> Callable:
 
 
 @operation('fpt_plugin.functional', 'mixture_attention')
-def _(query: Tensor, key: Tensor, value: Tensor, weights: Tensor, **_) -> int:
+def _(query: Tensor, key: Tensor, value: Tensor,
+      mixture_weights: Tensor | None = None, **_) -> int:
     """Scores of all N parts, and one product with the values."""
     batch, parts, num_queries, depth = query.shape
     num_keys, channels = value.shape[1:]
@@ -43,8 +44,8 @@ def _(query: Tensor, key: Tensor, value: Tensor, weights: Tensor, **_) -> int:
 
 
 @operation('fpt_plugin.functional', 'local_mixture_attention')
-def _(query: Tensor, key: Tensor, value: Tensor, weights: Tensor, *,
-      window: int, **_) -> int:
+def _(query: Tensor, key: Tensor, value: Tensor,
+      mixture_weights: Tensor | None = None, *, window: int, **_) -> int:
     """The same with the window's keys, those outside the map included."""
     batch, parts, depth, height, width = query.shape
     return batch * height * width * window**2 * (
