@@ -320,7 +320,7 @@ def test_default_key_strides_of_other_pyramids():
 
 def test_many_keys_are_warned_of_once(monkeypatch):
     """Where they come from FPT's own choice; results are the same."""
-    monkeypatch.setattr(branches, 'MOST_KEYS', 11)
+    monkeypatch.setattr(branches, 'MAX_KEYS', 11)
     small, large = ([torch.rand(1, 8, 2 * s, 8), torch.rand(1, 8, s, 4)]
                     for s in (2, 3))
     args = dict(in_channels=8, out_channels=8, pyramid=None, num_levels=2)
