@@ -7,7 +7,7 @@ from helpers.toy_runs import train
 from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 
-from fpt_plugin.engine.best_metric import check_save_best, names_of
+from fpt_plugin.engine.best_metric import check_save_best, result_names
 from fpt_plugin.engine.whole_checkpoint import _metrics
 
 WHOLE = 'fpt_plugin.WholeCheckpointHook'
@@ -41,13 +41,13 @@ COCO = dict(kind='mmdet.CocoMetric', ann_file=None)
     (dict(kind='mmseg.IoUMetric', iou_metrics=['mDice', 'mFscore']),
      ['mDice', 'mPrecision'], 'mIoU'),
 ])
-def test_names_of_the_hosts_metrics(settings, right, wrong):
+def test_result_names_the_hosts_metrics(settings, right, wrong):
     pytest.importorskip(settings['kind'].partition('.')[0])
     metrics = [metric(**settings)]
     check_save_best(right, metrics)
     with pytest.raises(ValueError, match=f"got '{wrong}': there are ") as caught:
         check_save_best([*right, wrong], metrics)
-    assert all(name in str(caught.value) for name in names_of(metrics[0]))
+    assert all(name in str(caught.value) for name in result_names(metrics[0]))
     # Another metric may compute anything.
     check_save_best([wrong], [*metrics, Other()])
 
@@ -61,7 +61,7 @@ def test_names_are_those_that_a_metric_computes():
         judge.dataset_meta = dict(classes=('a', 'b'))
         judge.results = [judge.intersect_and_union(
             torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 2, 255)]
-        assert set(judge.evaluate(1)) == set(names_of(judge))
+        assert set(judge.evaluate(1)) == set(result_names(judge))
 
 
 @pytest.mark.parametrize('save_best', ['mIoU', ['acc', 'mAP'], ['accuracy']])
@@ -74,7 +74,7 @@ def test_the_metrics_that_exist_are_listed(save_best, tmp_path):
 
 
 def test_before_the_training_where_they_are_known(tmp_path, monkeypatch):
-    monkeypatch.setattr('fpt_plugin.engine.best_metric.names_of',
+    monkeypatch.setattr('fpt_plugin.engine.best_metric.result_names',
                         lambda metric: ['acc', 'loss'])
     with pytest.raises(ValueError, match="got 'mIoU': there are acc, loss"):
         train(tmp_path, checkpoint=dict(type=WHOLE, save_best='mIoU'), scores=[1.])
@@ -84,7 +84,7 @@ def test_before_the_training_where_they_are_known(tmp_path, monkeypatch):
 def test_a_metric_that_was_not_computed_once(tmp_path, monkeypatch):
     """As mmdet's where nothing was found, beside another metric."""
     for place in ('best_metric', 'whole_checkpoint'):
-        monkeypatch.setattr(f'fpt_plugin.engine.{place}.names_of',
+        monkeypatch.setattr(f'fpt_plugin.engine.{place}.result_names',
                             lambda metric: ['acc', 'loss', 'mAP'])
     train(tmp_path, checkpoint=dict(type=WHOLE, save_best='mAP'),
           scores=[1., 2., 3.])

@@ -11,7 +11,7 @@ from helpers.synthetic_data import write_coco_squares
 from torch import nn
 
 from fpt_plugin.commands.common import load_model
-from fpt_plugin.engine.checkpoint_classes import classes_of, what_differs
+from fpt_plugin.engine.checkpoint_classes import classes_of, describe_mismatch
 
 TREES = ('oak', 'elm', 'fir')
 
@@ -30,7 +30,7 @@ def checkpoint_of(model, classes=TREES, **meta):
 
 
 def test_the_same_classes():
-    assert what_differs(checkpoint_of(Detector()), Detector(), list(TREES)) == ''
+    assert describe_mismatch(checkpoint_of(Detector()), Detector(), list(TREES)) == ''
 
 
 @pytest.mark.parametrize('trained, tested, words', [
@@ -45,7 +45,7 @@ def test_other_classes(trained, tested, words, prefix):
     checkpoint = checkpoint_of(Detector(len(trained)), trained)
     checkpoint['state_dict'] = {
         prefix + key: value for key, value in checkpoint['state_dict'].items()}
-    message = what_differs(checkpoint, Detector(len(tested)), tested)
+    message = describe_mismatch(checkpoint, Detector(len(tested)), tested)
     for word in words:
         assert word in message
 
@@ -53,7 +53,7 @@ def test_other_classes(trained, tested, words, prefix):
 def test_inside_a_wrapper():
     wrapper = nn.Module()
     wrapper.module = Detector(2)
-    assert '2 tensors of another shape' in what_differs(
+    assert '2 tensors of another shape' in describe_mismatch(
         checkpoint_of(Detector()), wrapper, TREES)
 
 
@@ -61,13 +61,13 @@ def test_inside_a_wrapper():
     Detector().state_dict(), dict(state_dict=Detector().state_dict()),
     checkpoint_of(Detector(), None), dict(checkpoint_of(Detector()), meta=None)])
 def test_what_does_not_tell_its_classes(checkpoint):
-    assert what_differs(checkpoint, Detector(), TREES) == ''
-    assert 'tensors of another shape' in what_differs(
+    assert describe_mismatch(checkpoint, Detector(), TREES) == ''
+    assert 'tensors of another shape' in describe_mismatch(
         checkpoint, Detector(2), TREES[:2])
 
 
 def test_a_data_set_without_classes():
-    assert what_differs(checkpoint_of(Detector()), Detector(), None) == ''
+    assert describe_mismatch(checkpoint_of(Detector()), Detector(), None) == ''
 
 
 @pytest.mark.parametrize('meta', [

@@ -68,12 +68,12 @@ def test_refused(tmp_path, change, words):
 
 @pytest.mark.parametrize('change, words', [
     (without('annotations', 'iscrowd'), "2 annotations without 'iscrowd'"),
-    (put('annotations', image_id=99), '2 annotations of a image_id'),
-    (put('annotations', category_id=99), '2 annotations of a category_id'),
+    (put('annotations', image_id=99), '2 annotations whose image_id none'),
+    (put('annotations', category_id=99), '2 annotations whose category_id none'),
     (put('annotations', bbox=[0, 0, 0, 5]), '2 annotations with a box of less'),
     (put('annotations', area=0), '2 annotations with a box of less'),
     (put('annotations', bbox=[70, 0, 5, 5]), '2 annotations with a box outside'),
-    (put('images', height=60, width=40), 'width and height have changed places'),
+    (put('images', height=60, width=40), 'width and height are swapped'),
     (put('images', 1, height=41), '1 of 3 images'),
 ])
 def test_counted_where_a_run_goes_on(tmp_path, change, words):

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from fpt_plugin.engine.data_checks import check_data, inspect_data
-from fpt_plugin.engine.data_checks.label_maps import _pairs, silent_255
+from fpt_plugin.engine.data_checks.label_maps import _pairs, missing_class_message
 
 HEIGHT, WIDTH = 20, 30
 GOOD = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3
@@ -112,9 +112,9 @@ def test_masks_of_0_and_255(tmp_path, raw, classes, reduce_zero_label, warned):
 
 
 def test_255_beside_one_class_of_many():
-    assert silent_255(set(), True, 19) and silent_255({3}, True, 19)
-    assert silent_255({3, 4}, True, 19) is None
-    assert silent_255({3}, False, 19) is None
+    assert missing_class_message(set(), True, 19) and missing_class_message({3}, True, 19)
+    assert missing_class_message({3, 4}, True, 19) is None
+    assert missing_class_message({3}, False, 19) is None
 
 
 @pytest.mark.parametrize('labels', [np.stack([GOOD] * 3, -1), GOOD[::2, ::2]])
