@@ -12,7 +12,11 @@ from torch import nn
 
 from fpt_plugin import GreenMIM, SimMIM
 from fpt_plugin.pretraining.decoder import GreenMIMDecoder, sine_positions
-from fpt_plugin.pretraining.masks import one_of_each_cell, others, random_units
+from fpt_plugin.pretraining.masks import (
+    hidden_units,
+    one_of_each_cell,
+    random_units,
+)
 from fpt_plugin.pretraining.units import split_units
 
 MODELS = dict(
@@ -56,7 +60,7 @@ def test_hidden_pixels_are_not_seen(make):
     model, x = make().eval(), images()
     grid = model.grid_of(x)
     visible = model.draw(len(x), grid)
-    hidden = others(visible, grid[0] * grid[1]).expand(2, -1)
+    hidden = hidden_units(visible, grid[0] * grid[1]).expand(2, -1)
     changed = x.clone()
     for image, numbers in zip(changed, hidden):
         for number in numbers.tolist():
@@ -87,7 +91,7 @@ def test_groups_equal_the_dense_model_with_hidden_keys():
     mask = torch.zeros(12, dtype=torch.bool)
     mask[visible[0]] = True
     hide_keys(model.backbone, mask.view(grid))
-    hidden = others(visible, 12)[0]
+    hidden = hidden_units(visible, 12)[0]
     features = model.backbone(x)[0].flatten(2).transpose(1, 2)[:, visible[0]]
     predicted = model.decoder(features, visible[0], hidden, grid)
     pixels = split_units(x, 32)[:, hidden].flatten(2)
@@ -142,7 +146,7 @@ def test_simmim_is_the_librarys_forward_with_mask_tokens():
     model, x = sim_mim().double(), images(dtype=torch.float64)
     grid = model.grid_of(x)
     visible = model.draw(2, grid)
-    hidden = others(visible, 12)
+    hidden = hidden_units(visible, 12)
 
     def put_tokens(module, args, output):
         tokens, size = output
@@ -184,7 +188,7 @@ def test_a_perfect_prediction_reconstructs_the_image():
     model, x = green_mim(), images()
     grid = model.grid_of(x)
     visible = model.draw(2, grid)
-    pixels = split_units(x, 32)[:, others(visible, 12)[0]].flatten(2)
+    pixels = split_units(x, 32)[:, hidden_units(visible, 12)[0]].flatten(2)
     pixels = (pixels - pixels.mean(2, keepdim=True)) / (
         pixels.var(2, keepdim=True) + 1e-6).sqrt()
     model.predict = lambda *args: pixels
@@ -238,7 +242,7 @@ def test_random_units_are_drawn_evenly():
     assert (drawn[:, 0] < drawn[:, 1]).all()
     shares = drawn.flatten().bincount(minlength=6) / 2000
     torch.testing.assert_close(shares, torch.full((6, ), 1 / 3), atol=0.05, rtol=0)
-    hidden = others(drawn, 6)
+    hidden = hidden_units(drawn, 6)
     assert torch.cat([drawn, hidden], 1).sort(1).values.eq(torch.arange(6)).all()
 
 

@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement
 from torch.nn import functional as F
 
 from fpt_plugin.commands.complexity.command import complexity
-from fpt_plugin.pretraining.restoration_tail import filtered
+from fpt_plugin.pretraining.restoration_tail import apply_filters
 from fpt_plugin.restoration.degradations import TASKS
 
 necks = pytest.mark.parametrize('neck', NECKS)
@@ -111,9 +111,9 @@ def test_filters_are_those_of_unfolded_neighbours(side, size):
     padded = F.pad(images, [side // 2] * 4, mode='replicate')
     neighbours = F.unfold(padded, side).view(2, 3, side**2, *size)
     wanted = (neighbours * kernels[:, None]).sum(2)
-    torch.testing.assert_close(filtered(images, kernels), wanted)
+    torch.testing.assert_close(apply_filters(images, kernels), wanted)
     grads, wanted = (torch.autograd.grad(x.square().sum(), [images, kernels])
-                     for x in (filtered(images, kernels), wanted))
+                     for x in (apply_filters(images, kernels), wanted))
     torch.testing.assert_close(grads, wanted)
 
 
@@ -211,7 +211,7 @@ def test_identity_trains_the_branches_alone():
     (dict(tail=dict(kernel_size=4)), 'kernel_size must be odd'),
     (dict(tail=dict(channels=0)), 'channels must be at least 1'),
     (dict(neck=dict(type='mmdet.ChannelMapper', in_channels=[8, 16, 32, 64],
-                    out_channels=8)), 'neck must tell out_channels'),
+                    out_channels=8)), 'neck must have out_channels'),
 ])
 def test_refused_arguments(change, text):
     with pytest.raises(ValueError, match=text):

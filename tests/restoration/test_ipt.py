@@ -101,9 +101,9 @@ def test_a_model_of_one_task_needs_no_samples():
     model = build(tasks='sr3')
     assert model(torch.randn(2, 3, 12, 12)).shape == (2, 3, 36, 36)
     many = build()
-    with pytest.raises(ValueError, match='data_samples must tell the task'):
+    with pytest.raises(ValueError, match='data_samples must have the task'):
         many(torch.randn(2, 3, 12, 12))
-    with pytest.raises(ValueError, match='must be of one task'):
+    with pytest.raises(ValueError, match='must have one task'):
         many(torch.randn(2, 3, 12, 12), batch_of(['sr2', 'rain'])['data_samples'])
 
 
