@@ -17,11 +17,15 @@ def expect(kind: type | None, words: str, cfg: Config, *splits: str) -> None:
         cfg: The config.
         splits: The splits to check; default: ``'train'``.
     """
+    splits = splits or ('train', )
+    if kind is UserWarning:
+        with pytest.warns(kind, match=words):
+            check_data(cfg, *splits)
+        return
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore' if kind is ValueError else 'error',
-                              UserWarning)
+        warnings.simplefilter('ignore' if kind else 'error', UserWarning)
         if kind is None:
-            check_data(cfg, *splits or ('train', ))
+            check_data(cfg, *splits)
         else:
             with pytest.raises(kind, match=words):
-                check_data(cfg, *splits or ('train', ))
+                check_data(cfg, *splits)

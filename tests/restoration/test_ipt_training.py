@@ -6,7 +6,7 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
-from helpers.pretraining_runs import train
+from helpers.pretraining_runs import disc_image, train
 from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -15,14 +15,10 @@ import fpt_plugin  # noqa: F401
 from fpt_plugin.commands import restore
 
 
-def draw(folder, names, size=(56, 60), seed=0):
-    rng = np.random.default_rng(seed)
+def draw(folder, names, size=(56, 60)):
+    rng = np.random.default_rng(0)
     for name in names:
-        image = np.full((*size, 3), rng.integers(256, size=3), np.uint8)
-        for _ in range(6):
-            cv2.circle(image, rng.integers(size[0], size=2).tolist(), 9,
-                       rng.integers(256, size=3).tolist(), -1)
-        mmcv.imwrite(image, str(folder / name))
+        mmcv.imwrite(disc_image(size, rng), str(folder / name))
 
 
 @pytest.fixture
