@@ -71,8 +71,8 @@ def _class_of(name: str, cfg: dict) -> Callable:
     with MODELS.switch_scope_and_registry(cfg.get('_scope_')) as registry:
         found = lookup(registry, cfg['type'])
     if found is None:
-        raise ValueError(f'{name} has a type that no registry knows, got '
-                         f'{cfg["type"]!r}')
+        raise ValueError(
+            f'{name} must have a registered type, got {cfg["type"]!r}')
     return found
 
 

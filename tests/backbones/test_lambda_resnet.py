@@ -49,9 +49,9 @@ def lambda_blocks(backbone):
     (270, 75.4, 104.0), (350, 98.6, 138.1), (420, 116.5, 163.9)
 ])
 def test_millions_of_parameters(depth, plain, with_se):
-    for se, want in ((False, plain), (True, with_se)):
+    for se, expected in ((False, plain), (True, with_se)):
         count = sum(p.numel() for p in on_meta(depth, se=se).parameters())
-        assert round(count / 1e6, 1) == want
+        assert round(count / 1e6, 1) == expected
 
 
 @pytest.mark.parametrize('depth, blocks, c4', [
@@ -74,16 +74,16 @@ def test_hybrids(depth, blocks, c4):
                if isinstance(m, LambdaLayer))
 
 
-@pytest.mark.parametrize('depth, want, contexts, bias', [
+@pytest.mark.parametrize('depth, expected, contexts, bias', [
     ('26t', {(2, 1), (3, 0), (3, 1)}, {9}, True),
     ('26rpt', {(2, 1), (3, 0), (3, 1)}, {31, 15}, False),
     ('50ts', {(1, 3), (2, 1), (2, 3), (2, 5), (3, 1)}, {9}, True),
     ('d-li14-50', {(s, b) for s, n in enumerate((3, 4, 6, 3))
                    for b in range(n)}, {23}, True),
 ])
-def test_presets(depth, want, contexts, bias):
+def test_presets(depth, expected, contexts, bias):
     backbone = on_meta(depth)
-    assert lambda_blocks(backbone) == want
+    assert lambda_blocks(backbone) == expected
     layers = [m for m in backbone.modules() if isinstance(m, LambdaLayer)]
     assert {m.context_size[0] for m in layers} == contexts
     assert all((m.content_bias is not None) == bias for m in layers)
@@ -180,8 +180,8 @@ def test_norm_cfg_sets_all_norms(norm_cfg, types):
     assert all(isinstance(m, types) for m in norms)
     # 4 in the stem, 3 per block, 4 in the shortcuts, 2 per lambda layer
     assert len(norms) == 4 + 16 * 3 + 4 + 4 * 2
-    learns = norm_cfg.get('requires_grad', True)
-    assert all(m.weight.requires_grad == learns for m in norms)
+    trained = norm_cfg.get('requires_grad', True)
+    assert all(m.weight.requires_grad == trained for m in norms)
     assert all(m.eps == norm_cfg.get('eps', 1e-5) for m in norms)
 
 
@@ -204,13 +204,13 @@ def test_other_lambda_layers():
     assert lambda_blocks(on_meta(50, lambda_blocks=[])) == set()
 
 
-@pytest.mark.parametrize('host, base, options', [
+@pytest.mark.parametrize('library, base, options', [
     ('mmdet', 'mask-rcnn_r50_fpn.py', dict(strides=(1, 2, 2, 2))),
     ('mmseg', 'fpn_r50.py', dict(strides=(1, 2, 2, 2))),
     ('mmseg', 'deeplabv3plus_r50-d8.py', dict(dilations=(1, 1, 2, 4))),
 ])
-def test_it_accepts_the_resnet_arguments_of_a_base_config(host, base, options):
-    configs = Path(import_module(host).__file__).parent / '.mim' / 'configs'
+def test_it_accepts_the_resnet_arguments_of_a_base_config(library, base, options):
+    configs = Path(import_module(library).__file__).parent / '.mim' / 'configs'
     cfg = Config.fromfile(configs / '_base_' / 'models' / base)
     cfg.merge_from_dict(
         dict(model=dict(backbone=dict(type='LambdaResNet', init_cfg=None))))

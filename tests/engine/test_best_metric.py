@@ -41,7 +41,7 @@ COCO = dict(kind='mmdet.CocoMetric', ann_file=None)
     (dict(kind='mmseg.IoUMetric', iou_metrics=['mDice', 'mFscore']),
      ['mDice', 'mPrecision'], 'mIoU'),
 ])
-def test_result_names_the_hosts_metrics(settings, right, wrong):
+def test_names_of_the_results_of_each_metric(settings, right, wrong):
     pytest.importorskip(settings['kind'].partition('.')[0])
     metrics = [metric(**settings)]
     check_save_best(right, metrics)
@@ -57,11 +57,11 @@ def test_the_names_are_those_of_the_results():
     pytest.importorskip('mmseg')
     import torch
     for kinds in (['mIoU'], ['mDice'], ['mFscore'], ['mIoU', 'mFscore']):
-        judge = metric('mmseg.IoUMetric', iou_metrics=kinds)
-        judge.dataset_meta = dict(classes=('a', 'b'))
-        judge.results = [judge.intersect_and_union(
+        iou = metric('mmseg.IoUMetric', iou_metrics=kinds)
+        iou.dataset_meta = dict(classes=('a', 'b'))
+        iou.results = [iou.intersect_and_union(
             torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 2, 255)]
-        assert set(judge.evaluate(1)) == set(result_names(judge))
+        assert set(iou.evaluate(1)) == set(result_names(iou))
 
 
 @pytest.mark.parametrize('known', [True, False])
@@ -93,10 +93,10 @@ def test_an_evaluator_that_renames_metrics():
     """mmdet's MultiDatasetsEvaluator adds the names of datasets."""
     pytest.importorskip('mmdet')
     from mmdet.evaluation import MultiDatasetsEvaluator
-    judges = [metric(**COCO), metric(**COCO)]
+    metrics = [metric(**COCO), metric(**COCO)]
     for evaluator, known in (
-            (Evaluator(judges), judges),
-            (MultiDatasetsEvaluator(judges, dataset_prefixes=['a', 'b']), [])):
+            (Evaluator(metrics), metrics),
+            (MultiDatasetsEvaluator(metrics, dataset_prefixes=['a', 'b']), [])):
         runner = SimpleNamespace(_val_loop=SimpleNamespace(evaluator=evaluator))
         assert _metrics(runner) == known
     check_save_best(['a/coco/bbox_mAP'], [])

@@ -51,9 +51,9 @@ def model(launcher='pytorch', **more):
 
 def test_sync_bn_is_rejected_with_its_keys(monkeypatch):
     on('cpu', monkeypatch)
-    with pytest.raises(ValueError, match='one process') as refused:
+    with pytest.raises(ValueError, match='one process') as caught:
         check_sync_bn(model())
-    options = str(refused.value).partition('--cfg-options ')[2].split()
+    options = str(caught.value).partition('--cfg-options ')[2].split()
     assert options == [
         'model.backbone.norm_cfg.type=BN',
         'model.neck.1.pyramid.norm_cfg.type=BN'

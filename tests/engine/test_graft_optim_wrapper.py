@@ -162,8 +162,8 @@ def test_two_grafts_have_their_own_rates():
         graft=dict(lr_mult=3., kinds=['LambdaLayer'], constructor=CONSTRUCTOR,
                    graft=dict(lr_mult=5., kinds=['FPT']))))
     for name, options in settings(model, wrapper).items():
-        want = 0.05 if in_branches(name) else 0.03 if in_grafts(name) else 0.01
-        assert options['lr'] == pytest.approx(want), name
+        expected = 0.05 if in_branches(name) else 0.03 if in_grafts(name) else 0.01
+        assert options['lr'] == pytest.approx(expected), name
 
 
 def test_schedules_keep_the_factor_and_states_resume():

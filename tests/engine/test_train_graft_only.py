@@ -21,9 +21,9 @@ def found(tmp_path_factory):
 
 def test_flattened_parameters_are_rejected(found):
     """FSDP without use_orig_params, with several choices of units."""
-    for refused, _ in found:
-        assert len(refused) == 6
-        for message in refused:
+    for errors, _ in found:
+        assert len(errors) == 6
+        for message in errors:
             assert 'use_orig_params=True' in message
 
 

@@ -151,7 +151,7 @@ def test_ufp_is_gcn_over_a_reduction():
     first = neck.branches[0].paths[0]
     torch.testing.assert_close(outs[0], F.conv2d(x, first.weight, first.bias))
     for k, branch, out in zip((7, 15, 31), neck.branches[1:], outs[1:]):
-        want = 0
+        expected = 0
         for path, sizes in zip(branch.paths, ([(k, 1), (1, k)],
                                               [(1, k), (k, 1)])):
             y = x
@@ -159,8 +159,8 @@ def test_ufp_is_gcn_over_a_reduction():
                 assert conv.kernel_size == size
                 y = F.conv2d(y, conv.weight, conv.bias,
                              padding=[side // 2 for side in size])
-            want = want + y
-        torch.testing.assert_close(out, want)
+            expected = expected + y
+        torch.testing.assert_close(out, expected)
     # the reduction and its norm; 1 + 4 * (7 + 15 + 31) taps, biases
     assert sum(p.numel() for p in neck.parameters()) == (
         32 * 16 + 2 * 16 + 16 * 16 * (1 + 4 * 53) + 16 * (1 + 3 * 4))

@@ -118,9 +118,9 @@ def test_crops_have_no_seams():
 def test_contrastive_loss_equals_the_formula(shape):
     features = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     got = patch_contrastive_loss(features)
-    want = reference.patch_contrastive_loss(features)
-    torch.testing.assert_close(got, want)
-    for a, b in zip(*(torch.autograd.grad(x, features) for x in (got, want))):
+    expected = reference.patch_contrastive_loss(features)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(*(torch.autograd.grad(x, features) for x in (got, expected))):
         torch.testing.assert_close(a, b)
 
 

@@ -106,14 +106,14 @@ class _KnownIds:
         self.kinds = {isinstance(i, str) for i in self.ids}
         self.whole = whole
 
-    def check(self, what: str, annotation: dict, name: str,
+    def check(self, entity: str, annotation: dict, name: str,
               faults: _Faults) -> bool:
         """Check a reference; return True if no entry of the file has that id."""
-        key = f'{what}_id'
+        key = f'{entity}_id'
         given = annotation.get(key)
         if not self.ids or not _is_id(given) or given in self.ids:
             return False
-        plural = 'categories' if what == 'category' else f'{what}s'
+        plural = 'categories' if entity == 'category' else f'{entity}s'
         if str(given) in self.texts or isinstance(given, str) not in self.kinds:
             faults.add(f'annotations whose {key} is of another type than the ids of '
                        f'the {plural}, text or number', FATAL,
@@ -171,12 +171,12 @@ def _check_box(annotation: dict, size: dict, name: str, faults: _Faults) -> bool
 
 def _check_duplicate_ids(file: AnnotationFile, faults: _Faults) -> None:
     """Reject duplicate ids: the last image would get the annotations of all."""
-    for what, entries in (('images', file.images),
+    for kind, entries in (('images', file.images),
                           ('annotations', file.annotations or ())):
         ids = Counter(e['id'] for e in entries if _is_id(e.get('id')))
         for number, count in ids.items():
             if count > 1:
-                faults.add(f'ids that several {what} share', FATAL, repr(number))
+                faults.add(f'ids that several {kind} share', FATAL, repr(number))
 
 
 def _name(entry: dict, kind: str) -> str:
