@@ -145,7 +145,7 @@ def test_pack_image_with_the_clean_image():
 
 
 @pytest.mark.parametrize('image, text', [
-    (picture().astype(np.uint16) * 200, r'0 to 255, .* got uint16 of .* in a\.png'),
+    (picture().astype(np.uint16) * 200, r'0 to 255 .* got uint16 of .* in a\.png'),
     (picture().astype(np.float32) - 200, r'got float32 of -\d+'),
     (np.zeros((2, 3, 4, 5), np.uint8), r'got \(2, 3, 4, 5\) in a\.png'),
     (np.zeros((0, 3, 3), np.uint8), r'got \(0, 3, 3\)'),
