@@ -10,41 +10,24 @@ from fpt_plugin.engine.data_checks import check_data
 from fpt_plugin.engine.data_checks.class_names import check_class_names
 
 ANIMALS = ('cat', 'dog', 'hen')
-
-
-def found(classes, names=ANIMALS, evaluated=False):
-    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
-    return [(problem.fatal, problem.text) for problem in check_class_names(
-        'key', classes, 'a.json', categories, evaluated)]
-
-
-@pytest.mark.parametrize('classes', [
-    ANIMALS, list(ANIMALS), ('cat', 'dog'), ('cat', 'hen'), ('hen', )])
-@pytest.mark.parametrize('evaluated', [True, False])
-def test_subsets_in_the_files_order_pass(classes, evaluated):
-    assert not found(classes, evaluated=evaluated)
-
-
-@pytest.mark.parametrize('classes', [
-    ('dog', 'cat'), ('hen', 'cat', 'dog'), ('cat', 'hen', 'dog')])
-def test_the_error_of_another_order_has_both_orders(classes):
-    (fatal, text), = found(classes)
-    assert fatal and str(classes) in text
-    assert str(tuple(name for name in ANIMALS if name in classes)) in text
-
-
-def test_of_many_classes_the_labels_that_differ_are_named():
-    names = [f'n{i}' for i in range(80)]
-    swapped = [*names[:5], names[6], names[5], *names[7:]]
-    (fatal, text), = found(swapped, names)
-    assert fatal and "label 5 is 'n6' in classes and 'n5' in the file" in text
-    assert not found(names, names)
-
-
 RAT = (*ANIMALS, 'rat')
+MANY = [f'n{i}' for i in range(80)]
+SWAPPED = [*MANY[:5], MANY[6], MANY[5], *MANY[7:]]
 
 
-@pytest.mark.parametrize('classes, names, evaluated, is_fatal, words', [
+@pytest.mark.parametrize('classes, names, evaluated, fatal, words', [
+    # Subsets in the file's order pass.
+    *((classes, ANIMALS, evaluated, None, '')
+      for classes in (ANIMALS, list(ANIMALS), ('cat', 'dog'), ('cat', 'hen'), ('hen', ))
+      for evaluated in (True, False)),
+    (MANY, MANY, False, None, ''),
+    # The error of another order has both orders, or the labels that differ.
+    (('dog', 'cat'), ANIMALS, False, True,
+     "classes=('dog', 'cat'), in the file ('cat', 'dog')"),
+    (('hen', 'cat', 'dog'), ANIMALS, False, True, str(ANIMALS)),
+    (('cat', 'hen', 'dog'), ANIMALS, False, True, str(ANIMALS)),
+    (SWAPPED, MANY, False, True, "label 5 is 'n6' in classes and 'n5' in the file"),
+    # Missing names.
     (('cat', 'dgo', 'hen'), ANIMALS, False, True, "'dgo' for 'dog'"),
     (('cat', 'dog', 'hne'), ANIMALS, False, True, "'hne' for 'hen'"),
     (('Cat', 'dog', 'hen'), ANIMALS, False, True, "'Cat' for 'cat'"),
@@ -53,12 +36,15 @@ RAT = (*ANIMALS, 'rat')
     (RAT, ANIMALS, False, False, "'rat'"),
     (RAT, ANIMALS, True, True, "'rat'"),
     (RAT[::-1], ANIMALS[::-1], False, True, "'rat'"),
+    # Duplicate or no categories.
     (('cat', 'dog'), ('cat', 'cat', 'dog'), False, True, 'categories twice'),
     (('cat', 'dog'), (), False, True, 'no categories'),
 ])
-def test_missing_and_duplicate_names(classes, names, evaluated, is_fatal, words):
-    (fatal, text), = found(classes, names, evaluated)
-    assert fatal == is_fatal and words in text
+def test_names_and_categories(classes, names, evaluated, fatal, words):
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
+    problems = list(check_class_names('key', classes, 'a.json', categories, evaluated))
+    assert [p.fatal for p in problems] == ([] if fatal is None else [fatal])
+    assert all(words in p.text for p in problems)
 
 
 def test_ids_may_have_any_order_but_must_differ():

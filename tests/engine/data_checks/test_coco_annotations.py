@@ -61,6 +61,8 @@ def as_texts(content):
     (put('images', height=0), '2 images whose height'),
     (lambda content: content.update(images=[], annotations=[]), 'has no images'),
     (lambda content: content.pop('categories'), 'has no categories'),
+    (without('categories', 'name', 1), '1 categories of'),
+    (put('annotations', 1, id=1.5), "1 annotations whose 'id' is no whole number"),
 ])
 def test_errors_of_a_training(tmp_path, change, words):
     cfg = coco_config(faulty(tmp_path, change))
