@@ -1,4 +1,4 @@
-"""The LambdaResNets of the paper and of public weights, as a table."""
+"""Table of the LambdaResNets of the paper and of public weights."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 # (stage, block), both counted from 0.
-Place = tuple[int, int]
+BlockIndex = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a depth, or the name of a preset, stands for.
+    """Architecture of a depth or a named preset.
 
     Attributes:
-        blocks: Blocks of each stage.
-        lambda_blocks: The blocks whose 3x3 convolution is a lambda layer.
-        context_sizes: Side of each lambda layer's window; 0 is what all places
-            have that are not named.
+        blocks: Number of blocks of each stage.
+        lambda_blocks: Blocks that have a lambda layer instead of the 3x3
+            convolution.
+        context_sizes: Side of each lambda layer's window; key 0 is the default.
         stem: Channels and strides of 3x3 convolutions; None: one of 7x7.
         stem_pool: Whether a 3x3 max pooling of stride 2 follows the stem.
-        average_shortcut: Whether a shortcut of stride 2 averages 2x2 pixels,
-            as in ResNet-D, where others skip three of them.
+        average_shortcut: Whether a shortcut of stride 2 averages 2x2 pixels, as
+            in ResNet-D, instead of taking every second pixel.
         average_lambda: The pooling after a lambda layer of stride 2: ``'3x3'``,
-            ``'3x3-zeros'``, which counts the zeros around the map, or
-            ``'2x2'``.
+            ``'3x3-zeros'`` (counts the zero padding) or ``'2x2'``.
         content_bias: Whether the content lambdas have a bias.
         act_cfg: Activation.
     """
 
     blocks: tuple[int, ...]
-    lambda_blocks: frozenset[Place]
-    context_sizes: Mapping[Place | int, int] = field(
+    lambda_blocks: frozenset[BlockIndex]
+    context_sizes: Mapping[BlockIndex | int, int] = field(
         default_factory=lambda: {0: 23})
     stem: tuple[tuple[int, int], ...] | None = ((32, 2), (32, 1), (64, 1),
                                                 (64, 2))
@@ -42,30 +41,30 @@ class Architecture:
     act_cfg: Mapping = field(
         default_factory=lambda: dict(type='ReLU', inplace=True))
 
-    def context_size(self, place: Place) -> int:
-        """Side of the window of the lambda layer at a place."""
-        return self.context_sizes.get(place, self.context_sizes[0])
+    def context_size(self, block: BlockIndex) -> int:
+        """Return the side of the window of a block's lambda layer."""
+        return self.context_sizes.get(block, self.context_sizes[0])
 
 
-def all_blocks(blocks: Iterable[int]) -> frozenset[Place]:
-    """Every place of stages with so many blocks."""
+def all_blocks(blocks: Iterable[int]) -> frozenset[BlockIndex]:
+    """Return (stage, block) of every block, given their number per stage."""
     return frozenset((stage, block) for stage, count in enumerate(blocks)
                      for block in range(count))
 
 
 def _hybrid(blocks: tuple[int, ...], c4: Iterable[int]) -> Architecture:
-    """Lambda layers in all of C5 and in the given blocks of C4."""
-    places = {(2, block) for block in c4}
-    places.update((3, block) for block in range(blocks[3]))
-    return Architecture(blocks, frozenset(places))
+    """Describe a net with lambda layers in all of C5 and some blocks of C4."""
+    lambda_blocks = {(2, block) for block in c4}
+    lambda_blocks.update((3, block) for block in range(blocks[3]))
+    return Architecture(blocks, frozenset(lambda_blocks))
 
 
-def _timm(blocks: tuple[int, ...], places: Iterable[Place],
+def _timm(blocks: tuple[int, ...], lambda_blocks: Iterable[BlockIndex],
           **kwargs) -> Architecture:
-    """A net whose ImageNet weights timm publishes."""
+    """Describe a net whose ImageNet weights timm publishes."""
     return Architecture(
         blocks,
-        frozenset(places),
+        frozenset(lambda_blocks),
         stem=((24, 2), (32, 1), (64, 1)),
         stem_pool=True,
         average_shortcut=False,
@@ -73,9 +72,9 @@ def _timm(blocks: tuple[int, ...], places: Iterable[Place],
         **kwargs)
 
 
-# LambdaNetworks, Table 15 (hybrids); timm's lambda_resnet26t,
-# lambda_resnet26rpt_256 and lambda_resnet50ts, whose global embeddings at 256
-# pixels are windows here; d-li14's LambdaResNet-50.
+# Hybrids: LambdaNetworks, Table 15. Presets: timm's lambda_resnet26t,
+# lambda_resnet26rpt_256 and lambda_resnet50ts (their global embeddings for 256
+# pixels are windows here), and d-li14's LambdaResNet-50.
 ARCHITECTURES: dict[int | str, Architecture] = {
     50: _hybrid((3, 4, 6, 3), [3]),
     101: _hybrid((3, 4, 23, 3), range(6, 19, 6)),
@@ -98,7 +97,7 @@ ARCHITECTURES: dict[int | str, Architecture] = {
 
 
 def architecture(depth: int | str) -> Architecture:
-    """Look an architecture up.
+    """Return the architecture of a depth or preset.
 
     Raises:
         ValueError: The depth is unknown.

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# After a lambda layer of stride 2; all round odd sides up.
+# Pooling after a lambda layer of stride 2; all round odd sides up.
 AVERAGES = {
     '3x3': dict(kernel_size=3, padding=1, count_include_pad=False),
     '3x3-zeros': dict(kernel_size=3, padding=1),
@@ -24,23 +24,23 @@ AVERAGES = {
 
 
 class Bottleneck(BaseModule):
-    """1x1, 3x3 convolution or lambda layer, 1x1, and a shortcut.
+    """1x1 convolution, 3x3 convolution or lambda layer, 1x1, and a shortcut.
 
-    The layers have the names of the hosts' ResNet; ``conv2`` is the lambda
-    layer where there is one.
+    The layers have the names of the libraries' ResNet; ``conv2`` is the lambda
+    layer if there is one.
 
     Args:
         in_channels: Channels of the input.
         planes: Channels inside; the output has four times as many.
-        stride: Of the 3x3 convolution, or of the pooling after the lambda
-            layer.
-        dilation: Of the 3x3 convolution; a lambda layer has none.
+        stride: Stride of the 3x3 convolution, or of the pooling after the
+            lambda layer.
+        dilation: Dilation of the 3x3 convolution; a lambda layer has none.
         lambda_layer: Config of the lambda layer; None: a 3x3 convolution.
         average: Pooling after a lambda layer of stride 2, a key of AVERAGES.
-        downsample: What the shortcut does; None: nothing.
-        se: Squeeze and excite the block's output.
+        downsample: Module of the shortcut; None: the identity.
+        se: Whether squeeze-and-excitation follows the block.
         conv_cfg: Type of the convolutions.
-        norm_cfg: Norms.
+        norm_cfg: Type of the norms.
         act_cfg: Activation.
         with_cp: Recompute the block in the backward pass to save memory.
     """
@@ -85,20 +85,20 @@ class Bottleneck(BaseModule):
         self.with_cp = with_cp
 
     def _add_norm(self, norm_cfg: dict, channels: int, number: int) -> str:
-        """Add a norm under the hosts' name for it: bn1, gn1, ..."""
+        """Add a norm under the libraries' name for it: bn1, gn1, ..."""
         name, norm = build_norm_layer(norm_cfg, channels, postfix=number)
         self.add_module(name, norm)
         return name
 
     @property
     def norms(self) -> tuple[nn.Module, ...]:
-        """The three norms, whatever their type is called."""
+        """The three norms, whose attribute names depend on their type."""
         return tuple(
             getattr(self, name)
             for name in (self.norm1_name, self.norm2_name, self.norm3_name))
 
     def zero_residual(self) -> None:
-        """Start as the shortcut alone: the last norm gives zeros."""
+        """Zero the last norm, so that the block starts as its shortcut."""
         if getattr(self.norms[-1], 'weight', None) is not None:
             nn.init.zeros_(self.norms[-1].weight)
 
@@ -119,17 +119,18 @@ class Bottleneck(BaseModule):
 
     def _sum(self, x: Tensor) -> Tensor:
         norm1, norm2, norm3 = self.norms
-        out = self.conv2(self.act(norm1(self.conv1(x))))
+        out = self.act(norm1(self.conv1(x)))  # (B, planes, H, W)
+        out = self.conv2(out)  # a convolution applies the stride here
         if self.average is not None:
-            out = self.average(out)
-        out = norm3(self.conv3(self.act(norm2(out))))
+            out = self.average(out)  # (B, planes, H / stride, W / stride)
+        out = norm3(self.conv3(self.act(norm2(out))))  # (B, 4 * planes, ...)
         if self.se is not None:
             out = self.se(out)
         return out + (x if self.downsample is None else self.downsample(x))
 
 
 class SqueezeExcite(BaseModule):
-    """Scale channels by what their averages tell, ratio 1/4.
+    """Squeeze-and-excitation: scale channels by a function of their means.
 
     Args:
         channels: Channels of input and output.
@@ -141,6 +142,7 @@ class SqueezeExcite(BaseModule):
         self.conv2 = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
-        squeezed = self.conv1(x.mean(dim=(2, 3), keepdim=True)).relu()
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        squeezed = self.conv1(  # (B, C / 4, 1, 1)
+            x.mean(dim=(2, 3), keepdim=True)).relu()
         return x * self.conv2(squeezed).sigmoid()

@@ -1,4 +1,4 @@
-"""LambdaResNet: a ResNet with lambda layers for some 3x3 convolutions.
+"""LambdaResNet: a ResNet with lambda layers instead of some 3x3 convolutions.
 
 LambdaNetworks, Sec. 4 and 5: https://arxiv.org/abs/2102.08602
 """
@@ -22,23 +22,23 @@ from ..layers import LambdaLayer
 from ..layers.checks import check_flags, check_positive_int, refusing
 from ..openmmlab.registry import register
 from ..openmmlab.versions import check_versions
-from .architectures import Place, all_blocks, architecture
+from .architectures import BlockIndex, all_blocks, architecture
 from .blocks import Bottleneck
 
-# How a ResNet starts in the hosts.
+# The initialisation of ResNet in mmdet and mmseg.
 _INITIAL = (dict(type='Kaiming', layer='Conv2d'),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']))
 
 
 @register(MODELS)
 class LambdaResNet(BaseModule):
-    """LambdaResNet with the arguments of the hosts' ResNet.
+    """LambdaResNet with the arguments of mmdet's and mmseg's ResNet.
 
-    A ResNet's arguments in a base config may stay; its weights do not fit, and
-    which stages to freeze then follows from them (configs/lambda_resnet).
-    State-dict keys are those of the hosts' ResNet, so that
-    ``tools/convert_weights.py torchvision-resnet`` fills the convolutions; a
-    lambda layer sits at ``conv2``.
+    It accepts the ResNet arguments of a base config. The weights of a ResNet do
+    not fit, so ``frozen_stages`` depends on the weights you have
+    (configs/lambda_resnet). State-dict keys are those of the libraries' ResNet,
+    so that ``tools/convert_weights.py torchvision-resnet`` can fill the
+    convolutions; a lambda layer is ``conv2`` of its block.
 
     Depths 50 to 420 are the paper's hybrids with the stem and the shortcuts of
     ResNet-D. The presets ``'26t'``, ``'26rpt'``, ``'50ts'`` (timm) and
@@ -48,27 +48,27 @@ class LambdaResNet(BaseModule):
     Args:
         depth: 50, 101, 152, 200, 270, 350 or 420, or the name of a preset.
         in_channels: Channels of the image.
-        num_stages: Stages, 1 to 4.
+        num_stages: Number of stages, 1 to 4.
         strides: Stride of the first block of each stage.
         dilations: Dilation of the 3x3 convolutions of each stage. A lambda
-            layer has none: in a dilated stage it only loses its stride.
+            layer has no dilation; in a dilated stage its stride is 1.
         out_indices: Stages whose maps are returned.
-        style: ``'pytorch'``, the stride at the 3x3 convolution; nothing else.
-        frozen_stages: Stages that do not learn: 0 the stem, 1 the stem and
+        style: Only ``'pytorch'``: the 3x3 convolution has the stride.
+        frozen_stages: Stages that are not trained: 0 the stem, 1 the stem and
             the first stage, ...; -1: none.
-        lambda_blocks: ``'hybrid'``, the architecture's own; ``'all'``; or the
-            places (stage, block), counted from 0.
-        lambda_layer: Arguments of the lambda layers that differ, such as
-            ``dict(intra_depth=4)``, or with a ``type`` another layer.
-        se: Squeeze and excite the outputs of the convolution blocks.
+        lambda_blocks: ``'hybrid'`` (the default of the depth), ``'all'``, or a
+            list of (stage, block), counted from 0.
+        lambda_layer: Arguments to change in the lambda layers, such as
+            ``dict(intra_depth=4)``; a ``type`` selects another layer.
+        se: Add squeeze-and-excitation to the convolution blocks.
         contract_dilation: Halve the dilation of the first block of a stage.
         conv_cfg: Type of the convolutions.
-        norm_cfg: Norms, those of the lambda layers included.
-        norm_eval: Keep batch norms in evaluation mode while training.
-        act_cfg: Activation; None: the architecture's own.
+        norm_cfg: Type of all norms, also in the lambda layers.
+        norm_eval: Keep batch norms in evaluation mode in training.
+        act_cfg: Activation; None: the default of the depth.
         with_cp: Recompute blocks in the backward pass to save memory.
-        zero_init_residual: Start each block as its shortcut alone.
-        init_cfg: Initialisation by mmengine, on top of the backbone's own.
+        zero_init_residual: Start each block as its shortcut.
+        init_cfg: mmengine's initialisation, applied after the backbone's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -91,7 +91,7 @@ class LambdaResNet(BaseModule):
                  out_indices: Sequence[int] = (0, 1, 2, 3),
                  style: str = 'pytorch',
                  frozen_stages: int = -1,
-                 lambda_blocks: str | Sequence[Place] = 'hybrid',
+                 lambda_blocks: str | Sequence[BlockIndex] = 'hybrid',
                  lambda_layer: dict | None = None,
                  se: bool = False,
                  contract_dilation: bool = False,
@@ -113,12 +113,12 @@ class LambdaResNet(BaseModule):
         if num_stages > len(self.architecture.blocks):
             raise ValueError('num_stages must be at most '
                              f'{len(self.architecture.blocks)}, got {num_stages}')
-        self.strides = self._one_a_stage('strides', strides)
-        self.dilations = self._one_a_stage('dilations', dilations)
+        self.strides = self._check_per_stage('strides', strides)
+        self.dilations = self._check_per_stage('dilations', dilations)
         self.out_indices = self._check_out_indices(out_indices)
         if style != 'pytorch':
-            raise ValueError("style must be 'pytorch': the stride is at the 3x3 "
-                             f'convolution, got {style!r}')
+            raise ValueError("style must be 'pytorch' (the 3x3 convolution has "
+                             f'the stride), got {style!r}')
         if not isinstance(frozen_stages, int) or isinstance(
                 frozen_stages, bool):
             raise TypeError(
@@ -152,8 +152,9 @@ class LambdaResNet(BaseModule):
 
     # ------------------------------------------------------------ construction
 
-    def _one_a_stage(self, name: str, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Positive numbers; more than there are stages may be given."""
+    def _check_per_stage(self, name: str,
+                         numbers: Sequence[int]) -> tuple[int, ...]:
+        """Return a positive number per stage; surplus numbers are ignored."""
         if not isinstance(numbers, (list, tuple)):
             raise TypeError(
                 f'{name} must be a list or tuple of ints, got {numbers!r}')
@@ -171,28 +172,28 @@ class LambdaResNet(BaseModule):
         return tuple(indices)
 
     def _check_lambda_blocks(
-            self, places: str | Sequence[Place]) -> frozenset[Place]:
-        there = all_blocks(self.architecture.blocks)
-        if isinstance(places, str):
-            named = dict(hybrid=self.architecture.lambda_blocks, all=there)
-            if places not in named:
+            self, given: str | Sequence[BlockIndex]) -> frozenset[BlockIndex]:
+        existing = all_blocks(self.architecture.blocks)
+        if isinstance(given, str):
+            named = dict(hybrid=self.architecture.lambda_blocks, all=existing)
+            if given not in named:
                 raise ValueError("lambda_blocks must be 'hybrid', 'all' or "
-                                 f'places (stage, block), got {places!r}')
-            return named[places]
-        if not isinstance(places, (list, tuple, set, frozenset)) or any(
-                not isinstance(p, (list, tuple)) for p in places):
-            raise TypeError("lambda_blocks must be 'hybrid', 'all' or places "
-                            f'(stage, block), got {places!r}')
-        found = frozenset(map(tuple, places))
-        if not found <= there:
+                                 f'pairs (stage, block), got {given!r}')
+            return named[given]
+        if not isinstance(given, (list, tuple, set, frozenset)) or any(
+                not isinstance(pair, (list, tuple)) for pair in given):
+            raise TypeError("lambda_blocks must be 'hybrid', 'all' or pairs "
+                            f'(stage, block), got {given!r}')
+        blocks = frozenset(map(tuple, given))
+        if not blocks <= existing:
             raise ValueError(
-                'lambda_blocks must be places (stage, block), counted from 0, '
+                'lambda_blocks must be pairs (stage, block), counted from 0, '
                 f'of stages with {self.architecture.blocks} blocks, got '
-                f'{sorted(found - there)}')
-        return found
+                f'{sorted(blocks - existing)}')
+        return blocks
 
     def _make_stem(self, channels: int) -> None:
-        """Four times smaller: convolutions, and a pooling in some."""
+        """Add the stem, which reduces the image by 4: convolutions, [pooling]."""
         act = build_activation_layer(self.act_cfg)
         if self.architecture.stem is None:
             self.conv1 = build_conv_layer(
@@ -225,15 +226,15 @@ class LambdaResNet(BaseModule):
         planes = 64 * 2**stage
         blocks = []
         for block in range(self.architecture.blocks[stage]):
-            place = stage, block
+            index = stage, block
             stride = self.strides[stage] if block == 0 else 1
             dilation = self.dilations[stage]
             if block == 0 and self.contract_dilation:
                 dilation = max(1, dilation // 2)
-            is_lambda = place in self.lambda_blocks
+            is_lambda = index in self.lambda_blocks
             layer = dict(
                 type='LambdaLayer',
-                context_size=self.architecture.context_size(place),
+                context_size=self.architecture.context_size(index),
                 content_bias=self.architecture.content_bias,
                 norm_cfg=self.norm_cfg)
             layer.update(lambda_layer)
@@ -252,7 +253,7 @@ class LambdaResNet(BaseModule):
         return Sequential(*blocks)
 
     def _make_shortcut(self, channels: int, stride: int) -> Sequential:
-        """[Average,] 1x1 convolution and norm."""
+        """Build a shortcut: [average pooling,] 1x1 convolution and norm."""
         average = self.architecture.average_shortcut
         layers = [
             build_conv_layer(
@@ -280,7 +281,7 @@ class LambdaResNet(BaseModule):
                 module.reset_parameters()
 
     def init_weights(self) -> None:
-        """The backbone's own initialisation, then ``init_cfg``'s."""
+        """Apply the backbone's own initialisation, then ``init_cfg``."""
         if not self.is_init:
             self._initialise()
         super().init_weights()
@@ -298,7 +299,7 @@ class LambdaResNet(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> LambdaResNet:
-        """Set the training mode; what is frozen stays in evaluation."""
+        """Set the training mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -310,7 +311,7 @@ class LambdaResNet(BaseModule):
     # ----------------------------------------------------------------- forward
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of the stages that ``out_indices`` names.
+        """Return the maps of the stages in ``out_indices``.
 
         Args:
             x: Image (B, in_channels, H, W).
@@ -321,10 +322,10 @@ class LambdaResNet(BaseModule):
         """
         for module in self._stem_modules():
             x = module(x)
-        x = self.stem_pool(x)
+        x = self.stem_pool(x)  # (B, 64, H / 4, W / 4)
         outs = []
         for stage in range(self.num_stages):
-            x = getattr(self, f'layer{stage + 1}')(x)
+            x = getattr(self, f'layer{stage + 1}')(x)  # (B, 256 * 2^stage, ...)
             if stage in self.out_indices:
                 outs.append(x)
         return tuple(outs)

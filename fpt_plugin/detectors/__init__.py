@@ -1,4 +1,4 @@
-"""Detectors that the hosts' classes and a config alone cannot make."""
+"""Detectors that cannot be built from the libraries' classes by a config."""
 
 from .pyramid_memory import PyramidMemoryDETR
 

@@ -1,8 +1,8 @@
-"""The heads of a detector or segmentor fit the maps that they are given.
+"""Check that the heads of a detector or segmentor fit their input maps.
 
-mmdet compares the numbers of levels by a bare assertion, after heads that take
-maps and levels in pairs have dropped what is left over. Anchors, points and
-regions of other strides than the maps train without a word.
+mmdet checks the number of levels by an assertion without a message, and heads
+that pair maps with levels drop surplus maps first. If the strides of anchors,
+points or regions differ from those of the maps, training gives no error.
 """
 
 from __future__ import annotations
@@ -15,47 +15,48 @@ from torch import Tensor, nn
 from ..functional.checks import is_compiled
 
 Stride = tuple[int, int]
-# Read a map that the head itself makes of several levels: HTC's, CondInst's.
-OWN_MAPS = ('semantic_roi_extractor', 'mask_head')
+# Modules of HTC and CondInst. They read a map that the head merges from several
+# levels, so the neck's maps do not have to fit them.
+MERGED_MAP_READERS = ('semantic_roi_extractor', 'mask_head')
 
 
 @dataclass
 class Levels:
-    """What one part of a head expects of the maps.
+    """Levels that one part of a head expects.
 
     Args:
-        name: Of its settings, from the model on.
-        strides: One a level, as (vertical, horizontal).
-        whole: Whether there must be no more maps than levels.
+        name: Name of its setting, starting from the model.
+        strides: (vertical, horizontal) stride of each level.
+        all_maps: Whether the head must read every map.
     """
 
     name: str
     strides: list[Stride]
-    whole: bool
+    all_maps: bool
 
 
 def watch_strides(model: nn.Module) -> None:
     """Compare heads and maps in the first forward pass, before any loss.
 
     Args:
-        model: A detector or segmentor, or what wraps some.
+        model: A detector or segmentor, or a model that contains some.
 
     Raises:
-        ValueError: In that pass, with the numbers and the strides of both.
+        ValueError: In that pass, with the numbers and strides of both.
     """
     for part in model.modules():
         if isinstance(getattr(part, 'backbone', None), nn.Module):
-            watch = _Watch(list(_levels(part)), list(_indices(part)))
-            giver = getattr(part, 'neck', None)
-            if not isinstance(giver, nn.Module):
-                giver = part.backbone
-            if watch.levels or watch.indices:
-                part.backbone.register_forward_hook(watch.see_images)
-                giver.register_forward_hook(watch.see_maps)
+            check = _FirstPassCheck(list(_levels(part)), list(_indices(part)))
+            source = getattr(part, 'neck', None)
+            if not isinstance(source, nn.Module):
+                source = part.backbone
+            if check.levels or check.indices:
+                part.backbone.register_forward_hook(check.store_size)
+                source.register_forward_hook(check.check_maps)
 
 
-class _Watch:
-    """Two forward hooks, of a backbone and of what gives the maps."""
+class _FirstPassCheck:
+    """Forward hooks of a backbone and of the module that returns the maps."""
 
     def __init__(self, levels: list[Levels], indices: list[tuple[str, int]]):
         self.levels = levels
@@ -63,54 +64,55 @@ class _Watch:
         self.size: tuple[int, int] | None = None
         self.done = False
 
-    def see_images(self, backbone: nn.Module, inputs: tuple, _) -> None:
-        """Keep the size of the images."""
+    def store_size(self, backbone: nn.Module, inputs: tuple, _) -> None:
+        """Store the size of the images (B, C, H, W)."""
         images = inputs[0] if inputs else None
         if not self.done and isinstance(images, Tensor) and images.dim() == 4:
             self.size = tuple(images.shape[2:])
 
-    def see_maps(self, giver: nn.Module, _: tuple, maps: object) -> None:
+    def check_maps(self, source: nn.Module, _: tuple, maps: object) -> None:
         """Compare the first maps with the heads."""
         if self.done or self.size is None or is_compiled():
             return
         if isinstance(maps, (list, tuple)) and all(
                 isinstance(x, Tensor) and x.dim() == 4 for x in maps):
-            check_indices(self.indices, len(maps), type(giver).__name__)
-            check_strides(self.levels, self.size, maps, type(giver).__name__)
+            check_indices(self.indices, len(maps), type(source).__name__)
+            check_strides(self.levels, self.size, maps, type(source).__name__)
         self.done = True
 
 
 def check_strides(levels: Sequence[Levels], size: tuple[int, int],
-                  maps: Sequence[Tensor], giver: str) -> None:
-    """Compare what heads expect with maps of one batch.
+                  maps: Sequence[Tensor], source: str) -> None:
+    """Compare the levels of heads with the maps of one batch.
 
     Args:
-        levels: Of the parts of the heads.
-        size: Of the images, (H, W).
-        maps: Given to the heads, (B, C, h, w) each.
-        giver: Name of the neck or backbone, for the message.
+        levels: Levels of each part of the heads.
+        size: Size (H, W) of the images.
+        maps: Inputs of the heads, (B, C, h, w) each.
+        source: Name of the neck or backbone, for the message.
 
     Raises:
-        ValueError: A number or a stride differs. Maps of a few pixels do not
-            tell their stride; they fit.
+        ValueError: A number or a stride differs. Maps of a few pixels, whose
+            stride is unclear, are accepted.
     """
     sizes = [tuple(x.shape[2:]) for x in maps]
     for part in levels:
-        wanted = len(part.strides)
-        if wanted > len(sizes) or part.whole and wanted != len(sizes) or any(
-                map(_differs, part.strides, [size] * wanted, sizes)):
+        count = len(part.strides)
+        if count > len(sizes) or part.all_maps and count != len(sizes) or any(
+                map(_differs, part.strides, [size] * count, sizes)):
             given = [tuple(round(n / max(m, 1)) for n, m in zip(size, x))
                      for x in sizes]
             raise ValueError(
-                f'{part.name} must fit the maps of {giver}, got {wanted} levels '
+                f'{part.name} must fit the maps of {source}, got {count} levels '
                 f'of strides {_text(part.strides)} for {len(sizes)} maps of '
                 f'strides {_text(given)} (images of {size[0]} x {size[1]}). '
-                'Count and strides follow from out_indices of the backbone and '
-                'num_outs, start_level and add_extra_convs of the neck')
+                'out_indices of the backbone and num_outs, start_level and '
+                'add_extra_convs of the neck set the number and strides of the '
+                'maps')
 
 
 def check_indices(indices: Sequence[tuple[str, int]], count: int,
-                  giver: str) -> None:
+                  source: str) -> None:
     """Require a map for each index that a head of mmseg reads.
 
     Raises:
@@ -118,12 +120,12 @@ def check_indices(indices: Sequence[tuple[str, int]], count: int,
     """
     for name, index in indices:
         if not -count <= index < count:
-            raise ValueError(f'{name} must index the maps of {giver}, got '
+            raise ValueError(f'{name} must index the maps of {source}, got '
                              f'{index} for {count} maps')
 
 
 def _differs(stride: Stride, size: Stride, found: Stride) -> bool:
-    """Whether a map is clearly of another stride than is expected."""
+    """Return whether a map clearly has another stride than expected."""
     return any(
         abs(pixels - length / step) > 1 + length / step / 4
         for step, length, pixels in zip(stride, size, found))
@@ -134,11 +136,11 @@ def _text(strides: Sequence[Stride]) -> str:
 
 
 def _levels(detector: nn.Module) -> Iterator[Levels]:
-    """What the heads of one detector expect."""
+    """Find the levels that the heads of one detector expect."""
     for name, part in _heads(detector):
-        if name.rpartition('.')[2] in OWN_MAPS:
+        if name.rpartition('.')[2] in MERGED_MAP_READERS:
             continue
-        # One or, in guided anchoring, several generators of anchors or points.
+        # Generators of anchors or points; guided anchoring has several.
         for generator in vars(part).values():
             strides = getattr(generator, 'strides', None)
             if hasattr(generator, 'num_levels') and _are_strides(strides):
@@ -151,7 +153,7 @@ def _levels(detector: nn.Module) -> Iterator[Levels]:
 
 
 def _indices(segmentor: nn.Module) -> Iterator[tuple[str, int]]:
-    """Which maps the heads of one segmentor read."""
+    """Find the indices of the maps that the heads of one segmentor read."""
     for name, part in _heads(segmentor):
         index = getattr(part, 'in_index', None)
         for i in index if isinstance(index, (list, tuple)) else [index]:
@@ -160,7 +162,7 @@ def _indices(segmentor: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules of a detector beside backbone and neck, by name."""
+    """Find names and modules of a model, except backbone and neck."""
     for child, module in model.named_children():
         if child not in ('backbone', 'neck', 'data_preprocessor'):
             yield from module.named_modules(prefix=child)

@@ -1,4 +1,4 @@
-"""What training adds to the hosts' runner."""
+"""Hooks, checks and constructors that extend mmengine's runner."""
 
 from .graft_optim_wrapper import GraftOptimWrapperConstructor
 from .label_check import SegLabelCheckHook

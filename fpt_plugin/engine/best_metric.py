@@ -1,47 +1,47 @@
-"""Names of the metrics by which the best checkpoint can be chosen."""
+"""Check the metric names by which the best checkpoint is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# What mmdet's CocoMetric computes of boxes or masks, and of proposals.
+# Results of mmdet's CocoMetric for boxes or masks, and for proposals.
 COCO = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 PROPOSALS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
-# What mmseg's IoUMetric computes beside aAcc.
+# Results of mmseg's IoUMetric, in addition to aAcc.
 IOU = dict(mIoU=('mIoU', 'mAcc'), mDice=('mDice', 'mAcc'),
            mFscore=('mFscore', 'mPrecision', 'mRecall'))
 
 
 def check_save_best(keys: Iterable[str], metrics: Iterable[object]) -> None:
-    """Refuse names that no metric of a validation will have.
+    """Reject names that the validation does not compute.
 
     Args:
         keys: ``save_best`` of a CheckpointHook.
-        metrics: Those of the evaluator. Where one of them is of a type that is
-            not known here, everything is accepted.
+        metrics: Metrics of the evaluator. If the results of one of them are
+            not known in advance, every name is accepted.
 
     Raises:
-        ValueError: Names what is wrong, and what there is.
+        ValueError: A name is wrong; the message lists the existing names.
     """
-    found = [names_of(metric) for metric in metrics]
+    found = [result_names(metric) for metric in metrics]
     if not found or None in found:
         return
     names = [name for group in found for name in group]
-    # With classwise=True there is one for each class.
+    # With classwise=True there is a precision for each class.
     wrong = [key for key in keys if key != 'auto' and key not in names
              and not key.endswith('_precision')]
     if wrong:
-        raise ValueError(refusal(wrong, names))
+        raise ValueError(unknown_metric_message(wrong, names))
 
 
-def refusal(wrong: Iterable[str], names: Iterable[str]) -> str:
-    """Say that there are no such metrics, but others."""
+def unknown_metric_message(wrong: Iterable[str], names: Iterable[str]) -> str:
+    """Return the message that lists wrong and existing names."""
     return ('save_best must name metrics of the val_evaluator, got '
             f'{", ".join(map(repr, wrong))}: there are {", ".join(names) or "none"}')
 
 
-def names_of(metric: object) -> list[str] | None:
-    """The names of what a metric will compute; None for types not known here."""
+def result_names(metric: object) -> list[str] | None:
+    """Return the names of a metric's results; None if they are not known."""
     kind = type(metric).__name__
     if type(metric).__module__.partition('.')[0] not in ('mmdet', 'mmseg'):
         return None

@@ -1,4 +1,4 @@
-"""A checkpoint of other classes than those that a model is tested on."""
+"""Compare the classes of a checkpoint with those of the test data."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ from torch import nn
 from ..io.checkpoints import some
 from ..openmmlab.models import unwrapped
 
-MOST = 20  # classes that a message names
+MAX_SHOWN = 20  # number of classes in a message
 
 
 class CheckpointClassesHook(Hook):
-    """Warns of a checkpoint whose classes, or whose heads, are other ones.
+    """Warns if the classes or heads of a checkpoint differ from the model's.
 
-    mmengine leaves out what differs in shape and tests the rest with a head of
-    random numbers; classes in another order it does not see. tools/test.py
-    adds this hook.
+    mmengine skips tensors of another shape, so that a head may stay random, and
+    it does not compare the order of the classes. tools/test.py adds this hook.
     """
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare before the weights are loaded."""
         loader = getattr(runner.test_loop, 'dataloader', None)
         meta = getattr(getattr(loader, 'dataset', None), 'metainfo', {})
-        message = what_differs(checkpoint, runner.model, meta.get('classes'))
+        message = describe_mismatch(checkpoint, runner.model, meta.get('classes'))
         if message:
             warnings.warn(message, stacklevel=2)
 
 
-def what_differs(checkpoint: Mapping, model: nn.Module,
-                 classes: Sequence[str] | None) -> str:
+def describe_mismatch(checkpoint: Mapping, model: nn.Module,
+                      classes: Sequence[str] | None) -> str:
     """Compare a checkpoint with a model and the classes of a data set.
 
     Args:
-        checkpoint: What mmengine's runner saved, or weights.
-        model: A detector or segmentor, or what wraps one.
-        classes: The data set's; None: it has none.
+        checkpoint: A checkpoint of mmengine's runner, or a state dict.
+        model: A detector or segmentor, possibly in a wrapper.
+        classes: Classes of the data set; None: it has none.
 
     Returns:
-        A warning; '' where all is well, or where the checkpoint does not tell.
+        A warning; '' if everything fits or the checkpoint has no classes.
     """
     with suppress(ValueError):  # a model of another kind
         model = unwrapped(model)
@@ -51,24 +50,24 @@ def what_differs(checkpoint: Mapping, model: nn.Module,
     names = {key: key.removeprefix('module.') for key in given}
     wrong = [name for key, name in names.items() if name in own
              and getattr(given[key], 'shape', None) != own[name].shape]
-    said = []
+    reasons = []
     if wrong:
-        said.append(f'{len(wrong)} tensors of another shape than the model\'s are '
-                    f'left out and stay random ({some(wrong)})')
+        reasons.append(f"{len(wrong)} tensors of another shape than the model's "
+                       f'are left out and stay random ({some(wrong)})')
     trained = classes_of(checkpoint)
     if trained and classes and trained != tuple(map(str, classes)):
         order = ', in another order' if sorted(trained) == sorted(
             map(str, classes)) else ''
-        said.append(f'it was trained on {_listed(trained)}, and is tested on '
-                    f'{_listed(tuple(map(str, classes)))}{order}')
-    if not said:
+        reasons.append(f'it was trained on {_listed(trained)}, and is tested on '
+                       f'{_listed(tuple(map(str, classes)))}{order}')
+    if not reasons:
         return ''
-    return ('the checkpoint does not fit what is tested, and its metrics mean '
-            f'little: {"; ".join(said)}')
+    return ('the checkpoint does not fit the tested model and data, so its '
+            f'metrics mean little: {"; ".join(reasons)}')
 
 
 def classes_of(checkpoint: Mapping) -> tuple[str, ...]:
-    """The classes that a checkpoint was trained on; empty if it does not tell."""
+    """Return the classes of a checkpoint's training; empty if not stored."""
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     found = dict(meta.get('dataset_meta') or {})
@@ -77,5 +76,6 @@ def classes_of(checkpoint: Mapping) -> tuple[str, ...]:
 
 
 def _listed(classes: tuple[str, ...]) -> str:
-    more = f', ... {len(classes) - MOST} more' if len(classes) > MOST else ''
-    return f'{len(classes)} classes ({", ".join(classes[:MOST])}{more})'
+    more = len(classes) - MAX_SHOWN
+    rest = f', ... {more} more' if more > 0 else ''
+    return f'{len(classes)} classes ({", ".join(classes[:MAX_SHOWN])}{rest})'

@@ -1,4 +1,4 @@
-"""What a config asks of the device, before anything is built."""
+"""Check that the device supports a config, before anything is built."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper
 
-# Where mmengine's AmpOptimWrapper trains; its gradient scaler refuses others.
+# Devices that the gradient scaler of mmengine's AmpOptimWrapper supports.
 AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
 SYNC_NORMS = ('SyncBN', 'MMSyncBN')
 
 
 def check_amp(cfg: Config, flag: bool) -> None:
-    """Refuse mixed precision where mmengine has no gradient scaler.
+    """Reject mixed precision if mmengine has no gradient scaler for the device.
 
     Args:
         cfg: The config to train with.
-        flag: Whether ``--amp`` was given; the config may ask by itself.
+        flag: Whether ``--amp`` was given; a config can also set it.
 
     Raises:
         ValueError: The device is not one of :data:`AMP_DEVICES`.
@@ -28,19 +28,19 @@ def check_amp(cfg: Config, flag: bool) -> None:
     if wrapper not in ('AmpOptimWrapper', AmpOptimWrapper) \
             or device in AMP_DEVICES:
         return
-    asks, instead = ('--amp', 'leave the flag out') if flag else (
+    setting, instead = ('--amp', 'leave the flag out') if flag else (
         "optim_wrapper.type='AmpOptimWrapper' of the config",
         "write optim_wrapper.type='OptimWrapper', without loss_scale and dtype,")
-    raise ValueError(f'{asks} needs a CUDA device, got {device!r}: mmengine '
-                     f'scales gradients on {", ".join(AMP_DEVICES)} alone; '
+    raise ValueError(f'{setting} needs a CUDA device, got {device!r}: mmengine '
+                     f'scales gradients only on {", ".join(AMP_DEVICES)}; '
                      f'{instead} to train in float32')
 
 
 def check_sync_bn(cfg: Config) -> None:
-    """Refuse synchronised batch norms of several processes on a CPU.
+    """Reject synchronised batch norms in several processes on a CPU.
 
     Raises:
-        ValueError: The model has some; the message names them all.
+        ValueError: The model has some; the message names all of them.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
@@ -54,7 +54,7 @@ def check_sync_bn(cfg: Config) -> None:
 
 
 def _keys_of_type(node, key: str, types: tuple[str, ...]) -> Iterator[str]:
-    """Where a config has a dict of one of the types, as --cfg-options spell it."""
+    """Find the config keys of these types, in the form of --cfg-options."""
     if isinstance(node, dict):
         if node.get('type') in types:
             yield f'{key}.type'

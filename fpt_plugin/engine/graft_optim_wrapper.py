@@ -1,4 +1,4 @@
-"""A learning rate of their own for grafts, whatever else the config rules."""
+"""Give grafts their own learning rate and keep all other rules of the config."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from ..openmmlab.registry import register
 from .grafts import KINDS, NEUTRAL, new_parameters
 
-# Names of parameters beside them, in groups of the libraries and of torch.
+# Key of a group's parameter names, in mmdet, mmseg and torch.
 _NAMES = 'param_names'
-# They arrange the parameters of their groups when they are built.
-_FIXED = ('LBFGS', 'ZeroRedundancyOptimizer')
+# Optimizers whose groups cannot change after construction.
+_FIXED_GROUPS = ('LBFGS', 'ZeroRedundancyOptimizer')
 
 
 @register(OPTIM_WRAPPER_CONSTRUCTORS)
@@ -23,27 +23,28 @@ class GraftOptimWrapperConstructor:
     """Multiply the learning rate of grafts, and change nothing else.
 
     The config's own constructor builds the optimizer with its own
-    ``paramwise_cfg``, then the new parameters get their factor. A key of
-    ``custom_keys`` would switch off the config's rules for norms and biases::
+    ``paramwise_cfg``; then the rate of the new parameters is multiplied.
+    (``custom_keys`` would switch off the config's rules for norms and biases.)
+    ::
 
         optim_wrapper = dict(
             constructor='GraftOptimWrapperConstructor',
             graft=dict(lr_mult=10.))
 
-    A schedule that names rates instead of factors, such as ``eta_min``, names
-    them for grafts too.
+    A schedule that sets rates instead of factors, such as ``eta_min``, sets the
+    same rate for grafts.
 
     Args:
-        optim_wrapper_cfg: As mmengine's constructors take it, and ``graft``, a
-            dict of ``lr_mult``, the factor; ``kinds``, which grafts, some of
-            ``'FPT'``, ``'LambdaLayer'`` and ``'LambdaResNet'`` (default: the
-            first two); ``constructor``, the one that builds the optimizer
-            (default: mmengine's), and that one's ``graft`` if it is this too.
-        paramwise_cfg: That constructor's.
+        optim_wrapper_cfg: The config for mmengine's constructors, with a dict
+            ``graft`` of ``lr_mult``, the factor; ``kinds``, some of ``'FPT'``,
+            ``'LambdaLayer'`` and ``'LambdaResNet'`` (default: the first two);
+            ``constructor``, which builds the optimizer (default: mmengine's);
+            and, if that is this class again, its own ``graft``.
+        paramwise_cfg: The argument of that constructor.
 
     Raises:
-        TypeError: ``graft`` is no dict with these, or the factor no number.
-        ValueError: The factor is not above zero, or a kind is unknown.
+        TypeError: ``graft`` is no such dict, or the factor is no number.
+        ValueError: The factor is not above 0, or a kind is unknown.
     """
 
     def __init__(self,
@@ -55,7 +56,7 @@ class GraftOptimWrapperConstructor:
         if not isinstance(graft, dict) or 'lr_mult' not in graft \
                 or not known.issuperset(graft):
             raise TypeError('optim_wrapper must have graft, a dict of lr_mult '
-                            f'and, if need be, kinds and constructor, got '
+                            'and optionally kinds and constructor, got '
                             f'graft={graft!r}')
         self.lr_mult = check_lr_mult(graft['lr_mult'])
         self.kinds = graft.get('kinds', NEUTRAL)
@@ -74,9 +75,9 @@ class GraftOptimWrapperConstructor:
         """Build the optimizers of a model.
 
         Raises:
-            ValueError: The model has none of the grafts, FSDP has joined their
-                parameters with others, or an optimizer has no learning rate or
-                cannot have several.
+            ValueError: The model has none of the grafts, FSDP has flattened
+                their parameters together with others, or an optimizer has no
+                learning rate or does not support several.
         """
         new = {id(p) for p in new_parameters(
             model, self.kinds, type(self).__name__)}
@@ -89,11 +90,11 @@ class GraftOptimWrapperConstructor:
 
 
 def check_lr_mult(lr_mult: float) -> float:
-    """Return a factor of a learning rate.
+    """Require a positive number as the factor of a learning rate.
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is not above zero.
+        ValueError: It is not above 0.
     """
     if isinstance(lr_mult, bool) or not isinstance(lr_mult, (int, float)):
         raise TypeError(f'lr_mult must be a number, got {lr_mult!r}')
@@ -103,15 +104,15 @@ def check_lr_mult(lr_mult: float) -> float:
 
 
 def _multiply(optimizer: Optimizer, new: Collection[int], lr_mult: float) -> None:
-    """Multiply the rates of new parameters; groups that mix are split."""
+    """Multiply the rates of new parameters; split groups that have both kinds."""
     added = []
     for group in optimizer.param_groups:
         is_new = [id(p) in new for p in group['params']]
         if not any(is_new):
             continue
         if group.get('lr') is None:
-            raise ValueError('a factor needs a learning rate, and '
-                             f'{type(optimizer).__name__} has lr=None')
+            raise ValueError('lr_mult needs a learning rate to multiply, got '
+                             f'{type(optimizer).__name__} with lr=None')
         target = group
         if not all(is_new):
             target = _split(optimizer, group, is_new)
@@ -119,18 +120,19 @@ def _multiply(optimizer: Optimizer, new: Collection[int], lr_mult: float) -> Non
         for name in ('lr', 'initial_lr'):
             if name in target:
                 target[name] = target[name] * lr_mult
-    # In place: others may hold the same list.
+    # In place: other objects may hold the same list.
     optimizer.param_groups.extend(added)
 
 
 def _split(optimizer: Optimizer, group: dict, is_new: list[bool]) -> dict:
-    """Take the new parameters out of a group, into one like it."""
+    """Move the new parameters of a group to a group with the same options."""
     kinds = {cls.__name__ for cls in type(optimizer).__mro__}
-    if not kinds.isdisjoint(_FIXED):
+    if not kinds.isdisjoint(_FIXED_GROUPS):
         raise ValueError(
-            f'{type(optimizer).__name__} cannot split a group of parameters that '
-            'shares one learning rate: give each a group of its own, by '
-            'paramwise_cfg=dict(custom_keys=dict()), or leave lr_mult out')
+            f'lr_mult must split a parameter group, which '
+            f'{type(optimizer).__name__} does not support: give each parameter '
+            'its own group by paramwise_cfg=dict(custom_keys=dict()), or leave '
+            'lr_mult out')
     taken = dict(group)
     for name in ('params', _NAMES):
         if name in group:

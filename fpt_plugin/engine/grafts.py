@@ -1,4 +1,4 @@
-"""Which modules and parameters of a model a graft adds."""
+"""Find the modules and parameters that a graft adds to a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..backbones import LambdaResNet
 from ..layers import LambdaLayer
 from ..necks import FPT
 
-# What can be grafted, by the class that holds it.
+# The grafts, by the class that contains them.
 KINDS = ('FPT', 'LambdaLayer', 'LambdaResNet')
-# After these the model computes what it did before.
+# Grafts that do not change the outputs of a model before training.
 NEUTRAL = ('FPT', 'LambdaLayer')
 
 
 def new_modules(model: nn.Module,
                 kinds: Collection[str] = NEUTRAL) -> list[nn.Module]:
-    """The modules that grafts of these kinds add to a model.
+    """Return the modules that grafts of these kinds add to a model.
 
     Args:
-        model: A detector or segmentor, wrapped or not.
+        model: A detector or segmentor, possibly in a wrapper.
         kinds: Some of :data:`KINDS`: FPT without its pyramid; gated lambda
             layers; the stem and the lambda layers of a LambdaResNet.
     """
@@ -45,16 +45,16 @@ def _added_by(module: nn.Module, kinds: Collection[str]) -> Iterator[nn.Module]:
 
 def new_parameters(model: nn.Module, kinds: Collection[str],
                    user: str) -> list[nn.Parameter]:
-    """The parameters of :func:`new_modules`.
+    """Return the parameters of :func:`new_modules`.
 
     Args:
-        model: A detector or segmentor, wrapped or not.
-        kinds: As there.
-        user: The class that asks, for messages.
+        model: A detector or segmentor, possibly in a wrapper.
+        kinds: As in :func:`new_modules`.
+        user: Name of the calling class, for messages.
 
     Raises:
-        ValueError: There are none, or a wrapper has joined the parameters of
-            several modules.
+        ValueError: There are none, or FSDP has flattened the parameters of
+            several modules into one.
     """
     flat = [name for name, parameter in model.named_parameters()
             if getattr(parameter, '_is_flat_param', False)]
@@ -68,7 +68,7 @@ def new_parameters(model: nn.Module, kinds: Collection[str],
     if not new:
         names = dict(FPT='FPT', LambdaLayer='a gated LambdaLayer',
                      LambdaResNet='a LambdaResNet')
-        wanted = ' or '.join(names[kind] for kind in KINDS if kind in kinds)
-        raise ValueError(f'{user} needs a model with {wanted}, got '
+        expected = ' or '.join(names[kind] for kind in KINDS if kind in kinds)
+        raise ValueError(f'{user} needs a model with {expected}, got '
                          f'{type(model).__name__} without')
     return new

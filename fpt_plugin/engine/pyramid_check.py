@@ -1,4 +1,4 @@
-"""Neck and heads are compared before a model learns."""
+"""Compare the neck's maps with the heads before training."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from ..openmmlab.registry import register
 
 @register(HOOKS)
 class PyramidLevelCheckHook(Hook):
-    """Refuses a neck whose maps do not fit the heads.
+    """Rejects a neck whose maps do not fit the heads.
 
-    Their number against the levels of Deformable DETR, DINO and the like; number
-    and strides against anchors, points and RoI extractors; the number against
-    ``in_index`` of mmseg's heads. Other models are left alone. tools/train.py
-    and tools/test.py add this hook to every model; elsewhere it is
+    It compares the number of maps with the levels of Deformable DETR, DINO and
+    similar detectors; number and strides with anchors, points and RoI
+    extractors; and the number with ``in_index`` of mmseg's heads. Other models
+    pass. tools/train.py and tools/test.py add this hook to every model;
+    elsewhere write
     ``custom_hooks=[dict(type='fpt_plugin.PyramidLevelCheckHook')]``.
 
     Raises:
-        ValueError: Before the first iteration, or in it, before the loss, where
-            only the maps tell.
+        ValueError: Before the first iteration, or in it before the loss if the
+            maps are needed for the comparison.
     """
 
     def before_run(self, runner) -> None:
-        """Look at the model, and from then on at what its neck gives."""
+        """Check the model now, and the neck's maps in forward passes."""
         watch_levels(runner.model)
         watch_strides(runner.model)

@@ -1,4 +1,4 @@
-"""Random numbers that a resumed training draws again."""
+"""Make the random numbers of a resumed training reproducible."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from ..openmmlab.registry import register
 
 @register(HOOKS)
 class ReseedHook(Hook):
-    """Lets a resumed training end as it would have ended uninterrupted.
+    """Makes a resumed training end like an uninterrupted one.
 
-    mmengine's checkpoints hold no random state: a resumed training augments,
-    samples and drops out otherwise than the uninterrupted one. With this hook
-    python, numpy and torch are seeded anew from the run's seed and the number
-    of the epoch before each epoch, or of the iteration before each batch where
-    the loop counts iterations. The run's seed counts the rank in where
-    ``randomness=dict(diff_rank_seed=True)``, as everywhere in mmengine; where
-    the config names no seed, it is that of the checkpoint, for the sampler
-    too. It is ``custom_hooks=[dict(type='fpt_plugin.ReseedHook')]``, and the
-    results are not those of the same seed without the hook.
+    mmengine's checkpoints hold no random state, so augmentation, sampling and
+    dropout of a resumed training differ from those of the uninterrupted one.
+    This hook seeds python, numpy and torch from the run's seed and the epoch
+    before each epoch, or from the seed and the iteration before each batch of
+    an iteration-based loop. As everywhere in mmengine, the run's seed includes
+    the rank if ``randomness=dict(diff_rank_seed=True)``. If the config sets no
+    seed, the hook uses the checkpoint's, also for the sampler. Add it by
+    ``custom_hooks=[dict(type='fpt_plugin.ReseedHook')]``. The results differ
+    from those of the same seed without the hook.
 
-    The parameters are equal to the bit where the data are loaded by
-    ``num_workers=0``, the number of processes is the same, and
+    The parameters are bitwise equal if data are loaded with ``num_workers=0``,
+    the number of processes is the same, and
 
-    - a training by epochs resumes from the checkpoint of an epoch;
-    - the operations are deterministic: those of a CPU with the same number of
-      threads; on a GPU that takes ``randomness=dict(deterministic=True)``.
+    - an epoch-based training resumes from the checkpoint of an epoch;
+    - the operations are deterministic: a CPU with the same number of threads,
+      or a GPU with ``randomness=dict(deterministic=True)``.
 
-    Workers that load data have seeds of their own, which start over with the
-    workers: they repeat in a loop by iterations, and with
-    ``persistent_workers=False`` in one by epochs, if their number and
-    ``randomness.seed`` are the same. What a module or a hook counts by itself
-    and keeps out of the checkpoint starts over, mmdet's DropBlock and
-    mmengine's EarlyStoppingHook among them.
+    Loading workers have their own seeds, which start again with the workers.
+    With the same number of workers and the same ``randomness.seed``, they
+    repeat in iteration-based loops, and in epoch-based loops with
+    ``persistent_workers=False``. Counters that are not in the checkpoint start
+    again at 0, such as those of mmdet's DropBlock and mmengine's
+    EarlyStoppingHook.
     """
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner) -> None:
-        """Note the seed that the sampler was given."""
+        """Store the seed that the sampler has."""
         self._seed = runner.seed
 
     def before_train(self, runner) -> None:
-        """After the checkpoint was read: see that its seed counts."""
+        """Apply the seed of the checkpoint, which has been loaded now."""
         loader = runner.train_loop.dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler',
                                                 None)):
@@ -57,23 +57,22 @@ class ReseedHook(Hook):
                 sampler.seed = runner.seed
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             if loader.generator is None:
-                # Else each iterator takes a number from those of a batch, and
-                # not every mmengine makes it at the same batch.
+                # Without a generator each new iterator draws a global random
+                # number, at a batch that depends on the version of mmengine.
                 loader.generator = torch.Generator().manual_seed(runner.seed)
-            runner.train_loop.dataloader_iterator = _Reseeding(
+            runner.train_loop.dataloader_iterator = _ReseedingIterator(
                 runner.train_loop.dataloader_iterator, runner.seed,
                 loader.num_workers > 0)
 
     def before_train_epoch(self, runner) -> None:
-        """Seed anew; a loop by iterations calls it once, before all."""
+        """Seed the epoch; an iteration-based loop calls this once, at first."""
         reseed(runner.seed, runner.epoch)
 
 
-class _Reseeding(Iterator):
-    """Batches without an end, each drawn and trained on under its own seed.
+class _ReseedingIterator(Iterator):
+    """Endless batches, each loaded and trained on with its own seed.
 
-    A resumed loop passes by the batches of the past, too, so it counts them
-    alike.
+    A resumed loop also skips the earlier batches, so the count stays the same.
     """
 
     def __init__(self, batches: Iterator, seed: int, by_workers: bool) -> None:
@@ -86,9 +85,9 @@ class _Reseeding(Iterator):
         return next(self.batches)
 
     def skip_iter(self, count: int) -> None:
-        """Pass by batches, which the fork's loop does not load again.
+        """Skip batches without loading them (called by the onedl fork).
 
-        Workers draw numbers of their own as they load, so theirs are loaded.
+        Workers draw random numbers while they load, so their batches are loaded.
         """
         if self.by_workers:
             for _ in range(count):
@@ -99,9 +98,9 @@ class _Reseeding(Iterator):
 
 
 def reseed(*numbers: int) -> None:
-    """Seed python, numpy and torch from several numbers, not from their sum.
+    """Seed python, numpy and torch from a hash of several numbers.
 
-    So seed 1 in epoch 2 is another one than seed 2 in epoch 1.
+    Unlike their sum, it differs between (seed 1, epoch 2) and (seed 2, epoch 1).
     """
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     set_random_seed(int.from_bytes(digest[:4], 'big'))  # numpy takes 32 bits

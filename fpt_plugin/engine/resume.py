@@ -1,4 +1,4 @@
-"""From which checkpoint a training goes on, and whether a checkpoint is whole."""
+"""Check the integrity of checkpoints and find the newest one to resume from."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from string import Formatter
 from ..io.checkpoints import UnsafeFileError, peek, read_checkpoint
 from ..openmmlab.models import is_pretrained
 
-ZIP = b'PK\x03\x04'  # how torch.save's files begin since torch 1.6
-CLOCK = '%Y%m%d_%H%M%S'  # as mmengine notes the time in its checkpoints
+ZIP_SIGNATURE = b'PK\x03\x04'  # first bytes of torch.save's files since torch 1.6
+TIME_FORMAT = '%Y%m%d_%H%M%S'  # of the time in mmengine's checkpoints
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Require a checkpoint to be what was saved.
+    """Require a checkpoint file to be complete and unchanged.
 
-    torch.load calls a file that was cut short an ``Invalid argument`` and reads
-    one with other bytes in it as if nothing were wrong; the checksums in the
-    file are not compared. Here they are, without reading the tensors.
+    torch.load reports ``Invalid argument`` for a truncated file and reads a file
+    with changed bytes without an error, because it does not compare checksums.
+    This function compares them without loading the tensors.
 
     Args:
-        path: A file of torch.save in either format. URLs, and the folders of
-            other frameworks, are left to mmengine.
+        path: A file of torch.save in either format. URLs, and folders of other
+            frameworks, are not checked.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        ValueError: It was cut short or changed, or is no checkpoint.
+        ValueError: It was truncated or changed, or is no checkpoint.
     """
     if '://' in str(path):
         return
@@ -42,8 +42,8 @@ def check_checkpoint(path: str | Path) -> None:
     if path.is_dir():
         return
     with path.open('rb') as file:
-        begin = file.read(len(ZIP))
-    if begin != ZIP:
+        begin = file.read(len(ZIP_SIGNATURE))
+    if begin != ZIP_SIGNATURE:
         try:  # the old format has no checksums
             read_checkpoint(path)
         except UnsafeFileError:
@@ -52,31 +52,29 @@ def check_checkpoint(path: str | Path) -> None:
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f'{path} was cut short: its end is missing ({path.stat().st_size} '
-            'bytes are there). It was being written when something died, or '
-            'copied in part')
+            'bytes are there). Writing or copying it was interrupted')
     try:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
-        if changed is None:  # torch reads more of the archive than Python does
+        if changed is None:  # torch reads parts of the archive that zipfile skips
             peek(path)
     except pickle.UnpicklingError:
-        return  # whole; whether to trust it is not asked here
+        return  # complete; this function does not check whether it is safe
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,
             RuntimeError, ValueError) as error:
         reason = str(error).partition('. ')[0]
         raise ValueError(f'{path} is damaged ({reason})') from error
     if changed is not None:
-        raise ValueError(f'{path} is damaged: the checksum of {changed} is not '
-                         'that of what was saved')
+        raise ValueError(f'{path} is damaged: the checksum of {changed} differs '
+                         'from the saved one')
 
 
 def check_pretrained(model: object) -> None:
-    """Check the files that the modules of a config begin with.
+    """Check the pretrained weights of a config that are local files.
 
     Args:
-        model: Settings of a model, or of a part of it. What
-            ``init_cfg=dict(type='Pretrained', checkpoint=...)`` names is looked
-            at if it is a file; others are left to mmengine.
+        model: Config of a model or a part of it, with
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
         ValueError: As :func:`check_checkpoint`.
@@ -94,23 +92,21 @@ def check_pretrained(model: object) -> None:
 
 
 def newest_checkpoint(work_dir: str | Path, *hooks: Mapping) -> str | None:
-    """The checkpoint to go on from: the newest one that is whole.
+    """Return the newest complete checkpoint of a run.
 
-    That is the one which ``last_checkpoint`` names, as for mmengine, unless a
-    later one was finished when the run died. Where it is missing or damaged,
-    the newest other one is taken; nothing is deleted, and a warning names each
-    file that is left out.
+    As in mmengine, this is the one in ``last_checkpoint``, unless the run saved
+    a later one before it was killed. If it is missing or damaged, the newest
+    other one is used. Nothing is deleted; a warning names each skipped file.
 
     Args:
-        work_dir: Of the run that is to go on.
-        hooks: The settings of its CheckpointHooks: where checkpoints are and
-            how they are called.
+        work_dir: Folder of the run.
+        hooks: Configs of its CheckpointHooks, for folders and file names.
 
     Returns:
         A path; None if nothing was saved yet.
 
     Raises:
-        ValueError: ``last_checkpoint`` names one, but none is whole.
+        ValueError: There is a ``last_checkpoint``, but no complete checkpoint.
     """
     pointer = Path(work_dir, 'last_checkpoint')
     named = pointer.read_text().strip() if pointer.is_file() else ''
@@ -118,7 +114,7 @@ def newest_checkpoint(work_dir: str | Path, *hooks: Mapping) -> str | None:
         return named
     target = Path(named) if named else None
     if target is not None and not target.exists():
-        # Written as seen from another folder, or the run was moved.
+        # The path is relative to another folder, or the run was moved.
         target = Path(work_dir, target.name)
     if target is not None and not target.exists():
         warnings.warn(f'{pointer} names {named}, which is not there',
@@ -126,7 +122,7 @@ def newest_checkpoint(work_dir: str | Path, *hooks: Mapping) -> str | None:
         target = None
     folders = {Path(work_dir), *([] if target is None else [target.parent])}
     since = pointer.stat().st_mtime_ns if pointer.is_file() else 0
-    for path in _newest_first(target, _saved(folders, hooks), since):
+    for path in _newest_first(target, _find_saved(folders, hooks), since):
         try:
             check_checkpoint(path)
         except (OSError, ValueError) as error:
@@ -135,41 +131,41 @@ def newest_checkpoint(work_dir: str | Path, *hooks: Mapping) -> str | None:
             return str(path)
     if pointer.is_file():
         raise ValueError(
-            f'{pointer} tells of {named or "a checkpoint"}, and neither it nor '
-            'another one is there and whole: begin anew, or name another '
-            'checkpoint to go on from')
+            f'{pointer} names {named or "no checkpoint"}, and there is no '
+            'complete checkpoint: start again, or name another checkpoint to '
+            'resume from')
     return None
 
 
-def _saved(folders: Iterable[Path], hooks: Iterable[Mapping]) -> list[Path]:
-    """What CheckpointHooks saved every so many epochs or iterations.
+def _find_saved(folders: Iterable[Path], hooks: Iterable[Mapping]) -> list[Path]:
+    """Find the checkpoints that CheckpointHooks saved at regular intervals.
 
-    The best one by a metric holds no optimizer: a training cannot go on there.
-    Whether a folder, as several frameworks write it, is whole is told by
-    ``last_checkpoint`` alone.
+    The best checkpoint by a metric has no optimizer, so a training cannot resume
+    from it. Checkpoints that are folders (of other frameworks) are not listed:
+    only ``last_checkpoint`` shows whether one is complete.
     """
     found: dict[Path, None] = {}
     for hook in hooks or [{}]:
-        places = set(folders)
+        searched = set(folders)
         if hook.get('out_dir') and '://' not in str(hook['out_dir']):
-            places |= {Path(hook['out_dir'], folder.resolve().name)
-                       for folder in folders}
+            searched |= {Path(hook['out_dir'], folder.resolve().name)
+                         for folder in folders}
         names = [hook.get('filename_tmpl')]
         if names == [None]:
             names = ['epoch_{}.pth', 'iter_{}.pth']
-        for folder, name in product(places, names):
+        for folder, name in product(searched, names):
             parts = [(glob.escape(text), field)
                      for text, field, *_ in Formatter().parse(name)]
             pattern = ''.join(text + ('' if field is None else '*')
                               for text, field in parts)
             found.update((path, None) for path in folder.glob(pattern)
                          if not path.is_dir()
-                         and _is_named(path.relative_to(folder), name))
+                         and _matches(path.relative_to(folder), name))
     return list(found)
 
 
-def _is_named(path: Path, template: str) -> bool:
-    """Whether a template of a CheckpointHook gives this name for some step."""
+def _matches(path: Path, template: str) -> bool:
+    """Return whether ``template.format(step)`` is this name for some step."""
     name = path.as_posix()
     numbers = re.findall(r'\d+', name) + re.findall(r'\d[\d,_]*\d', name)
     steps = {0, *(int(re.sub('[,_]', '', number)) for number in numbers)}
@@ -178,26 +174,26 @@ def _is_named(path: Path, template: str) -> bool:
 
 def _newest_first(target: Path | None, saved: list[Path],
                   since: int) -> Iterator[Path]:
-    """The later ones than ``last_checkpoint``, what it names, and the others."""
+    """Yield checkpoints later than the target, the target, and all others."""
     others = [path for path in saved if target is None
               or path.resolve() != target.resolve()]
     if target is not None:
-        # By both clocks: copies of files are all new, and whoever names an
-        # old checkpoint there means it.
-        age = _age(target)
-        later = [path for path in others
-                 if path.stat().st_mtime_ns > since and _age(path) > age]
-        yield from sorted(later, key=_age, reverse=True)
+        # Both the file's time and the time inside must be later: copied files
+        # have new file times, and a user may have named an older checkpoint.
+        time_of_target = _saving_time(target)
+        later = [path for path in others if path.stat().st_mtime_ns > since
+                 and _saving_time(path) > time_of_target]
+        yield from sorted(later, key=_saving_time, reverse=True)
         yield target
         others = [path for path in others if path not in later]
-    yield from sorted(others, key=_age, reverse=True)
+    yield from sorted(others, key=_saving_time, reverse=True)
 
 
-def _age(path: Path) -> tuple[str, int]:
-    """When it was saved, by its own account if it can be read, and the step."""
+def _saving_time(path: Path) -> tuple[str, int]:
+    """Return time and step in the checkpoint, or the file's time and 0."""
     try:
         meta = peek(path)['meta']
         return str(meta['time']), int(meta['iter'])
     except Exception:  # damaged, of the old format, or not mmengine's
-        clock = time.localtime(path.stat().st_mtime)
-        return time.strftime(CLOCK, clock), 0
+        modified = time.localtime(path.stat().st_mtime)
+        return time.strftime(TIME_FORMAT, modified), 0

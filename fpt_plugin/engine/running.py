@@ -1,4 +1,4 @@
-"""Runners of a config, and what they do on behalf of the user."""
+"""Build and run the runner of a config, with the project's checks and hooks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..openmmlab.safe_loading import refuse_pickles
 from .checkpoint_classes import CheckpointClassesHook
 from .data_checks import check_model_classes
 
-# What looks at each host's data or models while they run.
-CHECKS = dict(
+# Hooks that check the data or model of each library.
+CHECK_HOOKS = dict(
     mmdet=('PyramidLevelCheckHook', ),
     mmseg=('PyramidLevelCheckHook', 'SegLabelCheckHook'))
-ROOM = 2**20  # bytes; a disk with less is full
+MIN_FREE_BYTES = 2**20  # a disk with less counts as full
 
 
 def start_cpu_processes(cfg: Config) -> None:
-    """Connect torchrun's processes where there is no accelerator.
+    """Connect torchrun's processes on a machine without an accelerator.
 
-    mmengine asks CUDA for a device whatever the backend is, and gives the
-    device to the model's wrapper too.
+    mmengine sets a CUDA device for every backend, and passes it to the model's
+    wrapper too.
     """
     if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu' \
             or dist.is_distributed():
@@ -47,25 +47,25 @@ def start_cpu_processes(cfg: Config) -> None:
 
 
 def stop_processes() -> None:
-    """Part in order: a process that just ends may abort in gloo's threads."""
+    """Shut down the process group; otherwise gloo's threads may abort."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The config's own runner type, or mmengine's.
+    """Build the runner of a config: its own type, or mmengine's.
 
-    A segmentor's labels are looked at on the way, and the maps that the heads
-    of a model are given. Checkpoints are read as weights only,
-    unless DeepSpeed wrote them, and saved whole.
+    Hooks check a segmentor's labels and the maps that the heads read.
+    Checkpoints are read as weights only, except DeepSpeed's, and saved by
+    WholeCheckpointHook.
     """
     if 'DeepSpeed' not in str((cfg.get('strategy') or {}).get('type')):
-        refuse_pickles()  # DeepSpeed's checkpoints are some
+        refuse_pickles()  # DeepSpeed's checkpoints are pickles
     keep_checkpoints_whole(cfg)
     start_cpu_processes(cfg)
     cfg.custom_hooks = list(cfg.get('custom_hooks') or [])
-    for check in CHECKS.get(cfg.default_scope, ()):
+    for check in CHECK_HOOKS.get(cfg.default_scope, ()):
         if check not in str(cfg.custom_hooks):
             cfg.custom_hooks.append(dict(type=f'fpt_plugin.{check}'))
     if 'runner_type' in cfg:
@@ -74,12 +74,13 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def keep_checkpoints_whole(cfg: Config) -> None:
-    """Save by WholeCheckpointHook where mmengine's hook would.
+    """Replace mmengine's CheckpointHook by WholeCheckpointHook.
 
-    Its settings stay; a hook of another type, or none, stays too.
+    The settings of the hook are kept. A hook of another type, or no hook, is
+    not changed.
     """
     hooks = dict(cfg.get('default_hooks') or {})
-    # What mmengine takes where a config says nothing.
+    # mmengine's default.
     hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
     cfg.default_hooks = hooks
     for hook in (cfg.default_hooks.checkpoint, *(cfg.get('custom_hooks') or [])):
@@ -90,11 +91,11 @@ def keep_checkpoints_whole(cfg: Config) -> None:
 
 @contextmanager
 def naming_full_disk(work_dir: str) -> Iterator[None]:
-    """Say where there is no space.
+    """Name the full folder in the error message if the disk is full.
 
-    Errors of ``write`` name no file; then it is said which of the folders that
-    are written to are full: the run's, that of temporary files, or the shared
-    memory of workers.
+    Errors of ``write`` have no file name. The message then names the full ones
+    among the run's folder, the folder of temporary files and the shared memory
+    of workers.
     """
     try:
         yield
@@ -107,12 +108,12 @@ def naming_full_disk(work_dir: str) -> Iterator[None]:
 
 
 def _full_folders(work_dir: str) -> str:
-    """Those that have no room; all of them where it is not to be seen."""
+    """Return the full folders, or all of them if none seems to be full."""
     folders = [str(work_dir), tempfile.gettempdir(), '/dev/shm']
-    there = [folder for folder in folders if Path(folder).is_dir()]
-    full = [folder for folder in there
-            if shutil.disk_usage(folder).free < ROOM]
-    return ' or '.join(full or there)
+    existing = [folder for folder in folders if Path(folder).is_dir()]
+    full = [folder for folder in existing
+            if shutil.disk_usage(folder).free < MIN_FREE_BYTES]
+    return ' or '.join(full or existing)
 
 
 def run_training(cfg: Config) -> Runner:
@@ -120,7 +121,7 @@ def run_training(cfg: Config) -> Runner:
 
     Raises:
         OSError: The disk is full.
-        ValueError: The heads do not count the classes of the data.
+        ValueError: The heads have another number of classes than the data.
     """
     with naming_full_disk(cfg.work_dir):
         runner = build_runner(cfg)
@@ -132,7 +133,12 @@ def run_training(cfg: Config) -> Runner:
 
 
 def run_test(cfg: Config, out: str | None) -> dict[str, float]:
-    """Build the runner of a config and test; ``out`` is a detector's pickle."""
+    """Build the runner of a config and test it.
+
+    Args:
+        cfg: The config.
+        out: File for the pickled results of a detector; None: no file.
+    """
     runner = build_runner(cfg)
     runner.register_hook(CheckpointClassesHook())
     check_model_classes(runner.model, cfg, 'test')

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, whenever the training is killed."""
+"""Save checkpoints so that a killed training always leaves a complete one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ..io.checkpoints import loads_safely, peek
 from ..io.files import write_bytes
 from ..openmmlab.models import describe
 from ..openmmlab.registry import register
-from .best_metric import check_save_best, names_of, refusal
+from .best_metric import check_save_best, result_names, unknown_metric_message
 
-BACKEND = 'fpt_plugin_whole'  # its name among mmengine's
+BACKEND = 'fpt_plugin_whole'  # its name in mmengine's registry
 
 
 class WholeFileBackend(LocalBackend):
-    """Local files that take their names when they are whole."""
+    """Writes local files under a temporary name and then renames them."""
 
     def put(self, obj: bytes, filepath) -> None:
         """Write a file.
 
         Raises:
-            OSError: It could not be written, and what had its name is still
-                there.
+            OSError: It could not be written. An existing file of this name is
+                unchanged.
         """
         try:
             write_bytes(filepath, obj)
         except OSError as error:
             raise OSError(
                 error.errno, f'{error.strerror}; it was not written, earlier '
-                'checkpoints are as they were', str(filepath)) from error
+                'checkpoints are unchanged', str(filepath)) from error
 
 
 register_backend(BACKEND, WholeFileBackend, force=True)
@@ -44,34 +44,33 @@ register_backend(BACKEND, WholeFileBackend, force=True)
 
 @register(HOOKS)
 class WholeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, in an order that survives a kill.
+    """Saves like mmengine's CheckpointHook, but deletes old files last.
 
-    mmengine deletes the checkpoints that are too old, then writes the new one
-    under its final name: with ``max_keep_ckpts=1`` a training that is killed
-    in between, or finds the disk full, has lost everything. Here a checkpoint
-    is written beside its name and then renamed, ``last_checkpoint`` likewise,
-    and only then old ones are deleted. So for a moment there is one more than
-    ``max_keep_ckpts``. tools/train.py takes this hook wherever the config has
-    mmengine's; elsewhere it is
+    mmengine deletes outdated checkpoints first and then writes the new one under
+    its final name. With ``max_keep_ckpts=1``, a training that is killed in
+    between or fills the disk loses everything. This hook writes a checkpoint
+    and ``last_checkpoint`` under temporary names, renames them, and only then
+    deletes old ones. For a moment there is one more than ``max_keep_ckpts``.
+    tools/train.py replaces mmengine's hook by this one; elsewhere write
     ``default_hooks=dict(checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))``.
 
-    Arguments and file names are mmengine's. Other storage than local files
-    (``backend_args``, ``out_dir='s3://...'``), the checkpoints of a
-    FlexibleRunner and what ``published_keys`` writes at the very end are
-    written as mmengine does it; the order is this hook's for all of them.
+    Arguments and file names are mmengine's. Files in other storage
+    (``backend_args``, ``out_dir='s3://...'``), checkpoints of a FlexibleRunner
+    and the final file of ``published_keys`` are written by mmengine's code, in
+    this hook's order.
 
-    The first file is opened again: what torch would refuse to read, as an array
-    of strings in the dataset's metainfo, is warned about while little is lost.
-    A ``save_best`` that names no metric is refused, before the training where
+    The first file is opened again. If torch would reject it, such as for an
+    array of strings in the dataset's metainfo, a warning comes early. A
+    ``save_best`` that names no metric raises an error; before the training if
     the metrics are mmdet's CocoMetric or VOCMetric or mmseg's IoUMetric.
     """
 
-    _opened = False  # whether the first file was
+    _first_file_checked = False
 
     def before_train(self, runner) -> None:
-        """Choose how files are written, then as mmengine."""
+        """Choose the file backend, then continue like mmengine."""
         if self.file_client_args == dict(backend='disk'):
-            self.file_client_args = None  # what local files used to be called
+            self.file_client_args = None  # the former name of local files
         folder = str(self.out_dir or runner.work_dir)
         if self.file_client_args is None and '://' not in folder and \
                 self.backend_args in (None, {}, dict(backend='local')):
@@ -81,16 +80,16 @@ class WholeCheckpointHook(CheckpointHook):
             check_save_best(self.save_best, _metrics(runner))
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """As mmengine's, but writes first and deletes last."""
+        """Save like mmengine, but write first and delete last."""
         outdated = []
         # After a validation the checkpoint of the same step is written again.
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
-            there = [*self.keep_ckpt_ids, step]
-            outdated = there[:-self.max_keep_ckpts]
+            existing = [*self.keep_ckpt_ids, step]
+            outdated = existing[:-self.max_keep_ckpts]
             self.keep_ckpt_ids.append(step)
-            # Until they are deleted the checkpoint names them: a training that
-            # goes on from it deletes what it finds.
-            runner.message_hub.update_info('keep_ckpt_ids', there)
+            # The checkpoint lists the outdated ones too: if the training is
+            # killed before it deletes them, the resumed one does.
+            runner.message_hub.update_info('keep_ckpt_ids', existing)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -108,8 +107,8 @@ class WholeCheckpointHook(CheckpointHook):
             WholeFileBackend().put(
                 str(self.last_ckpt).encode(),
                 osp.join(runner.work_dir, 'last_checkpoint'))
-            if not self._opened and osp.isfile(self.last_ckpt):
-                self._opened = True
+            if not self._first_file_checked and osp.isfile(self.last_ckpt):
+                self._first_file_checked = True
                 warn_if_unreadable(self.last_ckpt)
             for old in outdated:
                 self._delete(self.file_backend.join_path(
@@ -119,27 +118,27 @@ class WholeCheckpointHook(CheckpointHook):
                                            list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """As mmengine's, but what was best is deleted last.
+        """Save like mmengine, but delete the former best checkpoint last.
 
-        Nothing is saved where nothing is trained: ``runner.val()`` alone.
+        ``runner.val()`` without a training saves nothing.
 
         Raises:
             ValueError: The metrics have other names than ``save_best``.
         """
-        files = getattr(self, 'file_backend', None)  # of before_train
+        files = getattr(self, 'file_backend', None)  # set by before_train
         if not self.save_best or files is None:
             return
         missing = [key for key in self.key_indicators
                    if key != 'auto' and key not in metrics]
         expected = {name for metric in _metrics(runner)
-                    for name in names_of(metric) or ()}
+                    for name in result_names(metric) or ()}
         if missing and not expected.issuperset(missing):
-            raise ValueError(refusal(missing, metrics))
-        if missing:  # as where nothing at all was predicted
+            raise ValueError(unknown_metric_message(missing, metrics))
+        if missing:  # for example because there were no predictions
             runner.logger.warning(f'no best checkpoint is saved: {missing} could '
                                   'not be computed')
             return
-        self.file_backend = _DeletesLater(files)
+        self.file_backend = _DeferredDeletion(files)
         try:
             super()._save_best_checkpoint(runner, metrics)
             outdated = self.file_backend.outdated
@@ -159,37 +158,37 @@ class WholeCheckpointHook(CheckpointHook):
 
 
 def warn_if_unreadable(path: str) -> None:
-    """Say so if a training could not go on from a checkpoint.
+    """Warn if a training could not resume from a checkpoint.
 
-    Its tensors are not read, where the file system allows it.
+    The tensors are not read if the file system supports mmap.
     """
-    if not loads_safely():  # torch reads by running what is there
+    if not loads_safely():  # torch would execute the file's pickle
         return
     try:
         peek(path)
     except UnpicklingError as error:
         reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
         warnings.warn(
-            f'{path} holds what torch.load refuses to read safely, so that no '
-            f'training goes on from it ({reason.partition(". ")[0]}): keep '
-            'plain numbers, strings and lists in the metainfo of datasets and '
-            'in what hooks save', stacklevel=2)
-    except Exception as error:  # a check must not end a training
+            f'{path} holds objects that torch.load rejects as unsafe, so no '
+            f'training can resume from it ({reason.partition(". ")[0]}): use '
+            'only plain numbers, strings and lists in the metainfo of datasets '
+            'and in the state of hooks', stacklevel=2)
+    except Exception as error:  # a check must not stop a training
         warnings.warn(f'{path} could not be opened again ({describe(error)})',
                       stacklevel=2)
 
 
 def _metrics(runner) -> list:
-    """Those of the validation; none where there are none or others are named.
+    """Return the metrics of the validation, or none for other evaluators.
 
-    mmdet's MultiDatasetsEvaluator puts the names of datasets before theirs.
+    mmdet's MultiDatasetsEvaluator adds names of datasets to the results.
     """
     evaluator = getattr(getattr(runner, '_val_loop', None), 'evaluator', None)
     return evaluator.metrics if type(evaluator) is Evaluator else []
 
 
-class _DeletesLater:
-    """A file backend that notes what is to be deleted."""
+class _DeferredDeletion:
+    """A file backend that lists files instead of deleting them."""
 
     def __init__(self, files) -> None:
         self.files = files

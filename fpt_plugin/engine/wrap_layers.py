@@ -1,4 +1,4 @@
-"""Which layers FSDP shards one by one."""
+"""Choose the layers that FSDP shards separately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..openmmlab.registry import register
 
-# FPT's branches, and the blocks of the hosts' ResNets and of LambdaResNet.
+# FPT's branches, and the blocks of the libraries' ResNets and of LambdaResNet.
 LAYERS = ('SelfTransformer', 'GroundingTransformer',
           'LocalGroundingTransformer', 'RenderingTransformer', 'Bottleneck',
           'BasicBlock')
@@ -20,29 +20,29 @@ def wrap_layers(module: nn.Module,
                 recurse: bool,
                 nonwrapped_numel: int,
                 layers: Sequence[str] = LAYERS) -> bool:
-    """An auto_wrap_policy of FSDP that a config can name.
+    """Decide whether FSDP shards a module separately (an auto_wrap_policy).
 
-    Each module of these classes is gathered when it runs and freed after it;
-    torch's own policies want the classes themselves, which a config file
-    cannot hold::
+    Each module of these classes is gathered when it runs and freed afterwards.
+    torch's own policies need classes, which a config file cannot contain; this
+    one takes their names::
 
         model_wrapper=dict(type='MMFullyShardedDataParallel',
                            auto_wrap_policy=dict(type='wrap_layers'))
 
     Args:
-        module: The module in question.
-        recurse: FSDP asks whether to look inside; always.
+        module: The module.
+        recurse: Whether FSDP decides about the children; then always True.
         nonwrapped_numel: Parameters that are not in a unit yet; not used.
-        layers: Names of classes; their subclasses count too.
+        layers: Names of classes, including their subclasses.
 
     Returns:
-        Whether the module becomes a unit of its own.
+        Whether the module becomes a unit.
 
     Raises:
         TypeError: ``layers`` is not a list of names.
     """
     if isinstance(layers, str) or not all(isinstance(x, str) for x in layers):
         raise TypeError(
-            f'layers must be a list of names of classes, got {layers!r}')
+            f'layers must be a list of class names, got {layers!r}')
     return recurse or any(cls.__name__ in layers
                           for cls in type(module).__mro__)

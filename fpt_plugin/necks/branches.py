@@ -1,4 +1,4 @@
-"""Building the branches of FPT from their configs, and what they read."""
+"""Build the branches of FPT from their configs and list their inputs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..openmmlab.registry import lookup
 
 
 def accepts(function: Callable, name: str) -> bool:
-    """Whether ``function`` takes an argument of this name."""
+    """Return whether ``function`` has an argument of this name."""
     return name in inspect.signature(function).parameters
 
 
 def default_num_mixtures(name: str, cfg: dict | None) -> int:
-    """Parts of the mixture that a branch's config asks for; 1 where none."""
+    """Return the number of mixture parts of a branch, 1 if it has none."""
     if cfg is None:
         return 1
     cls = _class_of(name, cfg)
@@ -30,28 +30,28 @@ def default_num_mixtures(name: str, cfg: dict | None) -> int:
         parts = inspect.signature(cls).parameters['num_mixtures'].default
     else:
         return 1
-    # What is no positive whole number is refused by the layer, by its name.
+    # The layer itself raises an error for any other value.
     return parts if isinstance(parts, int) and parts > 0 else 1
 
 
 def build_branch(name: str, cfg: dict, in_channels: int, embed_channels: int,
                  key_stride: int | None) -> tuple[nn.Module, bool]:
-    """Build one layer; what its config says wins over the neck's values.
+    """Build one layer; its config overrides the neck's values.
 
     Args:
-        name: FPT's argument, for messages.
+        name: Name of FPT's argument, for messages.
         cfg: Config of the layer.
         in_channels: Channels of the pyramid.
         embed_channels: Channels of the layer's output.
-        key_stride: Pooling of its keys, or None to leave it to the forward.
+        key_stride: Pooling of its keys; None: the forward pass sets it.
 
     Returns:
-        The layer, and whether its forward takes the key stride that the neck
-        computes from the maps.
+        The layer, and whether its ``forward`` takes the key stride that the
+        neck computes from the maps.
 
     Raises:
         TypeError: ``cfg`` is not a dict with a type.
-        ValueError: No registry knows the type, or it cannot be built.
+        ValueError: The type is not registered, or it cannot be built.
     """
     cls = _class_of(name, cfg)
     args = dict(in_channels=in_channels, embed_channels=embed_channels)
@@ -71,20 +71,19 @@ def _class_of(name: str, cfg: dict) -> Callable:
     with MODELS.switch_scope_and_registry(cfg.get('_scope_')) as registry:
         found = lookup(registry, cfg['type'])
     if found is None:
-        raise ValueError(f'{name} has a type that no registry knows, got '
-                         f'{cfg["type"]!r}')
+        raise ValueError(
+            f'{name} must have a registered type, got {cfg["type"]!r}')
     return found
 
 
 def level_pairs(name: str, first: int,
                 num_levels: int) -> list[tuple[int, int]]:
-    """(level, source level) of each layer of a branch.
+    """List (level, source level) of each layer of a branch.
 
     Args:
-        name: ``'self_transformer'``, ``'grounding_transformer'``, whose
-            sources are coarser, or ``'rendering_transformer'``, whose sources
-            are finer.
-        first: The finest level that it reads or writes.
+        name: ``'self_transformer'``, ``'grounding_transformer'`` (its sources
+            are coarser) or ``'rendering_transformer'`` (its sources are finer).
+        first: The finest level that the branch reads or writes.
         num_levels: Number of transformed levels.
     """
     sources = dict(
@@ -95,11 +94,11 @@ def level_pairs(name: str, first: int,
 
 
 def pooling_strides(maps: Sequence[Tensor]) -> tuple[int, ...]:
-    """Key strides that bring each level to the coarsest one's grid.
+    """Return the key strides that pool each level to the coarsest grid.
 
-    Counted from level to level, so that rounding to whole pixels does not pile
-    up: halving 25x42 three times gives 4x6, which is a stride of 8 and not of
-    6.
+    The strides are multiplied from level to level, so that rounding to whole
+    pixels does not accumulate: halving 25x42 three times gives 4x6, which is a
+    stride of 8 and not of 6.
     """
     strides = [1]
     for level in reversed(range(len(maps) - 1)):
@@ -109,27 +108,26 @@ def pooling_strides(maps: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-# Images of 3200 x 3200 have so many keys at a stride of 32, and maps of 100 x 100
-# that no pyramid pools.
-MOST_KEYS = 10_000
+# 100 x 100: the map of stride 32 of a 3200 x 3200 image.
+MAX_KEYS = 10_000
 
 
 def warn_of_many_keys(x: Tensor) -> bool:
-    """Name the cure where attention to a whole map takes long.
+    """Warn if global attention is slow because a map has many keys.
 
     Args:
-        x: The map (B, C, H, W) whose grid all keys are pooled to.
+        x: The map (B, C, H, W) to whose grid all keys are pooled.
 
     Returns:
-        Whether there was something to say.
+        Whether the warning was given.
     """
     keys = x.shape[2] * x.shape[3]
-    if keys <= MOST_KEYS or is_captured() or is_compiled():
+    if keys <= MAX_KEYS or is_captured() or is_compiled():
         return False
     warnings.warn(
         f'FPT attends to {keys} keys a map, those of {x.shape[2]} x {x.shape[3]} '
-        f'pixels of the coarsest level, which grow with the image. '
-        f'key_strides=... pools more: an int for all levels, or one a level',
+        f'pixels of the coarsest level, which grow with the image. Set '
+        f'key_strides=... to pool more: an int for all levels, or one per level',
         stacklevel=2)
     return True
 
@@ -137,7 +135,7 @@ def warn_of_many_keys(x: Tensor) -> bool:
 def branch_arguments(
         level: int, source: int, maps: Sequence[Tensor],
         strides: tuple[int, ...] | None) -> tuple[tuple[Tensor, ...], dict]:
-    """What a layer is called with; all take the map they belong to first."""
+    """Return the arguments of a layer's call; the map of its level is first."""
     args = (maps[level], ) if source == level else (maps[level], maps[source])
     return args, dict(key_stride=strides[source]) if strides else {}
 
@@ -145,17 +143,18 @@ def branch_arguments(
 def resolve_key_strides(
         num_levels: int, key_strides: int | list[int] | tuple[int, ...] | None
 ) -> tuple[int, ...] | None:
-    """The key strides of the levels, of one for all or of one a level.
+    """Return one key stride per level, or None.
 
     Raises:
-        TypeError: One is not an int.
-        ValueError: One is less than 1, or they are not as many as levels.
+        TypeError: A stride is not an int.
+        ValueError: A stride is less than 1, or their number is not that of the
+            levels.
     """
     if key_strides is None:
         return None
     if not isinstance(key_strides, (list, tuple)):
         key_strides = [key_strides] * num_levels
     if len(key_strides) != num_levels:
-        raise ValueError('key_strides must be an int or one a transformed level '
-                         f'({num_levels}), got {tuple(key_strides)}')
+        raise ValueError('key_strides must be an int or one int per transformed '
+                         f'level ({num_levels}), got {tuple(key_strides)}')
     return tuple(check_positive_int('key_strides', s) for s in key_strides)

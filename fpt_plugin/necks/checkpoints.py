@@ -1,4 +1,4 @@
-"""Checkpoints of the wrapped pyramid: whose key is whose."""
+"""Load checkpoints of the wrapped pyramid and check those of FPT."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..openmmlab.list_necks import adopt_plain_neck
 from .branches import level_pairs
 from .presets import BRANCHES, PRESETS
 
-# Children by which the libraries' necks can be told apart in a state dict, the
-# most particular ones first. A neck is named when it has all of them.
+# Child modules that identify the libraries' necks in a state dict, the most
+# specific sets first. A neck matches if the state dict has all of its children.
 _NECK_CHILDREN = (
     ('PAFPN', {'downsample_convs', 'pafpn_convs', 'fpn_convs'}),
     ('RFP', {'rfp_modules', 'fpn_convs'}),
@@ -39,16 +39,16 @@ def adopt_pyramid_keys(state_dict: dict[str, Tensor], prefix: str,
                        own_children: tuple[str, ...], pyramid: nn.Module) -> None:
     """Rename the keys of a plain pyramid to those of the wrapped one.
 
-    What is not a child of the neck is the pyramid's: ``neck.lateral_convs.0``
-    becomes ``neck.pyramid.lateral_convs.0``. A key that is there under its new
-    name already is left alone. What the pyramid does not have, or has and the
-    checkpoint lacks, is warned about together with the likely neck. What is in
-    another FPT inside the pyramid is left to that one.
+    A key that belongs to no child of the neck belongs to the pyramid:
+    ``neck.lateral_convs.0`` becomes ``neck.pyramid.lateral_convs.0``. A key
+    whose new name already exists is not renamed. Unexpected and missing keys
+    of the pyramid give a warning that names the likely neck. An FPT inside the
+    pyramid handles its own keys.
 
     Args:
         state_dict: Changed in place.
         prefix: The neck's prefix with its final dot, or ''.
-        own_children: Names of the neck's children, ``'pyramid'`` included.
+        own_children: Names of the neck's children, including ``'pyramid'``.
         pyramid: The wrapped pyramid.
     """
     own = tuple(f'{prefix}{child}.' for child in own_children)
@@ -91,7 +91,7 @@ def _warn_of_another_neck(given: set[str], pyramid: nn.Module) -> None:
         parts.append(f'its neck was probably {likely}: write '
                      f"pyramid=dict(type='{likely.split()[0]}').")
     else:
-        parts.append('its neck was another one, or had other arguments.')
+        parts.append('its neck had another type or other arguments.')
     print_log(' '.join(parts), logger='current', level=logging.WARNING)
 
 
@@ -105,29 +105,29 @@ def _likely_neck(keys: set[str]) -> str | None:
     return None
 
 
-class OtherBranches(RuntimeError, ValueError):
+class BranchMismatch(RuntimeError, ValueError):
     """A checkpoint has other FPT branches than the neck.
 
-    RuntimeError is what torch raises where a state dict does not fit, and
-    ValueError what commands report in one line.
+    torch raises RuntimeError for a state dict that does not fit; commands
+    report a ValueError in one line.
     """
 
 
 def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
                    neck: nn.Module) -> None:
-    """Refuse branches of another preset, which would be lost in silence.
+    """Reject branches of another preset, which torch would drop silently.
 
-    Layers that the checkpoint lacks are not refused: a neck may be trained
-    further with more branches.
+    Missing branches are accepted: a neck may be trained further with more
+    branches than its checkpoint has.
 
     Args:
-        state_dict: What is loaded.
+        state_dict: The state dict to load.
         prefix: The neck's prefix with its final dot, or ''.
         neck: An FPT.
 
     Raises:
-        OtherBranches: The checkpoint has layers that the neck has not, or of
-            another width.
+        BranchMismatch: The checkpoint has layers that the neck does not have,
+            or layers of another width.
     """
     own = tuple(f'{child}.' for child in neck.OWN_CHILDREN[1:])
     given = {
@@ -141,18 +141,18 @@ def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
         for named in (neck.named_parameters(), neck.named_buffers())
         for key, value in named
     }
-    foreign = [key for key in given if key not in expected]
-    other = [key for key in given
-             if key in expected and given[key] != expected[key]]
-    if not foreign and not other:
+    unexpected = [key for key in given if key not in expected]
+    reshaped = [key for key in given
+                if key in expected and given[key] != expected[key]]
+    if not unexpected and not reshaped:
         return
     parts = ['The checkpoint has other FPT branches than this neck:']
-    if foreign:
-        parts.append(f'{len(foreign)} keys have no place in it '
-                     f'({some(sorted(foreign))});')
-    if other:
-        key = min(other)
-        parts.append(f'{len(other)} have other shapes ({key} is {given[key]} '
+    if unexpected:
+        parts.append(f'{len(unexpected)} keys have no place in it '
+                     f'({some(sorted(unexpected))});')
+    if reshaped:
+        key = min(reshaped)
+        parts.append(f'{len(reshaped)} have other shapes ({key} is {given[key]} '
                      f'in the checkpoint and {expected[key]} here);')
     fitting = _fitting_preset(given, neck)
     if fitting == neck.preset:
@@ -162,33 +162,33 @@ def check_own_keys(state_dict: dict[str, Tensor], prefix: str,
         'the neck needs the arguments that it was trained with.')
     if fitting == 'full':
         parts.append("Version 0.1.0 called the preset 'full' the default.")
-    raise OtherBranches(' '.join(parts))
+    raise BranchMismatch(' '.join(parts))
 
 
 def _fitting_preset(given: dict[str, tuple[int, ...]],
                     neck: nn.Module) -> str | None:
-    """The preset of a checkpoint, told by its branches and their width.
+    """Return the preset that fits the branches and width of a checkpoint.
 
-    First the preset whose branches these are, then one of whose levels and
-    width they are: a config may leave branches out, or have others.
+    A preset with exactly these branches comes first. Otherwise the levels and
+    width decide, since a config may add or remove branches.
     """
     layers = {tuple(key.split('.')[:2]) for key in given
               if not key.startswith(('fusions.', 'drop_blocks.'))}
     widths = {shape[0] for key, shape in given.items()
               if key.endswith('.value.weight')}
     kinds = {kind for kind, _ in layers}
-    part = None
+    same_levels = None
     for name, preset in PRESETS.items():
         firsts = preset.first_levels(
             neck.num_levels, getattr(neck.pyramid, 'one_size', False))
         pairs = {(f'{branch}s', f'{level}_{source}')
                  for branch in BRANCHES for level, source in
                  level_pairs(branch, firsts[branch], neck.num_levels)}
-        # 4 is the most parts that a layer of ours has unless told otherwise.
+        # 4 is the largest default number of mixture parts of FPT's layers.
         if widths != {preset.embed_channels(neck.out_channels, 4)}:
             continue
         if layers == {pair for pair in pairs if pair[0] in kinds}:
             if kinds == {f'{branch}s' for branch in preset.branches}:
                 return name
-            part = part or name
-    return part
+            same_levels = same_levels or name
+    return same_levels

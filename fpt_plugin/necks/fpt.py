@@ -46,76 +46,79 @@ from .wrapped import (
 class FPT(BaseModule):
     """Feature Pyramid Transformer around a pyramid of any library.
 
-    Over an FPN config ``model = dict(neck=dict(type='FPT'))`` is the whole
-    change: mmengine merges it into the FPN's dict, and what is not FPT's goes
-    to the pyramid. A level then gets, from the original pyramid, a
-    Self-Transformer of its own map, Grounding Transformers from coarser levels
-    and Rendering Transformers from finer ones, fused in the order [X,] ST, GT,
-    RT with ascending source levels.
+    To add it to a config with an FPN, write
+    ``model = dict(neck=dict(type='FPT'))``: mmengine merges this into the FPN's
+    dict, and FPT passes the FPN's arguments to the wrapped pyramid. Each level
+    gets a Self-Transformer (ST) of its own map, Grounding Transformers (GT)
+    from coarser levels and Rendering Transformers (RT) from finer levels. All
+    read the original pyramid. They are fused in the order [X,] ST, GT, RT with
+    ascending source levels.
 
     With ``fusion='residual'`` the last convolution of each level starts at
-    zero: before the first training step the outputs are those of the wrapped
+    zero: before the first training step the outputs equal those of the wrapped
     pyramid bit for bit. Checkpoints trained with the plain pyramid load.
-    Outputs depend on the padded size: attention runs over batch padding too.
+    Outputs depend on the padded size, because attention includes the padding.
 
     Args:
-        in_channels: Channels of each backbone map; with ``pyramid=None`` the
-            one number of channels of all maps.
+        in_channels: Channels of each backbone map; with ``pyramid=None`` one
+            number for all maps.
         out_channels: Channels C of every output map.
-        num_outs: Number of output maps, the pyramid's argument.
-        pyramid: Config of the neck to wrap, whose arguments win over the outer
+        num_outs: Number of output maps, an argument of the pyramid.
+        pyramid: Config of the neck to wrap, whose arguments override the outer
             ones; a list of configs, which receives no outer arguments; or
-            None: the inputs are a pyramid already. ``'preset'``: the preset's.
-        self_transformer: Config of the ST branch; None leaves it out,
-            ``'preset'`` takes the preset's.
+            None if the inputs already are a pyramid. ``'preset'``: as in the
+            preset.
+        self_transformer: Config of the ST branch; None: no ST; ``'preset'``:
+            as in the preset.
         grounding_transformer: Config of the GT branch, likewise.
         rendering_transformer: Config of the RT branch, likewise.
-        preset: What the arguments are that a config does not set.
+        preset: Sets the arguments that a config does not set.
 
-            - ``'default'``, None: E = C // 4. Of four or more levels the
-              finest gets ST only, the others all branches among themselves.
+            - ``'default'``, None: E = C // 4. With four or more levels the
+              finest has ST only; the others have all branches, among
+              themselves.
             - ``'light'``: the Self-Transformer only, E = C // 8.
             - ``'full'``: E = C // 2, all branches; the default of 0.1.0.
             - ``'paper'``: BottomUpPyramid, E = C, every key, fusion
-              ``'concat'``, which changes a trained detector at once.
+              ``'concat'``, which changes a trained detector from the start.
 
-            E is at least 32 in the first two, or C where C is less.
-        num_levels: How many of the pyramid's maps are transformed; the others
-            pass through. None: those made from backbone maps, which FPN-like
-            pyramids tell; others need the number.
-        first_level: The first level that gets branches, counted from the
-            finest, which branches of other levels do not read either: an int,
-            or a dict of one for each branch, such as
-            ``dict(grounding_transformer=1)``. None: the preset's.
-        embed_channels: Channels E of q, k and v; None: the preset's, rounded
-            down to a multiple of the mixtures' parts.
+            In the first two E is at least 32, or C if C is smaller.
+        num_levels: Number of the pyramid's maps to transform; the others pass
+            through. None: the maps made from backbone maps, known for FPN-like
+            pyramids; other pyramids need the number.
+        first_level: The first level, counted from the finest, that has
+            branches or is read by them: an int, or a dict with an int for each
+            branch, such as ``dict(grounding_transformer=1)``. None: as in the
+            preset.
+        embed_channels: Channels E of q, k and v; None: as in the preset,
+            rounded down to a multiple of the number of mixture parts.
         key_strides: Average pooling of each level before keys and values, an
-            int or one a level; 1 is exact. None: 1 in the preset ``'paper'``;
-            in the others every level is pooled to the grid of the coarsest
-            transformed one: (8, 4, 2, 1) for four levels
-            of a usual pyramid, 1 for maps of equal size. That grid grows with
-            the image; more than 10,000 keys are warned of once.
+            int or one int per level; 1 is exact. None: 1 in the preset
+            ``'paper'``; in the others each level is pooled to the grid of the
+            coarsest transformed level: (8, 4, 2, 1) for four levels of a usual
+            pyramid, 1 for maps of equal size. That grid grows with the image;
+            more than 10,000 keys give one warning.
         fusion: ``'residual'``, X + conv3x3(conv1x1(branches)), or
-            ``'concat'``, the paper's conv3x3([X, branches]). None: the
-            preset's.
+            ``'concat'``, the paper's conv3x3([X, branches]). None: as in the
+            preset.
         fusion_norm_cfg: Norm after the 1x1 convolution of the residual fusion
             or after the 3x3 convolution of the other; None: none.
-        drop_block: Config of a module applied to the branches of each level
-            while training, such as ``dict(type='mmdet.DropBlock',
-            drop_prob=0.1, block_size=5)``, where its block fits the map.
+        drop_block: Config of a module applied to the branches of each level in
+            training, such as ``dict(type='mmdet.DropBlock', drop_prob=0.1,
+            block_size=5)``; skipped on maps smaller than its block.
         checkpoint_branches: Recompute the branches in the backward pass to
             save memory.
-        freeze_pyramid: Keep the wrapped pyramid as it is: no gradients for its
+        freeze_pyramid: Freeze the wrapped pyramid: no gradients for its
             parameters, its norms in evaluation mode. Gradients still reach
-            the backbone. With ``pyramid=None`` there is none to freeze.
-        **pyramid_args: Everything else, ``norm_cfg`` and ``init_cfg``
-            included, is the pyramid's. With ``pyramid=None`` or a list only
-            ``init_cfg`` is allowed and is FPT's own.
+            the backbone. Not allowed with ``pyramid=None``.
+        **pyramid_args: All other arguments, including ``norm_cfg`` and
+            ``init_cfg``, are passed to the pyramid. With ``pyramid=None`` or a
+            list only ``init_cfg`` is allowed; it is used for FPT itself.
 
     Raises:
-        TypeError: An argument has the wrong type, or the pyramid refuses it.
+        TypeError: An argument has the wrong type, or the pyramid rejects it.
         ValueError: An argument is out of range or does not fit another one, or
-            no registry knows a type.
+            a type is not registered.
         ImportError: The installed OpenMMLab versions do not fit.
 
     Example:
@@ -128,8 +131,8 @@ class FPT(BaseModule):
         [(1, 16, 32, 32), (1, 16, 16, 16), (1, 16, 8, 8), (1, 16, 4, 4)]
     """
 
-    # Children of this module; every other key of a checkpoint is taken for
-    # the wrapped pyramid's.
+    # Children of this module. Every other key of a checkpoint belongs to the
+    # wrapped pyramid.
     OWN_CHILDREN = ('pyramid', 'self_transformers', 'grounding_transformers',
                     'rendering_transformers', 'fusions', 'drop_blocks')
 
@@ -157,7 +160,7 @@ class FPT(BaseModule):
             **pyramid_args) -> None:
         check_versions()
         chosen = find_preset(preset)
-        pyramid = chosen.unless_given('pyramid', pyramid)
+        pyramid = chosen.resolve('pyramid', pyramid)
         own_init_cfg = None
         if pyramid is None or isinstance(pyramid, (list, tuple)):
             own_init_cfg = pyramid_args.pop('init_cfg', None)
@@ -165,7 +168,7 @@ class FPT(BaseModule):
                 raise TypeError(
                     'a pyramid that is a list or None receives no outer '
                     f'arguments, got {sorted(pyramid_args)}; write them into '
-                    'the list, and _delete_=True where a base config set them')
+                    'the list, and add _delete_=True if a base config sets them')
         super().__init__(init_cfg=own_init_cfg)
         fusion = chosen.fusion if fusion is None else fusion
         if fusion not in FUSIONS:
@@ -186,10 +189,10 @@ class FPT(BaseModule):
 
         if freeze_pyramid and pyramid is None:
             raise ValueError(
-                'freeze_pyramid=True freezes what FPT wraps, got pyramid=None: '
-                'wrap the necks before it, or take TrainGraftOnlyHook')
+                'freeze_pyramid=True needs a wrapped pyramid to freeze, got '
+                'pyramid=None: wrap the necks, or use TrainGraftOnlyHook')
         self.pyramid = self._build_pyramid(pyramid, pyramid_args)
-        # The pyramid's own config may have changed it.
+        # The pyramid's own config may have overridden out_channels.
         check_positive_int('out_channels', self.out_channels)
         self.num_levels = resolve_num_levels(num_levels, self.pyramid,
                                              self.num_outs)
@@ -200,7 +203,7 @@ class FPT(BaseModule):
             self.num_levels,
             chosen.key_strides if key_strides is None else key_strides)
         given = (self_transformer, grounding_transformer, rendering_transformer)
-        branch_cfgs = {name: chosen.unless_given(name, cfg)
+        branch_cfgs = {name: chosen.resolve(name, cfg)
                        for name, cfg in zip(BRANCHES, given)}
         if embed_channels is None:
             embed_channels = chosen.embed_channels(
@@ -210,7 +213,7 @@ class FPT(BaseModule):
         self.embed_channels = check_positive_int('embed_channels',
                                                  embed_channels)
         self._build_branches(branch_cfgs)
-        self._watches_keys = bool(self._pooled_branches)
+        self._warn_of_many_keys = bool(self._pooled_branches)
         with refusing('fusion_norm_cfg', fusion_norm_cfg):
             self._build_fusions(fusion, fusion_norm_cfg)
         with refusing('drop_block', drop_block):
@@ -229,8 +232,8 @@ class FPT(BaseModule):
             if isinstance(channels, (list, tuple)):
                 if len(set(channels)) != 1:
                     raise ValueError(
-                        'pyramid=None needs maps of equal channels, one number '
-                        f'as in_channels, got in_channels={channels}')
+                        'pyramid=None needs one number of channels for all '
+                        f'maps, got in_channels={channels}')
                 channels = channels[0]
             if check_positive_int('in_channels',
                                   channels) != self.out_channels:
@@ -247,22 +250,22 @@ class FPT(BaseModule):
         args.update(pyramid)
         if self.num_outs is not None:
             args.setdefault('num_outs', self.num_outs)
-        # Some necks know other names for their channels.
-        offered = dict(
+        # Some necks have other names for these arguments.
+        optional = dict(
             in_channels=self.in_channels, out_channels=self.out_channels)
         self.in_channels = args.get('in_channels', self.in_channels)
         self.out_channels = args.get('out_channels', self.out_channels)
         self.num_outs = args.get('num_outs')
         if self.num_outs is not None:
             check_levels('num_outs', self.num_outs)
-        return build_pyramid(args, offered)
+        return build_pyramid(args, optional)
 
     def _build_branches(self, cfgs: dict[str, dict | None]) -> None:
-        """One layer a (level, source level) pair, named ``level_source``."""
-        # Branches whose forward takes the key stride that the maps give.
+        """Build a layer per (level, source level), named ``level_source``."""
+        # Branches whose forward takes the key stride computed from the maps.
         self._pooled_branches: set[str] = set()
         for name, cfg in cfgs.items():
-            # mmengine's containers pass init_weights on to their modules.
+            # mmengine's containers call init_weights of their modules.
             layers = ModuleDict()
             pairs = level_pairs(name, self.first_levels[name], self.num_levels)
             for level, source in pairs if cfg is not None else ():
@@ -279,14 +282,14 @@ class FPT(BaseModule):
             width = sum(
                 getattr(layer, 'embed_channels', self.embed_channels)
                 for _, layer, _ in self._branches(level))
-            # A residual level without branches stays the pyramid's.
+            # A residual level without branches returns the pyramid's map.
             self.fusions.append(
                 nn.Identity() if width == 0 and fusion == 'residual' else
                 FUSIONS[fusion](self.out_channels, width, self.embed_channels,
                                 norm_cfg))
 
     def _branches(self, level: int) -> list[tuple[int, nn.Module, bool]]:
-        """(source level, layer, takes a key stride), in the order of fusion."""
+        """List (source level, layer, takes a key stride) in fusion order."""
         return [(source, branches[f'{level}_{source}'],
                  kind in self._pooled_branches)
                 for kind in self.OWN_CHILDREN[1:4]
@@ -302,7 +305,7 @@ class FPT(BaseModule):
             self.pyramid.eval()
 
     def train(self, mode: bool = True) -> FPT:
-        """Set the training mode; a frozen pyramid stays in evaluation."""
+        """Set the training mode; a frozen pyramid stays in evaluation mode."""
         super().train(mode)
         self._freeze()
         return self
@@ -310,7 +313,7 @@ class FPT(BaseModule):
     # ------------------------------------------------------------- checkpoints
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Accept the plain pyramid's keys; refuse another preset's branches."""
+        """Load keys of the plain pyramid; reject branches of other presets."""
         check_own_keys(state_dict, prefix, self)
         if self.pyramid is not None:
             adopt_pyramid_keys(state_dict, prefix, self.OWN_CHILDREN,
@@ -327,8 +330,8 @@ class FPT(BaseModule):
                 coarse; with ``pyramid=None`` the pyramid itself.
 
         Returns:
-            The pyramid's maps (B, C, H_i, W_i), the first ``num_levels`` of
-            them transformed.
+            Maps (B, C, H_i, W_i). The first ``num_levels`` are transformed;
+            the others are the pyramid's.
 
         Raises:
             TypeError: An input is not a floating point tensor.
@@ -345,7 +348,7 @@ class FPT(BaseModule):
     def branch_inputs(
         self, inputs: tuple[Tensor, ...]
     ) -> list[tuple[int, int, nn.Module, tuple, dict]]:
-        """What the forward pass gives each branch; none of them is run.
+        """Return the arguments of each branch's call without running it.
 
         Args:
             inputs: As in the forward pass.
@@ -364,7 +367,7 @@ class FPT(BaseModule):
     def _sources(
         self, inputs: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], list[Tensor], tuple[int, ...] | None]:
-        """The pyramid, what the branches read of it, and their key strides."""
+        """Return the pyramid, the maps the branches read, and key strides."""
         maps = self._pyramid_maps(inputs)
         check_pyramid(
             'inputs' if self.pyramid is None else 'pyramid output', maps,
@@ -374,21 +377,23 @@ class FPT(BaseModule):
 
     def pooling_strides(
             self, maps: tuple[Tensor, ...]) -> tuple[int, ...] | None:
-        """Strides to the coarsest grid; None where the layers know theirs."""
+        """Return key strides to the coarsest grid; None if they are fixed."""
         if self.key_strides is not None:
             return None
-        if self._watches_keys and warn_of_many_keys(maps[self.num_levels - 1]):
-            self._watches_keys = False
+        if self._warn_of_many_keys \
+                and warn_of_many_keys(maps[self.num_levels - 1]):
+            self._warn_of_many_keys = False
         return self.fixed_strides or pooling_strides(maps[:self.num_levels])
 
     def fix_strides(self, inputs: tuple[Tensor, ...]) -> None:
-        """Keep the key strides of these inputs for all others.
+        """Use the key strides of these inputs for all later inputs.
 
-        A captured graph has them as constants. They are no part of the state.
+        A captured graph holds them as constants. They are not saved in the
+        state dict.
         """
         self.fixed_strides = None
         training = self.training
-        self.eval()  # the pyramid's norms learn nothing from these inputs
+        self.eval()  # keep the running statistics of the pyramid's norms
         with torch.no_grad():
             self.fixed_strides = self.pooling_strides(
                 self._pyramid_maps(inputs))
@@ -409,8 +414,8 @@ class FPT(BaseModule):
 
     def _transform(self, level: int, x: Tensor, maps: list[Tensor],
                    strides: tuple[int, ...] | None) -> Tensor:
-        """One level of the output, in the memory format of ``x``."""
-        branches = [
+        """Compute one output level in the memory format of ``x``."""
+        branches = [  # (B, E, H, W) each
             self._run(layer,
                       *branch_arguments(level, source, maps,
                                         strides if pooled else None))
@@ -420,13 +425,14 @@ class FPT(BaseModule):
         if not branches:
             out = x if isinstance(fusion, nn.Identity) else fusion(x, None)
         else:
-            out = fusion(x, self._drop(level, torch.cat(branches, dim=1)))
-        # The heads get what they got from the pyramid: a convolution
-        # in another memory format may round in another way.
+            joined = torch.cat(branches, dim=1)  # (B, sum of E, H, W)
+            out = fusion(x, self._drop(level, joined))  # (B, C, H, W)
+        # Keep the memory format for the heads: a convolution in another
+        # format may round differently.
         return out.contiguous() if x.is_contiguous() else out
 
     def _run(self, layer: nn.Module, args: tuple, kwargs: dict) -> Tensor:
-        """One branch."""
+        """Run one branch, with activation checkpointing if it is on."""
         if self.checkpoint_branches and self.training \
                 and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False, **kwargs)
@@ -436,7 +442,7 @@ class FPT(BaseModule):
         if self.drop_blocks is None:
             return branches
         drop = self.drop_blocks[level]
-        # DropBlock divides by the number of places of its block.
+        # DropBlock divides by the number of positions of its block.
         if min(branches.shape[2:]) < getattr(drop, 'block_size', 1):
             return branches
         return drop(branches)

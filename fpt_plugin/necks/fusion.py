@@ -1,4 +1,4 @@
-"""How the maps of the branches join the pyramid's map of a level."""
+"""Fuse the maps of the branches with the pyramid's map of a level."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class ResidualFusion(BaseModule):
-    """X + conv3x3(conv1x1(branches)), zero at the start.
+    """Compute X + conv3x3(conv1x1(branches)).
 
     The last convolution starts at zero, so the level is unchanged bit for bit
-    until training moves it. Nothing follows it: a norm after a zero
-    convolution multiplies its gradient by hundreds, a ReLU kills it.
+    before training. Nothing follows it: a norm after a zero convolution
+    multiplies its gradient by hundreds, and a ReLU makes it zero.
 
     Args:
         in_channels: Channels C of X and of the output.
@@ -35,7 +35,7 @@ class ResidualFusion(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier, except for the zero convolution at the end."""
+        """Set Xavier weights, and zero the last convolution."""
         nn.init.xavier_uniform_(self.reduce.weight)
         if self.reduce.bias is not None:
             nn.init.zeros_(self.reduce.bias)
@@ -43,15 +43,12 @@ class ResidualFusion(BaseModule):
         nn.init.zeros_(self.out_conv.bias)
 
     def init_weights(self) -> None:
-        """Zero the last convolution again.
-
-        The init_cfg of a parent has overwritten what the constructor did.
-        """
+        """Reset the parameters, which a parent's init_cfg may have changed."""
         super().init_weights()
         self.reset_parameters()
 
     def forward(self, x: Tensor, branches: Tensor) -> Tensor:
-        """Add what the branches found to ``x``.
+        """Add the fused branches to ``x``.
 
         Args:
             x: (B, C, H, W).
@@ -60,16 +57,17 @@ class ResidualFusion(BaseModule):
         Returns:
             (B, C, H, W).
         """
-        return x + self.out_conv(self.norm(self.reduce(branches)))
+        reduced = self.norm(self.reduce(branches))  # (B, E, H, W)
+        return x + self.out_conv(reduced)  # (B, C, H, W)
 
 
 class ConcatFusion(BaseModule):
-    """conv3x3([X, branches]), the paper's (FPT, Sec. 3.1).
+    """Compute conv3x3([X, branches]), as in the paper (FPT, Sec. 3.1).
 
     Args:
         in_channels: Channels C of X and of the output.
         branch_channels: Channels of all branches together; may be 0.
-        embed_channels: Not used; the paper has nothing between.
+        embed_channels: Not used; there is no convolution before the 3x3 one.
         norm_cfg: Norm after the convolution; None: none.
     """
 
@@ -89,28 +87,28 @@ class ConcatFusion(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier."""
+        """Set Xavier weights and zero biases."""
         nn.init.xavier_uniform_(self.out_conv.weight)
         if self.out_conv.bias is not None:
             nn.init.zeros_(self.out_conv.bias)
 
     def init_weights(self) -> None:
-        """Xavier again: a parent's init_cfg may have overwritten it."""
+        """Reset the parameters, which a parent's init_cfg may have changed."""
         super().init_weights()
         self.reset_parameters()
 
     def forward(self, x: Tensor, branches: Tensor | None) -> Tensor:
-        """Mix ``x`` with what the branches found.
+        """Mix ``x`` with the branches.
 
         Args:
             x: (B, C, H, W).
-            branches: (B, branch_channels, H, W), or None where there are none.
+            branches: (B, branch_channels, H, W), or None without branches.
 
         Returns:
             (B, C, H, W).
         """
         if branches is not None:
-            x = torch.cat([x, branches], dim=1)
+            x = torch.cat([x, branches], dim=1)  # (B, C + branch_channels, H, W)
         return self.norm(self.out_conv(x))
 
 

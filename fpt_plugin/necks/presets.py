@@ -1,7 +1,7 @@
-"""Presets of FPT: which branches a level gets, and how wide they are.
+"""Presets of FPT: the branches of each level and their width.
 
-``'full'`` is what 0.1.0 called the default. ``'default'`` and ``'light'`` are
-cheaper; configs/studies measures what each of them gains and costs.
+``'full'`` was the default of 0.1.0. ``'default'`` and ``'light'`` are cheaper;
+configs/studies measures the accuracy and cost of each.
 """
 
 from __future__ import annotations
@@ -13,52 +13,54 @@ from ..layers.checks import check_levels
 
 BRANCHES = ('self_transformer', 'grounding_transformer',
             'rendering_transformer')
-_CROSS = BRANCHES[1:]
-# Means "as the preset has it" where None means "none".
+_CROSS_LEVEL = BRANCHES[1:]
+# Default of arguments for which None means "none".
 PRESET = 'preset'
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What FPT's arguments are where a config does not set them.
+    """Default values of FPT's arguments.
 
     Attributes:
-        divisor: Embed channels are E = C // divisor,
-        least: but at least this, or C where C is less.
-        branches: The branches it has.
-        spare_finest: Of four or more levels, the finest one gets the
-            Self-Transformer only, and GT and RT do not read it.
+        divisor: Embed channels are E = C // divisor.
+        min_embed_channels: Lower limit of E, unless C is smaller.
+        branches: Names of the branches.
+        finest_st_only: With four or more levels, the finest has only the
+            Self-Transformer, and GT and RT do not read it.
         key_strides: Pooling of the keys; None: to the coarsest level's grid.
-        fusion: How the branches join the pyramid.
-        pyramid: The wrapped neck.
+        fusion: Name of the fusion.
+        pyramid: Type of the wrapped neck.
     """
 
     divisor: int
-    least: int = 1
+    min_embed_channels: int = 1
     branches: tuple[str, ...] = BRANCHES
-    spare_finest: bool = False
+    finest_st_only: bool = False
     key_strides: int | None = None
     fusion: str = 'residual'
     pyramid: str = 'FPN'
 
     def embed_channels(self, channels: int, parts: int) -> int:
-        """E for C channels, a multiple of the mixtures' ``parts``."""
-        embed = max(channels // self.divisor, min(self.least, channels))
+        """Return E for C channels, a multiple of the mixture ``parts``."""
+        embed = max(channels // self.divisor,
+                    min(self.min_embed_channels, channels))
         return max(embed // parts, 1) * parts
 
     def first_levels(self, num_levels: int,
                      one_size: bool = False) -> dict[str, int]:
-        """First level of each branch.
+        """Return the first level of each branch.
 
         Args:
             num_levels: Number of transformed levels.
             one_size: Whether their maps have one size, so that none is finest.
         """
-        spared = int(self.spare_finest and num_levels >= 4 and not one_size)
-        return {name: spared if name in _CROSS else 0 for name in BRANCHES}
+        skipped = int(self.finest_st_only and num_levels >= 4 and not one_size)
+        return {name: skipped if name in _CROSS_LEVEL else 0
+                for name in BRANCHES}
 
-    def unless_given(self, name: str, given: Any) -> Any:
-        """Config of a branch or of the pyramid: the given one, or its own."""
+    def resolve(self, name: str, given: Any) -> Any:
+        """Return the given config of a branch or the pyramid, or the default."""
         if given != PRESET:
             return given
         if name == 'pyramid':
@@ -69,15 +71,15 @@ class Preset:
 
 
 def default_branch(name: str) -> dict[str, str]:
-    """Config of a branch that a preset has."""
+    """Return the config of a branch with default arguments."""
     return dict(type=''.join(word.title() for word in name.split('_')))
 
 
 PRESETS = {
     'light':
-    Preset(divisor=8, least=32, branches=('self_transformer', )),
+    Preset(divisor=8, min_embed_channels=32, branches=('self_transformer', )),
     'default':
-    Preset(divisor=4, least=32, spare_finest=True),
+    Preset(divisor=4, min_embed_channels=32, finest_st_only=True),
     'full':
     Preset(divisor=2),
     'paper':
@@ -87,10 +89,10 @@ PRESETS = {
 
 
 def find_preset(name: str | None) -> Preset:
-    """Return the preset of this name; None is the default one.
+    """Return the preset of this name; None is the default preset.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is no preset of this name.
     """
     if name is None:
         name = 'default'
@@ -103,14 +105,14 @@ def find_preset(name: str | None) -> Preset:
 def resolve_first_levels(first_level: int | dict | None, num_levels: int,
                          preset: Preset,
                          one_size: bool = False) -> dict[str, int]:
-    """First level of each branch, counted from the finest.
+    """Return the first level of each branch, counted from the finest.
 
     Args:
-        first_level: One for all branches, or a dict of one for each branch it
-            names, 0 for the others; None: the preset's.
+        first_level: An int for all branches, or a dict from branch to int,
+            with 0 for branches that it does not name; None: the preset's.
         num_levels: Number of transformed levels.
-        preset: Where to look if ``first_level`` is None.
-        one_size: Whether the levels have one size.
+        preset: Used if ``first_level`` is None.
+        one_size: Whether all levels have one size.
 
     Raises:
         TypeError: A level is not an int.

@@ -1,4 +1,4 @@
-"""Pyramids of the papers that the libraries do not have."""
+"""Pyramids of the FPT paper that mmdet and mmseg do not have."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ..openmmlab.registry import register
 
 @register(MODELS)
 class BottomUpPyramid(BaseModule):
-    """The paper's bottom-up feature pyramid (BFP): 1x1 laterals alone.
+    """The paper's bottom-up feature pyramid (BFP): only 1x1 lateral convolutions.
 
-    Each backbone map is brought to ``out_channels``; there is no top-down path
-    and no 3x3 convolution (FPT, Sec. 4.1). FPT's published gains are over this
-    pyramid. It is not mmdet's ``BFP``, which is Balanced FP. The arguments are
-    those of mmdet's FPN.
+    Each backbone map is projected to ``out_channels``; there is no top-down
+    path and no 3x3 convolution (FPT, Sec. 4.1). The paper reports FPT's gains
+    over this pyramid. It is not mmdet's ``BFP`` (Balanced Feature Pyramid). The
+    arguments are those of mmdet's FPN.
 
     Args:
         in_channels: Channels of each backbone map, fine to coarse.
         out_channels: Channels of every output map.
-        num_outs: Number of output maps; None: one a backbone map used.
+        num_outs: Number of output maps; None: the number of backbone maps used.
         start_level: First backbone map used.
-        end_level: Last backbone map used; -1 is the last there is.
-        add_extra_convs: Maps beyond the backbone's by stride-2 convolutions:
-            ``True`` or ``'on_input'`` from the last backbone map,
-            ``'on_lateral'`` or ``'on_output'`` from the last lateral, which
-            are the same here; ``False`` subsamples the last map.
+        end_level: Last backbone map used; -1: the last one.
+        add_extra_convs: Make extra maps by stride-2 convolutions: ``True`` or
+            ``'on_input'`` from the last backbone map, ``'on_lateral'`` or
+            ``'on_output'`` (the same here) from the last lateral output.
+            ``False`` subsamples the last map.
         relu_before_extra_convs: ReLU before the second and later extra
             convolutions.
-        no_norm_on_lateral: Leave ``norm_cfg`` out of the laterals.
+        no_norm_on_lateral: Do not apply ``norm_cfg`` to the laterals.
         conv_cfg: Convolution type.
         norm_cfg: Norm after each convolution.
         act_cfg: Activation after each convolution.
@@ -72,7 +72,7 @@ class BottomUpPyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if not isinstance(in_channels, (list, tuple)):
-            raise TypeError('in_channels must be a list of ints, one a backbone '
+            raise TypeError('in_channels must be a list of ints, one per backbone '
                             f'map, got {in_channels!r}')
         self.in_channels = list(in_channels)
         self.out_channels = check_positive_int('out_channels', out_channels)
@@ -135,7 +135,7 @@ class BottomUpPyramid(BaseModule):
             ``num_outs`` maps (B, out_channels, H_i, W_i).
 
         Raises:
-            ValueError: The number of maps is not that of ``in_channels``.
+            ValueError: The number of maps differs from that of ``in_channels``.
         """
         _check_count(self.in_channels, inputs)
         used = inputs[self.start_level:self.backbone_end_level]
@@ -154,7 +154,7 @@ class BottomUpPyramid(BaseModule):
 
 
 def _check_count(in_channels: list[int], inputs: tuple[Tensor, ...]) -> None:
-    """Require a map for each of the channels."""
+    """Require one map per entry of ``in_channels``."""
     if len(inputs) != len(in_channels):
         raise ValueError(f'in_channels={in_channels} expects '
                          f'{len(in_channels)} maps, got {len(inputs)}')
@@ -164,22 +164,21 @@ def _check_count(in_channels: list[int], inputs: tuple[Tensor, ...]) -> None:
 class UFP(BaseModule):
     """The paper's unscathed feature pyramid (UFP) for segmentation.
 
-    A dilated backbone keeps the size of its last maps, so that a pyramid of
-    scales comes from the kernels instead: the last map is reduced to
-    ``out_channels`` and then seen by branches whose receptive fields grow,
-    the large separable kernels of Global Convolutional Networks (FPT,
-    Sec. 4.2; GCN: https://arxiv.org/abs/1703.02719). All outputs have the size
-    of that map, the smallest kernel first.
+    The last maps of a dilated backbone have one size, so the scales come from
+    the kernels: the last map is reduced to ``out_channels`` and convolved with
+    large separable kernels of growing size, as in Global Convolutional Networks
+    (FPT, Sec. 4.2; GCN: https://arxiv.org/abs/1703.02719). All outputs have the
+    size of that map, the smallest kernel first.
 
-    The paper tells neither the reduction nor its width; without it 2048
-    channels would make branches of 445 million parameters.
+    The paper gives neither the reduction nor its width. Without a reduction,
+    2048 channels would need branches of 445 million parameters.
 
     Args:
         in_channels: Channels of each backbone map; the last one is used.
         out_channels: Channels of every output map.
-        num_outs: Number of output maps, that of ``kernel_sizes``; None: that.
-        kernel_sizes: Side of each branch's kernel, odd; 1 is a 1x1
-            convolution.
+        num_outs: Number of output maps; must be that of ``kernel_sizes`` or
+            None.
+        kernel_sizes: Odd side of each branch's kernel; 1 is a 1x1 convolution.
         conv_cfg: Convolution type.
         norm_cfg: Norm after the reduction; None: none.
         act_cfg: Activation after the reduction; None: none.
@@ -187,8 +186,8 @@ class UFP(BaseModule):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range, or ``num_outs`` is not the
-            number of kernels.
+        ValueError: An argument is out of range, or ``num_outs`` differs from
+            the number of kernels.
 
     Example:
         >>> import torch
@@ -197,7 +196,7 @@ class UFP(BaseModule):
         [(1, 4, 9, 9), (1, 4, 9, 9), (1, 4, 9, 9), (1, 4, 9, 9)]
     """
 
-    one_size = True  # no map is finer than another; FPT asks
+    one_size = True  # read by FPT: all maps have one size
 
     def __init__(
         self,
@@ -213,7 +212,7 @@ class UFP(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if not isinstance(in_channels, (list, tuple)) or not in_channels:
-            raise TypeError('in_channels must be a list of ints, one a backbone '
+            raise TypeError('in_channels must be a list of ints, one per backbone '
                             f'map, got {in_channels!r}')
         if not isinstance(kernel_sizes, (list, tuple)) or not kernel_sizes:
             raise TypeError('kernel_sizes must be a list or tuple of ints, got '
@@ -229,7 +228,7 @@ class UFP(BaseModule):
             raise ValueError(
                 'num_outs must be the number of kernel_sizes, '
                 f'{len(kernel_sizes)} of {tuple(kernel_sizes)}, got {num_outs}')
-        # FPN's names: every output counts as made from a backbone map.
+        # FPN's names, read by FPT: all outputs are to be transformed.
         self.start_level, self.backbone_end_level = 0, self.num_outs
         self.reduce = ConvModule(
             self.in_channels[-1], out_channels, 1, conv_cfg=conv_cfg,
@@ -238,28 +237,28 @@ class UFP(BaseModule):
             LargeKernel(out_channels, size, conv_cfg) for size in kernel_sizes)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See the last map at several scales.
+        """Convolve the last map with kernels of several sizes.
 
         Args:
             inputs: Backbone maps (B, in_channels[i], H_i, W_i), the last two
                 of one size.
 
         Returns:
-            A map (B, out_channels, H, W) a kernel.
+            One map (B, out_channels, H, W) per kernel.
 
         Raises:
-            ValueError: The number of maps is not that of ``in_channels``, or
-                the last map is smaller than the one before it.
+            ValueError: The number of maps differs from that of
+                ``in_channels``, or the last map is smaller than the one before.
         """
         _check_count(self.in_channels, inputs)
         sizes = [tuple(x.shape[2:]) for x in inputs]
         if len(sizes) > 1 and sizes[-1] != sizes[-2]:
             raise ValueError(
-                'UFP wants a dilated backbone, whose last maps have one size, '
-                f'got inputs of sizes {sizes}: give the ResNet '
+                'UFP needs a dilated backbone, whose last maps have one size, '
+                f'got inputs of sizes {sizes}: for a ResNet, set '
                 'strides=(1, 2, 1, 1) and dilations=(1, 1, 2, 4)')
-        # The tall kernels' gradients are safe in this format only.
-        x = self.reduce(channels_last(inputs[-1]))
+        # Only in this format are the gradients of tall kernels safe.
+        x = self.reduce(channels_last(inputs[-1]))  # (B, out_channels, H, W)
         return tuple(branch(x) for branch in self.branches)
 
 
@@ -290,5 +289,5 @@ class LargeKernel(BaseModule):
             ])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
+        """Map (B, C, H, W) to (B, C, H, W)."""
         return sum(path(x) for path in self.paths)

@@ -1,4 +1,4 @@
-"""FPT with one branch alone: the rows of the paper's ablation."""
+"""FPT with a single branch: the rows of the paper's ablation."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from .presets import BRANCHES, PRESET, default_branch
 
 @register(MODELS)
 class SelfTransformerNeck(FPT):
-    """FPT with the Self-Transformer alone (the paper's ablation, +ST).
+    """FPT with only the Self-Transformer (the paper's ablation, +ST).
 
-    Takes the arguments of :class:`FPT` but for the other branches.
+    The arguments are those of :class:`FPT`, except the other branches.
     """
 
     def __init__(self, in_channels: list[int] | int, out_channels: int,
                  *args, **kwargs) -> None:
-        super().__init__(in_channels, out_channels, *args, **_only(
-            kwargs, 'self_transformer'))
+        super().__init__(in_channels, out_channels, *args,
+                         **_single_branch(kwargs, 'self_transformer'))
 
 
 @register(MODELS)
 class GroundingTransformerNeck(FPT):
-    """FPT with the Grounding Transformer alone (the paper's ablation, +GT).
+    """FPT with only the Grounding Transformer (the paper's ablation, +GT).
 
-    Takes the arguments of :class:`FPT` but for the other branches.
+    The arguments are those of :class:`FPT`, except the other branches.
     """
 
     def __init__(self, in_channels: list[int] | int, out_channels: int,
                  *args, **kwargs) -> None:
-        super().__init__(in_channels, out_channels, *args, **_only(
-            kwargs, 'grounding_transformer'))
+        super().__init__(in_channels, out_channels, *args,
+                         **_single_branch(kwargs, 'grounding_transformer'))
 
 
 @register(MODELS)
 class RenderingTransformerNeck(FPT):
-    """FPT with the Rendering Transformer alone (the paper's ablation, +RT).
+    """FPT with only the Rendering Transformer (the paper's ablation, +RT).
 
-    Takes the arguments of :class:`FPT` but for the other branches.
+    The arguments are those of :class:`FPT`, except the other branches.
     """
 
     def __init__(self, in_channels: list[int] | int, out_channels: int,
                  *args, **kwargs) -> None:
-        super().__init__(in_channels, out_channels, *args, **_only(
-            kwargs, 'rendering_transformer'))
+        super().__init__(in_channels, out_channels, *args,
+                         **_single_branch(kwargs, 'rendering_transformer'))
 
 
-def _only(kwargs: dict, branch: str) -> dict:
-    """Switch the other branches off; refuse a config for one of them.
+def _single_branch(kwargs: dict, branch: str) -> dict:
+    """Switch off the other branches; reject a config for one of them.
 
-    The branch is there in each preset, also where the preset leaves it out.
+    Every preset has the branch here, even a preset that leaves it out in FPT.
     """
     kwargs = dict(kwargs)
     if kwargs.get(branch, PRESET) == PRESET:
@@ -59,7 +59,7 @@ def _only(kwargs: dict, branch: str) -> dict:
     for name in BRANCHES:
         if name != branch:
             if kwargs.get(name) is not None:
-                raise TypeError(f'a neck with {branch} alone takes no {name}, '
+                raise TypeError(f'a neck with only {branch} takes no {name}, '
                                 f'got {kwargs[name]!r}; use FPT')
             kwargs[name] = None
     return kwargs

@@ -1,7 +1,6 @@
-"""Build a neck of mmdet or mmseg inside ours, with errors that help.
+"""Build the wrapped neck of mmdet or mmseg, and check its inputs and outputs.
 
-The wrapped pyramid is reached through the registry only; nothing here imports
-mmdet or mmseg.
+Nothing here imports mmdet or mmseg: the registry finds the neck.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from ..openmmlab.pins import SCOPES
 from ..openmmlab.registry import lookup, missing_arguments, unknown_arguments
 
 
-def build_pyramid(cfg: dict | list, offered: dict | None = None) -> nn.Module:
+def build_pyramid(cfg: dict | list, optional: dict | None = None) -> nn.Module:
     """Build a neck, or a list of necks as a Sequential, in the active scope.
 
-    Where no scope is active, or the active one does not know the name, mmdet
-    and then mmseg are tried.
+    If no scope is active, or the active one does not have the name, mmdet and
+    then mmseg are tried.
 
     Args:
-        cfg: Config of the neck, or a list of such.
-        offered: Arguments that a single neck gets where it takes them and
+        cfg: Config of the neck, or a list of configs.
+        optional: Arguments that a single neck gets if it accepts them and
             ``cfg`` does not set them.
 
     Raises:
         TypeError: ``cfg`` is not a dict or a list of dicts with a type, or
-            the neck refuses its arguments.
-        ValueError: The neck refuses the values of its arguments, or no
-            registry knows the type.
+            the neck rejects its arguments.
+        ValueError: The neck rejects the values of its arguments, or its type
+            is not registered.
     """
     if isinstance(cfg, (list, tuple)):
         return Sequential(*(build_pyramid(item) for item in cfg))
@@ -45,9 +44,9 @@ def build_pyramid(cfg: dict | list, offered: dict | None = None) -> nn.Module:
         cls = lookup(registry, cfg['type'])
         if cls is None:
             raise ValueError(_unknown_type(cfg['type'], registry.scope))
-        refused = unknown_arguments(cls, offered or {})
-        cfg.update((k, v) for k, v in (offered or {}).items()
-                   if k not in cfg and k not in refused)
+        rejected = unknown_arguments(cls, optional or {})
+        cfg.update((k, v) for k, v in (optional or {}).items()
+                   if k not in cfg and k not in rejected)
         args = {k: v for k, v in cfg.items() if k != 'type'}
         _check_arguments(cls, args)
         with refusing(f'the pyramid {cls.__name__} of these arguments', args):
@@ -55,7 +54,7 @@ def build_pyramid(cfg: dict | list, offered: dict | None = None) -> nn.Module:
 
 
 def _library_of(neck_type: str | type) -> str | None:
-    """The library to ask; None keeps the active scope."""
+    """Return the library that has this neck; None keeps the active scope."""
     if not isinstance(neck_type, str) or '.' in neck_type:
         return None
     with MODELS.switch_scope_and_registry(None) as registry:
@@ -76,22 +75,22 @@ def _unknown_type(neck_type: str, scope: str) -> str:
 
 
 def _check_arguments(cls: type, args: dict) -> None:
-    """Refuse arguments that the constructor does not have, by their names."""
+    """Reject arguments that the constructor does not have; name them."""
     unknown = unknown_arguments(cls, args)
     if unknown:
         others = sorted(name for name, neck in _registered_necks()
                         if not unknown_arguments(neck, args)
                         and not missing_arguments(neck, args))
         hint = (
-            f' Necks that take them: {", ".join(others)}. If one of them '
-            f"stood there, write pyramid=dict(type='{others[0]}')."
+            f' Necks that take them: {", ".join(others)}. If FPT replaces one '
+            f"of them, write pyramid=dict(type='{others[0]}')."
             if others else '')
         raise TypeError(
             f'the pyramid {cls.__name__} takes no argument '
             f'{", ".join(map(repr, unknown))}, got {sorted(args)}.{hint} '
-            'Arguments of FPT itself that are misspelt arrive here too; '
-            'arguments of the neck that FPT replaces are kept by mmengine '
-            'unless the new dict holds _delete_=True.')
+            'An argument of FPT may be misspelt. mmengine keeps the arguments '
+            'of the neck that FPT replaces unless the new dict has '
+            '_delete_=True.')
     missing = missing_arguments(cls, args)
     if missing:
         raise TypeError(
@@ -101,20 +100,20 @@ def _check_arguments(cls: type, args: dict) -> None:
 
 def resolve_num_levels(num_levels: int | None, pyramid: nn.Module | None,
                        num_outs: int | None) -> int:
-    """How many maps are transformed: as given, or those of backbone maps.
+    """Return the number of maps to transform; default: those of backbone maps.
 
     Raises:
         TypeError: ``num_levels`` is not an int.
-        ValueError: It is out of range, or needed because the pyramid does not
-            tell.
+        ValueError: It is out of range, or None and the pyramid has no
+            ``start_level`` and ``backbone_end_level``.
     """
     if num_levels is None:
         first = getattr(pyramid, 'start_level', None)
         end = getattr(pyramid, 'backbone_end_level', None)
         if first is None or end is None:
             raise ValueError(
-                f'num_levels is required here: {type(pyramid).__name__} does '
-                'not tell how many of its maps come from the backbone, got '
+                f'num_levels is required for {type(pyramid).__name__}, which '
+                'has no start_level and backbone_end_level, got '
                 'num_levels=None')
         num_levels = end - first
     check_levels('num_levels', num_levels)
@@ -127,13 +126,13 @@ def resolve_num_levels(num_levels: int | None, pyramid: nn.Module | None,
 
 def check_inputs(pyramid: nn.Module, in_channels: list[int] | int,
                  inputs: Sequence[Tensor]) -> None:
-    """Say what is wrong with inputs that the pyramid could not take.
+    """Explain why the pyramid failed on its inputs.
 
-    Only after the fact: a library's neck may ignore some of its inputs.
+    Call it only after a failure: a neck may ignore some of its inputs.
 
     Raises:
         TypeError: An input is not a floating point tensor.
-        ValueError: An input is no map, or has other channels.
+        ValueError: An input is not (B, C, H, W), or has other channels.
     """
     weight = next(pyramid.parameters(), None)
     for i, x in enumerate(inputs):
@@ -151,14 +150,14 @@ def check_pyramid(name: str, maps: Sequence[Tensor], num_levels: int,
     """Require maps of equal channels, from fine to coarse.
 
     Args:
-        name: What they are, for messages.
+        name: Name of the maps, for messages.
         maps: The maps (B, channels, H_i, W_i).
-        num_levels: How many of them are needed and checked.
+        num_levels: Number of maps that are needed and checked.
         channels: Channels of each.
 
     Raises:
-        TypeError: One is not a floating point tensor.
-        ValueError: They are too few, or do not fit.
+        TypeError: A map is not a floating point tensor.
+        ValueError: There are too few maps, or one does not fit.
     """
     if len(maps) < num_levels:
         raise ValueError('num_levels must be at most the number of maps of '
@@ -177,7 +176,7 @@ def check_pyramid(name: str, maps: Sequence[Tensor], num_levels: int,
 
 
 def _registered_necks() -> list[tuple[str, type]]:
-    """Names and classes of the necks that the imported libraries register."""
+    """List names and classes of the necks that imported libraries register."""
     return [(name, cls) for scope in SCOPES
             if scope in MODELS.children
             for name, cls in MODELS.children[scope].module_dict.items()

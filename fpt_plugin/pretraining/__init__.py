@@ -1,4 +1,4 @@
-"""Models that learn from images without labels, their data and masks."""
+"""Pre-training on images without labels: models, data and masks."""
 
 from .decoder import GreenMIMDecoder
 from .green_mim import GreenMIM

@@ -1,4 +1,4 @@
-"""From features of visible units to the pixels of hidden ones."""
+"""Decode the pixels of hidden units from features of visible units."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..openmmlab.registry import register
 class GreenMIMDecoder(BaseModule):
     """GreenMIM's decoder: a small transformer over all units of an image.
 
-    Linear, fixed sine positions, a mask token in the place of each hidden unit,
+    A linear layer, a mask token for each hidden unit, fixed sine positions,
     transformer blocks, and a linear layer that predicts the pixels of hidden
     units (https://arxiv.org/abs/2205.13515, Sec. 3.3).
 
     Args:
-        in_channels: Of the features of a unit.
-        out_channels: Numbers to predict for a unit.
+        in_channels: Channels of a unit's features.
+        out_channels: Number of values to predict per unit.
         embed_dims: Width, a multiple of 4 and of ``num_heads``.
         depth: Number of blocks.
-        num_heads: Of each block.
-        mlp_ratio: Width of the blocks' hidden layer over ``embed_dims``.
+        num_heads: Number of heads of each block.
+        mlp_ratio: Width of the blocks' hidden layer divided by ``embed_dims``.
         init_cfg: See BaseModule.
 
     Raises:
-        ValueError: ``embed_dims`` is no multiple of what it must be.
+        ValueError: ``embed_dims`` is no multiple of 4 or of ``num_heads``.
     """
 
     def __init__(self,
@@ -59,7 +59,7 @@ class GreenMIMDecoder(BaseModule):
         self.predict = nn.Linear(embed_dims, out_channels)
 
     def init_weights(self) -> None:
-        """Initialise as vision transformers are."""
+        """Initialise like a vision transformer."""
         super().init_weights()
         if self.init_cfg:
             return
@@ -74,36 +74,37 @@ class GreenMIMDecoder(BaseModule):
         """Predict hidden units.
 
         Args:
-            features: (B, V, in_channels), of visible units.
-            visible: (V,), their numbers, row by row.
-            hidden: (M,), the numbers of hidden units.
+            features: Features of visible units (B, V, in_channels).
+            visible: Indices of the visible units (V,), row by row.
+            hidden: Indices of the hidden units (M,).
             grid: Rows and columns of units in an image.
 
         Returns:
             (B, M, out_channels).
         """
-        x = self.embed(features)
-        tokens = self.mask_token.to(x.dtype).expand(len(x), len(hidden), -1)
-        positions = sine_positions(self.embed_dims, grid, x.device)
-        # Attention knows no order: visible units first.
+        x = self.embed(features)  # (B, V, E)
+        tokens = self.mask_token.to(x.dtype).expand(  # (B, M, E)
+            len(x), len(hidden), -1)
+        positions = sine_positions(self.embed_dims, grid, x.device)  # (N, E)
+        # The order of tokens does not matter to attention: visible units first.
         x = torch.cat([x, tokens], dim=1) + positions[
-            torch.cat([visible, hidden])].to(x.dtype)
-        x = self.blocks(x)[:, len(visible):]
+            torch.cat([visible, hidden])].to(x.dtype)  # (B, V + M, E)
+        x = self.blocks(x)[:, len(visible):]  # (B, M, E)
         return self.predict(self.norm(x))
 
 
 def sine_positions(dims: int, grid: tuple[int, int],
                    device: torch.device) -> Tensor:
-    """Fixed positions of units: (rows * columns, dims).
+    """Return fixed positions of units (rows * columns, dims).
 
-    Half of the numbers tell the row, half the column, each by sines and cosines
-    of dims / 4 wavelengths from 2 pi to 20000 pi.
+    One half of the channels encodes the row, the other the column, each by sines
+    and cosines of dims / 4 wavelengths from 2 pi to 20000 pi.
     """
     waves = 10000**-(torch.arange(dims // 4, device=device) / (dims // 4))
     rows, columns = (
         torch.cat([(angles := torch.arange(side, device=device)[:, None] * waves).sin(),
                    angles.cos()], dim=1) for side in grid)  # (side, dims / 2)
-    return torch.cat([
+    return torch.cat([  # (rows, columns, dims) before flatten
         rows[:, None].expand(-1, grid[1], -1),
         columns.expand(grid[0], -1, -1)
     ], dim=2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""GreenMIM: masked image modelling that computes visible tokens only."""
+"""GreenMIM: masked image modelling that computes only visible tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from torch.nn import functional as F
 
 from ..openmmlab.registry import register
 from .masked_image_model import MaskedImageModel
-from .masks import beside, cells_of, one_of_each_cell, others, random_units
+from .masks import (
+    hidden_units,
+    on_device_of,
+    one_of_each_cell,
+    order_by_cell,
+    random_units,
+)
 from .swin import compact_features, visible_features
 from .units import pick_units, split_units
 
@@ -20,28 +26,28 @@ SAMPLINGS = ('groups', 'uniform')
 class GreenMIM(MaskedImageModel):
     """Pre-train the Swin Transformer of mmdet or mmseg on images without labels.
 
-    Three of four units of the images are hidden, the same ones in a whole batch.
-    The backbone computes visible tokens only; a small decoder predicts the pixels
-    of hidden units, normalised unit by unit (https://arxiv.org/abs/2205.13515).
-    ``backbone`` is the library's own module and its weights are in the library's
-    format.
+    Three quarters of the units of the images are hidden, the same ones in the
+    whole batch. The backbone computes only visible tokens; a small decoder predicts
+    the pixels of hidden units, normalised per unit
+    (https://arxiv.org/abs/2205.13515). ``backbone`` is the library's own module,
+    and its weights have the library's format.
 
     Args:
         backbone: Config of the backbone, such as
             ``dict(type='mmdet.SwinTransformer', drop_path_rate=0.)``.
             ``out_indices`` is its last stage.
-        decoder: Config of a module that takes what :class:`GreenMIMDecoder` does;
-            None is the paper's, a GreenMIMDecoder as it comes.
+        decoder: Config of a module with the inputs of :class:`GreenMIMDecoder`;
+            None: the paper's, a GreenMIMDecoder with default arguments.
         mask_ratio: Share of units that are hidden.
         mask_unit: Side of a unit in pixels, a multiple of the stride of the last
             stage, 32.
-        sampling: ``'groups'``: any units; windows of different numbers of visible
-            tokens are packed into groups. ``'uniform'``: one unit of each cell of
-            2x2 (UM-MAE, https://arxiv.org/abs/2205.10063); these are moved
-            together and the backbone sees a smaller image. It hides three of
-            four units, fewer at the border of an odd number of them.
+        sampling: ``'groups'``: any units; windows with different numbers of
+            visible tokens are packed into groups. ``'uniform'``: one unit of each
+            2x2 cell (UM-MAE, https://arxiv.org/abs/2205.10063); they form a
+            smaller image for the backbone. It hides three quarters of the units,
+            fewer at the border of a grid with an odd side.
         data_preprocessor: mmengine's ImgDataPreprocessor with the mean and
-            standard deviation of the detector or segmentor to come.
+            standard deviation of the later detector or segmentor.
         init_cfg: See BaseModel.
 
     Raises:
@@ -91,27 +97,29 @@ class GreenMIM(MaskedImageModel):
     def predict(self, inputs: Tensor, visible: Tensor,
                 grid: tuple[int, int]) -> Tensor:
         """Predict the hidden units: (B, M, pixels of a unit)."""
-        hidden = beside(others(visible, grid[0] * grid[1])[0], inputs)
-        features = self._features(inputs, visible, grid)
-        return self.decoder(features, beside(visible[0], inputs), hidden, grid)
+        hidden = on_device_of(
+            hidden_units(visible, grid[0] * grid[1])[0], inputs)  # (M,)
+        features = self._features(inputs, visible, grid)  # (B, V, C)
+        return self.decoder(
+            features, on_device_of(visible[0], inputs), hidden, grid)
 
     def encode(self, images: Tensor, mask: Tensor) -> Tensor:
         """Compute the features of the visible units of images.
 
         Args:
             images: (B, C, H, W), normalised.
-            mask: (H / mask_unit, W / mask_unit), bool, true where units are
-                hidden, in all images.
+            mask: (H / mask_unit, W / mask_unit), bool, True for hidden units, for
+                all images.
 
         Returns:
-            (B, V, channels of a unit), of the last stage behind its norm, in the
-            order of the units, row by row.
+            (B, V, channels of a unit): the last stage after its norm, in the order
+            of the units, row by row.
 
         Raises:
-            TypeError: ``images`` are no batch of floating point images, or
-                ``mask`` is not of bools.
-            ValueError: Their shapes are not as above, nothing is visible, or for
-                ``sampling='uniform'`` not one unit of each cell of 2x2.
+            TypeError: ``images`` is no batch of floating point images, or ``mask``
+                is not a tensor of bools.
+            ValueError: A shape is wrong, nothing is visible, or for
+                ``sampling='uniform'`` not one unit of each 2x2 cell is visible.
         """
         grid = self.grid_of(images)
         if getattr(mask, 'dtype', None) != torch.bool:
@@ -120,22 +128,22 @@ class GreenMIM(MaskedImageModel):
         if mask.shape != grid:
             raise ValueError(f'mask must be {grid}, rows and columns of units, got '
                              f'{tuple(mask.shape)}')
-        visible = (~mask).flatten().nonzero().view(1, -1).cpu()
+        visible = (~mask).flatten().nonzero().view(1, -1).cpu()  # (1, V)
         if not visible.numel():
             raise ValueError('mask must leave a unit visible')
         if self.sampling == 'groups':
             return self._features(images, visible, grid)
-        cells, order = cells_of(visible[0], grid)
-        return self._features(images, cells, grid)[:, beside(order, images)]
+        cells, order = order_by_cell(visible[0], grid)
+        return self._features(images, cells, grid)[:, on_device_of(order, images)]
 
     def _features(self, inputs: Tensor, visible: Tensor,
                   grid: tuple[int, int]) -> Tensor:
-        """The features of visible units, in the order in which they are given."""
-        units = pick_units(
-            split_units(inputs, self.mask_unit), beside(visible, inputs))
+        """Compute the features of visible units (B, V, C), in the given order."""
+        units = pick_units(  # (B, V, C, side, side)
+            split_units(inputs, self.mask_unit), on_device_of(visible, inputs))
         if self.sampling == 'groups':
             return visible_features(self.backbone, units, visible[0], grid)
-        cells = visible[0].view(-(-grid[0] // 2), -1)
+        cells = visible[0].view(-(-grid[0] // 2), -1)  # (rows / 2, columns / 2)
         return compact_features(self.backbone, units, cells, grid)
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:

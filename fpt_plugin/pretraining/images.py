@@ -15,17 +15,17 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 @register(DATASETS)
 class UnlabelledImages(BaseDataset):
-    """All images of a folder, sorted by path; nothing else is read.
+    """All images of a folder, sorted by path; no annotations are read.
 
     Args:
         data_root: The folder.
-        recursive: Whether folders inside it count. Links are followed.
-        suffixes: Endings of images, of any case.
+        recursive: Whether to include subfolders. Links are followed.
+        suffixes: File suffixes of images, in any case.
         **kwargs: See mmengine's BaseDataset.
 
     Raises:
-        FileNotFoundError: The folder is not there.
-        ValueError: No image is in it.
+        FileNotFoundError: The folder does not exist.
+        ValueError: It has no images.
     """
 
     def __init__(self,
@@ -41,24 +41,24 @@ class UnlabelledImages(BaseDataset):
         """List the images."""
         root = Path(self.data_root)
         if not root.is_dir():
-            raise FileNotFoundError(f'data_root must be a folder of images, and '
-                                    f'{root} is not there')
+            raise FileNotFoundError('data_root must be a folder of images, got '
+                                    f'{root}, which is not there')
         paths = _files(root) if self.recursive else root.iterdir()
         found = sorted(str(path) for path in paths
                        if path.suffix.lower() in self.suffixes and path.is_file()
                        and not path.name.startswith('.'))
         if not found:
-            inside = '' if self.recursive else \
-                ' itself; recursive=True takes folders inside it'
-            raise ValueError(f'data_root must hold images that end with one of '
-                             f'{self.suffixes}, and none is in {root}{inside}')
+            hint = '' if self.recursive else \
+                ' itself; recursive=True includes its subfolders'
+            raise ValueError('data_root must hold images that end with one of '
+                             f'{self.suffixes}, and none is in {root}{hint}')
         return [dict(img_path=path) for path in found]
 
     def prepare_data(self, idx: int) -> object:
         """Load an image and run the pipeline.
 
         Raises:
-            ValueError: The image is broken or too small; its path is named.
+            ValueError: The image is broken or too small; the message has its path.
         """
         try:
             return super().prepare_data(idx)
@@ -68,7 +68,7 @@ class UnlabelledImages(BaseDataset):
 
 
 def _files(root: Path):
-    """All paths below a folder, through links, each folder once."""
+    """Find all paths below a folder; follow links, but read each folder once."""
     seen: set[Path] = set()
     folders = [root]
     while folders:

@@ -1,4 +1,4 @@
-"""What models share that learn to predict hidden parts of images."""
+"""Base class of models that predict hidden parts of images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_positive_int
 from ..restoration.pixels import to_pixels
-from .masks import beside, count_visible, others
+from .masks import count_visible, hidden_units, on_device_of
 from .swin import build_swin, stride_of
 from .units import join_units, pick_units, split_units
 
-GREY = 127  # of hidden pixels in pictures
+GREY = 127  # value of hidden pixels in pictures
 
 
 class MaskedImageModel(BaseModel):
-    """Base of models that predict hidden units of an image from visible ones.
+    """Base class of models that predict hidden units from visible ones.
 
-    A subclass draws the visible units, predicts hidden ones and compares. Images
-    come from mmengine's ImgDataPreprocessor, in a batch.
+    A subclass defines ``draw`` (the visible units), ``predict`` (the hidden units)
+    and ``distance``. Batches of images come from mmengine's ImgDataPreprocessor.
 
     Args:
         backbone: Config of the SwinTransformer of mmdet or mmseg.
@@ -37,7 +37,7 @@ class MaskedImageModel(BaseModel):
             Transformer.
     """
 
-    normalises = False  # whether targets are normalised unit by unit
+    normalises = False  # whether targets are normalised per unit
 
     def __init__(self,
                  backbone: dict,
@@ -65,22 +65,22 @@ class MaskedImageModel(BaseModel):
                 data_samples: list[BaseDataElement] | None = None,
                 mode: str = 'tensor'
                 ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
-        """Predict units that are drawn and hidden.
+        """Hide random units of the images and predict them.
 
         Args:
             inputs: (B, C, H, W), normalised; sides are multiples of
                 ``mask_unit``.
-            data_samples: What predictions are added to; None: new ones.
+            data_samples: Samples to add predictions to; None: new ones.
             mode: ``'loss'``: a dict with the loss; ``'tensor'``: the images
-                (B, C, H, W) with predicted pixels where they were hidden;
-                ``'predict'``: a sample for each image, with ``pred``, these
-                pixels (C, H, W), ``mask`` (H, W), true where hidden, and
-                ``error`` and ``flat_error``, see :meth:`errors`. Predicted
-                pixels are normalised as the inputs are.
+                (B, C, H, W) with predicted pixels in the hidden units;
+                ``'predict'``: a sample per image with ``pred``, these pixels
+                (C, H, W), ``mask`` (H, W), True for hidden pixels, and ``error``
+                and ``flat_error``, see :meth:`errors`. Predicted pixels are
+                normalised like the inputs.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: Sides of the images or ``mode`` are not as above.
+            ValueError: The size of the images or ``mode`` is wrong.
         """
         grid = self.grid_of(inputs)
         visible = self.draw(len(inputs), grid)
@@ -90,7 +90,7 @@ class MaskedImageModel(BaseModel):
             raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
                              f'got {mode!r}')
         predicted = self.predict(inputs, visible, grid)
-        images, hidden = self._joined(inputs, predicted, visible, grid)
+        images, hidden = self._fill_hidden(inputs, predicted, visible, grid)
         if mode == 'tensor':
             return images
         samples = data_samples or [BaseDataElement() for _ in images]
@@ -102,108 +102,107 @@ class MaskedImageModel(BaseModel):
         return samples
 
     def panels(self, batch: dict) -> list[Tensor]:
-        """What :class:`ReconstructionHook` draws.
+        """Return the images that :class:`ReconstructionHook` draws.
 
         Args:
-            batch: As it comes from the data set.
+            batch: A batch of the data loader.
 
         Returns:
             Images, their visible pixels, and reconstructions: (B, C, H, W) each,
-            in 0..255, channels as in the files.
+            in 0..255, channels in the order of the files.
         """
         inputs = self.data_preprocessor(batch)['inputs']
         samples = self(inputs, mode='predict')
-        images, made = (
+        images, reconstructions = (
             to_pixels(self.data_preprocessor, x)
             for x in (inputs, torch.stack([sample.pred for sample in samples])))
         hidden = torch.stack([sample.mask for sample in samples])[:, None]
-        return [images, images.masked_fill(hidden, GREY), made]
+        return [images, images.masked_fill(hidden, GREY), reconstructions]
 
     def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
-        """Draw the visible units: (1, V) for all images or (B, V), on the CPU."""
+        """Draw visible units, (1, V) for all images or (B, V), on the CPU."""
         raise NotImplementedError
 
     def predict(self, inputs: Tensor, visible: Tensor,
                 grid: tuple[int, int]) -> Tensor:
-        """Predict the hidden units, in the order of their numbers: (B, M, P)."""
+        """Predict the hidden units (B, M, P), in ascending order of their index."""
         raise NotImplementedError
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Compare two tensors of (B, M, P): a scalar."""
+        """Return the loss, a scalar, of two tensors (B, M, P)."""
         raise NotImplementedError
 
     def loss(self, inputs: Tensor, visible: Tensor,
              grid: tuple[int, int]) -> Tensor:
         """Compare predictions of the hidden units with their pixels."""
         dtype = accumulation_dtype(inputs)
-        target = self._targets(inputs, others(visible, grid[0] * grid[1]))
+        target = self._targets(inputs, hidden_units(visible, grid[0] * grid[1]))
         return self.distance(
             self.predict(inputs, visible, grid).to(dtype), target)
 
     def errors(self, inputs: Tensor, predicted: Tensor, visible: Tensor,
                grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Mean squared errors of the hidden units of each image.
+        """Compute mean squared errors of the hidden units of each image.
 
         Args:
             inputs: (B, C, H, W), normalised.
-            predicted: (B, M, pixels of a unit), what :meth:`predict` returns.
-            visible: (1 or B, V), the visible units.
+            predicted: Result of :meth:`predict` (B, M, pixels of a unit).
+            visible: The visible units (1 or B, V).
             grid: Rows and columns of units in an image.
 
         Returns:
             The error of the prediction and that of a flat guess, (B,) each. The
-            guess is the mean colour of the visible units in each image, as
-            targets: where these are normalised unit by unit, it has the
-            brightness and contrast of each hidden unit, which the prediction is
-            not asked for either.
+            guess is the mean colour of the visible units of each image. If targets
+            are normalised per unit, both the guess and the prediction use the true
+            mean and deviation of each hidden unit.
         """
-        target = self._targets(inputs, others(visible, grid[0] * grid[1]))
-        seen = self._targets(inputs, visible).unflatten(2, (self.in_channels, -1))
-        colour = seen.mean((1, 3), keepdim=True)  # (B, 1, C, 1)
-        flat = colour.expand(-1, -1, -1, self.mask_unit**2).flatten(2)
+        target = self._targets(inputs, hidden_units(visible, grid[0] * grid[1]))
+        shown = self._targets(inputs, visible).unflatten(2, (self.in_channels, -1))
+        colour = shown.mean((1, 3), keepdim=True)  # (B, 1, C, 1)
+        flat = colour.expand(-1, -1, -1, self.mask_unit**2).flatten(2)  # (B, 1, P)
         return tuple((guess.to(target.dtype) - target).square().mean((1, 2))
                      for guess in (predicted, flat))
 
     def reconstruct(self, inputs: Tensor, visible: Tensor,
                     grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Put predictions in the place of hidden units.
+        """Predict the hidden units and put them into the images.
 
-        Where targets are normalised, mean and deviation of a unit are its own.
+        If targets are normalised, each unit gets its true mean and deviation.
 
         Returns:
-            The images (B, C, H, W), and where pixels were hidden (B, H, W).
+            The images (B, C, H, W), and a mask (B, H, W), True for hidden pixels.
         """
-        return self._joined(
+        return self._fill_hidden(
             inputs, self.predict(inputs, visible, grid), visible, grid)
 
-    def _joined(self, inputs: Tensor, predicted: Tensor, visible: Tensor,
-                grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What :meth:`reconstruct` returns, of a prediction."""
-        hidden = beside(others(visible, grid[0] * grid[1]), inputs)
+    def _fill_hidden(self, inputs: Tensor, predicted: Tensor, visible: Tensor,
+                     grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Put predicted units (B, M, P) into the images, see :meth:`reconstruct`."""
+        hidden = on_device_of(hidden_units(visible, grid[0] * grid[1]), inputs)
         predicted = predicted.to(inputs.dtype)
         if self.normalises:
             mean, deviation = _moments(self._pixels(inputs, hidden))
             predicted = predicted * deviation + mean
-        units = split_units(inputs, self.mask_unit)
+        units = split_units(inputs, self.mask_unit)  # (B, N, C, side, side)
         mask = torch.zeros_like(units[:, :, :1], dtype=torch.bool)
-        rows = torch.arange(len(inputs), device=inputs.device)[:, None]
-        hidden = hidden.expand(len(inputs), -1)
+        rows = torch.arange(len(inputs), device=inputs.device)[:, None]  # (B, 1)
+        hidden = hidden.expand(len(inputs), -1)  # (B, M)
         units[rows, hidden] = predicted.unflatten(2, units.shape[2:])
         mask[rows, hidden] = True
         return join_units(units, grid[1]), join_units(mask, grid[1])[:, 0]
 
     def grid_of(self, inputs: Tensor) -> tuple[int, int]:
-        """Rows and columns of units in images.
+        """Return rows and columns of units in images.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: They are of another shape.
+            ValueError: Their shape is wrong.
         """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             given = getattr(inputs, 'dtype', type(inputs).__name__)
             raise TypeError(
-                'inputs must be a batch of floating point images, as '
-                "data_preprocessor=dict(type='ImgDataPreprocessor', ...) makes it, "
+                'inputs must be a batch of floating point images, such as that of '
+                "data_preprocessor=dict(type='ImgDataPreprocessor', ...), "
                 f'got {given}')
         unit = self.mask_unit
         if inputs.dim() != 4 or min(inputs.shape) < 1 \
@@ -215,11 +214,11 @@ class MaskedImageModel(BaseModel):
         return inputs.shape[2] // unit, inputs.shape[3] // unit
 
     def count_visible(self, grid: tuple[int, int]) -> int:
-        """How many units of an image stay visible."""
+        """Return the number of visible units of an image."""
         return count_visible(grid[0] * grid[1], self.mask_ratio)
 
     def _targets(self, inputs: Tensor, chosen: Tensor) -> Tensor:
-        """Some units as they are to be predicted: (B, K, P), at least float32."""
+        """Return the targets of some units (B, K, P), in at least float32."""
         target = self._pixels(inputs, chosen).to(accumulation_dtype(inputs))
         if self.normalises:
             mean, deviation = _moments(target)
@@ -227,14 +226,14 @@ class MaskedImageModel(BaseModel):
         return target
 
     def _pixels(self, inputs: Tensor, chosen: Tensor) -> Tensor:
-        """Pixels of some units: (B, K, C * side * side)."""
-        units = split_units(inputs, self.mask_unit)
-        return pick_units(units, beside(chosen, inputs)).flatten(2)
+        """Return the pixels of some units (B, K, C * side * side)."""
+        units = split_units(inputs, self.mask_unit)  # (B, N, C, side, side)
+        return pick_units(units, on_device_of(chosen, inputs)).flatten(2)
 
 
 def _moments(units: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each unit: (B, K, P) to (B, K, 1)."""
+    """Compute mean and standard deviation (B, K, 1) of units (B, K, P)."""
     mean = units.mean(dim=2, keepdim=True)
-    # Not torch.var, which is ten times as slow on a CPU.
+    # torch.var is ten times slower on a CPU.
     squares = (units - mean).square().sum(dim=2, keepdim=True)
     return mean, (squares / (units.shape[2] - 1) + 1e-6).sqrt()

@@ -1,7 +1,7 @@
-"""Which units of an image a model sees.
+"""Draw and convert masks of units.
 
-A unit is a square of pixels that is shown or hidden as a whole. Units of an image
-are numbered row by row.
+A unit is a square of pixels that is completely visible or completely hidden. The
+units of an image are indexed row by row.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def mask_generator() -> torch.Generator:
-    """Random numbers that follow torch's seed and differ between processes.
+    """Return a generator that depends on torch's seed and the process rank.
 
-    Processes that train together often start from one seed, and would hide the
-    same units.
+    The processes of a distributed training often have the same seed and would hide
+    the same units.
     """
     seed = torch.randint(2**62, (), device='cpu').item()
     return torch.Generator().manual_seed(seed + get_rank())
 
 
 def count_visible(units: int, mask_ratio: float) -> int:
-    """How many of some units stay visible.
+    """Return the number of visible units.
 
     Raises:
-        ValueError: None, or all of them.
+        ValueError: No unit or every unit would be visible.
     """
     visible = int((1 - mask_ratio) * units + 1e-6)
     if not 0 < visible < units:
@@ -42,9 +42,9 @@ def random_units(masks: int, units: int, visible: int) -> Tensor:
 
 
 def one_of_each_cell(rows: int, columns: int) -> Tensor:
-    """Draw one unit of each cell of 2x2: (rows / 2, columns / 2), rounded up.
+    """Draw one unit of each 2x2 cell: (rows / 2, columns / 2), rounded up.
 
-    Cells at the border of an odd grid have fewer units.
+    Cells at the border of a grid with an odd side have fewer units.
     """
     size = [-(-side // 2) for side in (rows, columns)]
     row, column = torch.randint(
@@ -54,37 +54,37 @@ def one_of_each_cell(rows: int, columns: int) -> Tensor:
     return row.clamp_(max=rows - 1) * columns + column.clamp_(max=columns - 1)
 
 
-def cells_of(visible: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Bring visible units in the order of the cells of 2x2 that they are of.
+def order_by_cell(visible: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Sort visible units by the 2x2 cells that contain them.
 
     Args:
         visible: (V,), in ascending order.
         grid: Rows and columns of units.
 
     Returns:
-        The units in the order of their cells (1, V), and where each of
-        ``visible`` is in there (V,).
+        The units in the order of their cells (1, V), and the position of each of
+        ``visible`` in it (V,).
 
     Raises:
-        ValueError: A cell has none or several of them.
+        ValueError: A cell has no unit or several.
     """
     columns = -(-grid[1] // 2)
     cells = visible // grid[1] // 2 * columns + visible % grid[1] // 2
     order = cells.argsort()
-    wanted = torch.arange(-(-grid[0] // 2) * columns, device=cells.device)
-    if not torch.equal(cells[order], wanted):
+    expected = torch.arange(-(-grid[0] // 2) * columns, device=cells.device)
+    if not torch.equal(cells[order], expected):
         raise ValueError("for sampling='uniform' mask must show one unit of each "
                          f'cell of 2x2, got the units {visible.tolist()}')
     return visible[order].view(1, -1), order.argsort()
 
 
-def beside(numbers: Tensor, tensor: Tensor) -> Tensor:
-    """Copy numbers to the device of a tensor; nothing waits for the device."""
-    return numbers.to(tensor.device, non_blocking=True)
+def on_device_of(indices: Tensor, tensor: Tensor) -> Tensor:
+    """Copy indices to the device of a tensor, without synchronisation."""
+    return indices.to(tensor.device, non_blocking=True)
 
 
-def others(visible: Tensor, units: int) -> Tensor:
-    """The hidden units: (masks, V) to (masks, units - V), in ascending order."""
+def hidden_units(visible: Tensor, units: int) -> Tensor:
+    """Return the hidden units (masks, units - V) for visible ones (masks, V)."""
     hidden = torch.ones(len(visible), units, dtype=torch.bool,
                         device=visible.device).scatter_(1, visible, False)
     return hidden.nonzero()[:, 1].view(len(visible), -1)

@@ -1,4 +1,4 @@
-"""How well a masked image model predicts images that it was not trained on."""
+"""Measure how well a masked image model predicts the hidden units."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..openmmlab.registry import register
 
 @register(METRICS)
 class ReconstructionError(BaseMetric):
-    """Mean squared error of hidden units, beside that of a flat guess.
+    """Mean squared error of hidden units, compared with that of a flat guess.
 
     ``error`` is the model's, ``flat_error`` that of the guess, and ``explained``
-    the share of the guess's error that the model takes away: 0 for a model that
-    draws flat units, 1 for one that draws them perfectly. The guess is the mean
-    colour of the visible units of an image. GreenMIM is only asked for what is
-    inside a unit, not for its brightness and contrast, so the guess is given these
-    too: models of different targets cannot be compared by it.
+    is 1 - error / flat_error: 0 for a model that predicts flat units, 1 for a
+    perfect one. The guess is the mean colour of the visible units of an image.
+    GreenMIM predicts normalised units, so its guess also gets the true brightness
+    and contrast of each unit. Models with different targets cannot be compared by
+    this metric.
 
     Args:
         collect_device: See BaseMetric.
@@ -29,10 +29,10 @@ class ReconstructionError(BaseMetric):
     default_prefix = 'reconstruction'
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keep the errors of each image.
+        """Store the errors of each image.
 
         Raises:
-            ValueError: The model gives none.
+            ValueError: The samples have no errors.
         """
         for sample in data_samples:
             if 'flat_error' not in sample:
@@ -42,6 +42,6 @@ class ReconstructionError(BaseMetric):
             self.results.append((float(sample['error']), float(sample['flat_error'])))
 
     def compute_metrics(self, results: list[tuple[float, float]]) -> dict[str, float]:
-        """Mean over all images."""
+        """Average over all images."""
         error, flat = (sum(errors) / len(results) for errors in zip(*results))
         return dict(error=error, flat_error=flat, explained=1 - error / flat)

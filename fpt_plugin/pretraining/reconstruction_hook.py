@@ -1,4 +1,4 @@
-"""Pictures of what a model that is pre-trained makes of images."""
+"""Draw pictures of the reconstructions of a pre-training."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch import Tensor, nn
 from ..layers.checks import check_positive_int
 from ..openmmlab.registry import register
 
-GAP = 4
+GAP = 4  # pixels between images
 
 
 @register(HOOKS)
 class ReconstructionHook(Hook):
-    """Draws images, what the model saw of them, and what it made of that.
+    """Draws images, the model's inputs, and its reconstructions.
 
-    A picture is ``reconstructions/iter_N.png`` in the run's folder: an image a
-    row. It uses images of the batch that was trained on, and leaves the random
-    numbers of the training as they are. GreenMIM predicts pixels normalised unit by
-    unit: mean and deviation of a hidden unit in a picture are the true ones.
-    RestorationPretrainer saw the degraded image.
+    A picture is ``reconstructions/iter_N.png`` in the run's folder, with one image
+    per row. It shows images of the current training batch and does not change the
+    random state of the training. GreenMIM predicts pixels normalised per unit; the
+    picture uses the true mean and deviation of each hidden unit. For
+    RestorationPretrainer the input is the degraded image.
 
     Args:
-        interval: Iterations between pictures; one more is drawn at the end.
-        images: How many a picture shows.
+        interval: Iterations between pictures; the last iteration has one too.
+        images: Number of images per picture.
 
     Raises:
         TypeError: An argument is no int.
-        ValueError: One is below 1, or the model reconstructs no images.
+        ValueError: One is below 1, or the model has no method ``panels``.
     """
 
     def __init__(self, interval: int = 1000, images: int = 4) -> None:
@@ -43,12 +43,12 @@ class ReconstructionHook(Hook):
         self.images = check_positive_int('images', images)
 
     def before_train(self, runner) -> None:
-        """See that the model reconstructs."""
+        """Check that the model can reconstruct images."""
         self._model(runner)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None,
                          outputs: dict | None = None) -> None:
-        """Draw every ``interval`` iterations, and at the end."""
+        """Draw every ``interval`` iterations and at the end."""
         done = runner.iter + 1
         if done % self.interval == 0 or done == runner.max_iters:
             self._draw(runner, data_batch, done)
@@ -59,7 +59,7 @@ class ReconstructionHook(Hook):
         training = model.training
         model.eval()
         try:
-            # Masks are drawn on the CPU.
+            # Masks use only the CPU's random numbers.
             with torch.random.fork_rng([]), torch.no_grad():
                 picture = draw_reconstructions(model, {
                     key: value[:self.images] for key, value in data_batch.items()})
@@ -79,30 +79,30 @@ class ReconstructionHook(Hook):
 
 
 def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
-    """Draw a picture of a batch as it comes from the data set.
+    """Draw a picture of a batch of the data loader.
 
     Args:
-        model: In evaluation mode, with ``panels``: a method that takes the batch
-            and returns images (B, C, H, W) in 0..255, BGR, in the order in which
-            they stand side by side.
-        batch: ``inputs``, images (C, H, W), and what else the model needs.
+        model: In evaluation mode, with a method ``panels`` that takes the batch
+            and returns a list of images (B, C, H, W) in 0..255, BGR, one entry per
+            column of the picture.
+        batch: ``inputs``, images (C, H, W), and other inputs of the model.
 
     Returns:
-        (rows, columns, 3), uint8, BGR: an image a row.
+        (height, width, 3), uint8, BGR, with one image per row.
     """
     columns = [_framed(_coloured(images)) for images in model.panels(batch)]
-    picture = torch.cat(columns, dim=3)  # (B, 3, H, columns)
-    picture = picture.permute(0, 2, 3, 1).flatten(0, 1)
+    picture = torch.cat(columns, dim=3)  # (B, 3, H, width)
+    picture = picture.permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, width, 3)
     return picture.to(torch.uint8).cpu().numpy()
 
 
 def _coloured(images: Tensor) -> Tensor:
-    """Make three channels of whole numbers in 0..255."""
+    """Convert to three channels of whole numbers in 0..255."""
     if images.shape[1] != 3:  # grey, or the mean of many channels
         images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return images.round().clamp(0, 255)
 
 
 def _framed(images: Tensor) -> Tensor:
-    """Leave white space to the right and below."""
+    """Add white space on the right and below."""
     return torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=255)

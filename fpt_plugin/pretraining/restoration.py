@@ -1,4 +1,4 @@
-"""Pre-training of backbone, neck and decode head by restoring images."""
+"""Pre-train backbone, neck and decode head by restoring degraded images."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ..restoration.degradations import TASKS, check_tasks
 from ..restoration.pixels import to_pixels
 from .restoration_tail import RestorationTail
 
-# Of the error that the loss divides by: degraded images that are almost clean, such
-# as a blurred plain ground, teach little. In normalised pixels; half a grey level.
-FLOOR = 1e-4
+# Lower limit of the error that the loss divides by, for degraded images that are
+# almost clean, such as blurred plain areas. Half a grey level in normalised pixels.
+MIN_ERROR = 1e-4
 
 
 @register(MODELS)
 class RestorationPretrainer(BaseModel):
     """Pre-train backbone, neck and decode head on images without labels.
 
-    The model undoes degradations of images, a random one each. This gives a neck
-    and a decode head a start, which pre-training of a backbone does not (Decoder
+    The model removes degradations from images, a random one per image. Unlike
+    pre-training of a backbone, this also initialises neck and decode head (Decoder
     Denoising Pretraining, https://arxiv.org/abs/2205.11423; many tasks: IPT,
     https://arxiv.org/abs/2012.00364). ``backbone``, ``neck`` and ``decode_head``
-    are the modules of the detector or segmentor to come, under its names.
+    have the names they have in the later detector or segmentor.
 
-    The loss is an image's squared error over that of the degraded image, so doing
-    nothing costs 1, every task counts alike, and a tenth is 10 dB. Without the
-    division strong noise would outweigh all other tasks; and absolute errors are
-    least where nothing is done about thin streaks, which few pixels belong to.
+    The loss is an image's squared error divided by that of the degraded image: 1
+    for an unchanged image, and 0.1 for a gain of 10 dB, in every task. Without the
+    division strong noise would outweigh all other tasks. An absolute error would
+    be lowest without any change to thin streaks, which cover few pixels.
 
     Images come from the transforms :class:`~fpt_plugin.Degrade` with
     ``enlarge=True`` and :class:`~fpt_plugin.PackImage`, and mmengine's
@@ -49,25 +49,25 @@ class RestorationPretrainer(BaseModel):
         backbone: Config of the backbone, with its library:
             ``dict(type='mmdet.ResNet', ...)``.
         neck: Config of the neck, such as ``dict(type='FPT', ...)``, or a list.
-        decode_head: Config of a decode head of mmseg, which must end with
-            ``conv_seg``; this layer, which is of classes, is left out, and the
-            features before it are read. None: the neck's maps are read.
+        decode_head: Config of a decode head of mmseg that ends with ``conv_seg``.
+            This layer, which predicts classes, is removed, and the tail reads its
+            input. None: the tail reads the neck's maps.
         tasks: Names of the degradations, see :class:`~fpt_plugin.Degrade`.
         tail: Arguments of the tail, such as ``dict(channels=64)``.
-        freeze_backbone: Keep the backbone as it is, in evaluation mode.
+        freeze_backbone: Freeze the backbone, in evaluation mode.
         keep_identity: Train the branches of an FPT for a detector or segmentor
-            that has been trained with the plain pyramid, given by ``load_from``:
-            its backbone and pyramid are frozen, only FPT's branches and fusions
-            and the tail learn. ``convert_weights pretrained`` then takes the
-            branches and leaves the fusions out, so they start at zero and the
-            trained model still computes what it did, bit for bit.
+            that was trained with the plain pyramid, given by ``load_from``.
+            Backbone and pyramid are frozen; only FPT's branches and fusions and
+            the tail are trained. ``convert_weights pretrained`` then exports the
+            branches without the fusions, so these start at zero and the trained
+            model still gives the same outputs, bit for bit.
         data_preprocessor: mmengine's ImgDataPreprocessor with the mean and
-            standard deviation of the detector or segmentor to come; None: it does
-            not normalise.
+            standard deviation of the later detector or segmentor; None: without
+            normalisation.
         init_cfg: See BaseModel.
 
     Raises:
-        TypeError: An argument is of another type.
+        TypeError: An argument has the wrong type.
         ValueError: A task is unknown, the decode head does not end with
             ``conv_seg``, or ``keep_identity`` does not fit the rest.
     """
@@ -97,28 +97,28 @@ class RestorationPretrainer(BaseModel):
         if keep_identity:
             _check_identity(self.neck)
             self.neck.freeze_pyramid = True
-            # It travels with the checkpoint: the exporter reads it.
+            # Saved in the checkpoint, where convert_weights reads it.
             self.register_buffer('keep_identity', torch.ones((), dtype=torch.long))
         self.in_channels = image_channels(self.backbone)
         self.tail = RestorationTail(
             self._width(), len(self.tasks), self.in_channels, **tail or {})
-        # FPT and some backbones freeze parts here. DDP counts what learns before
-        # the first step.
+        # FPT and some backbones freeze parts in train(). DDP reads requires_grad
+        # before the first step.
         self.train()
 
     def _width(self) -> int:
-        """Channels of the maps that the tail reads."""
+        """Return the channels of the maps that the tail reads."""
         if self.decode_head is not None:
             return self.decode_head.channels
         last = self.neck[-1] if isinstance(self.neck, nn.Sequential) else self.neck
         width = getattr(last, 'out_channels', None)
         if not isinstance(width, int):
-            raise ValueError('neck must tell out_channels, the channels of all its '
+            raise ValueError('neck must have out_channels, the channels of all its '
                              f'maps, got {type(last).__name__} with {width}')
         return width
 
     def train(self, mode: bool = True) -> RestorationPretrainer:
-        """Set the training mode; a frozen backbone stays in evaluation."""
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.requires_grad_(False)
@@ -134,18 +134,18 @@ class RestorationPretrainer(BaseModel):
 
         Args:
             inputs: (B, C, H, W), degraded, normalised, of any size that the
-                backbone takes.
-            data_samples: One for each image, with its ``task`` and ``gt_img``, the
-                clean image (C, H', W') in 0..255, which may be smaller where the
-                batch is padded. ``'tensor'`` needs no clean images, and takes the
-                model's first task for a sample without one.
+                backbone accepts.
+            data_samples: One per image, with its ``task`` and ``gt_img``, the
+                clean image (C, H', W') in 0..255, which is smaller if the batch is
+                padded. ``'tensor'`` needs no clean images; a sample without a task
+                gets the model's first one.
             mode: ``'loss'``: a dict with the loss; ``'tensor'``: restored images
                 (B, C, H, W), normalised; ``'predict'``: the samples with
                 ``pred_img`` (C, H', W') in 0..255, not rounded.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: ``mode``, shapes or tasks are not as above.
+            ValueError: ``mode``, a shape or a task is wrong.
         """
         check_map('inputs', inputs, self.in_channels)
         if mode not in ('loss', 'tensor', 'predict'):
@@ -161,12 +161,13 @@ class RestorationPretrainer(BaseModel):
                 inputs=[sample.gt_img for sample in data_samples]))['inputs'].to(dtype)
             if target.shape != inputs.shape:
                 raise ValueError(
-                    'clean images must have the size of degraded ones, as '
-                    'Degrade(enlarge=True) makes them, got '
+                    'clean images must have the size of degraded ones '
+                    '(Degrade(enlarge=True)), got '
                     f'{tuple(target.shape)} and {tuple(inputs.shape)}')
-            error, before = ((image.to(dtype) - target).square().mean((1, 2, 3))
-                             for image in (restored, inputs))
-            return dict(loss=(error / before.clamp(min=FLOOR)).mean())
+            error, before = (  # (B,) each
+                (image.to(dtype) - target).square().mean((1, 2, 3))
+                for image in (restored, inputs))
+            return dict(loss=(error / before.clamp(min=MIN_ERROR)).mean())
         pixels = to_pixels(self.data_preprocessor, restored)
         for sample, image in zip(data_samples, pixels):
             height, width = sample.gt_img.shape[1:]
@@ -174,7 +175,7 @@ class RestorationPretrainer(BaseModel):
         return data_samples
 
     def restore(self, inputs: Tensor, tasks: Tensor) -> Tensor:
-        """Restore normalised images (B, C, H, W) of tasks (B,), by number."""
+        """Restore normalised images (B, C, H, W) of tasks (B,), given as indices."""
         maps = self.neck(self.backbone(inputs))
         if self.decode_head is not None:
             maps = [self.decode_head(maps)]
@@ -182,20 +183,20 @@ class RestorationPretrainer(BaseModel):
 
     def tasks_of(self, inputs: Tensor, data_samples: list[BaseDataElement] | None,
                  default: str | None = None) -> Tensor:
-        """The numbers of the images' tasks: (B,).
+        """Return the indices of the images' tasks (B,).
 
         Args:
             inputs: (B, C, H, W).
-            data_samples: One for each image.
+            data_samples: One per image.
             default: The task of a sample without one.
 
         Raises:
-            ValueError: There is not a sample for each image, or its task is not
-                one of the model's.
+            ValueError: The number of samples differs from that of the images, or
+                a task is not one of the model's.
         """
         if data_samples is None or len(data_samples) != len(inputs):
             given = 'None' if data_samples is None else len(data_samples)
-            raise ValueError(f'data_samples must tell the task of each of '
+            raise ValueError('data_samples must have the task of each of the '
                              f'{len(inputs)} images, got {given}')
         names = [sample.get('task', default) for sample in data_samples]
         for name in names:
@@ -206,13 +207,14 @@ class RestorationPretrainer(BaseModel):
                             device=inputs.device)
 
     def panels(self, batch: dict) -> list[Tensor]:
-        """What :class:`ReconstructionHook` draws: clean, degraded, restored.
+        """Return the clean, degraded and restored images for pictures.
 
         Args:
-            batch: As it comes from the data set.
+            batch: A batch of the data loader.
 
         Returns:
-            Three tensors (B, C, H, W) in 0..255, channels as in the files.
+            Three tensors (B, C, H, W) in 0..255, channels in the order of the
+            files, for :class:`ReconstructionHook`.
         """
         data = self.data_preprocessor(batch)
         inputs, samples = data['inputs'], data['data_samples']
@@ -224,7 +226,7 @@ class RestorationPretrainer(BaseModel):
 
 
 def build_part(cfg: dict | list) -> nn.Module:
-    """Build a backbone, neck or head; parts of it are of the same library.
+    """Build a backbone, neck or head, and its children from the same library.
 
     Raises:
         TypeError: It is no config.
@@ -241,7 +243,7 @@ def build_part(cfg: dict | list) -> nn.Module:
 
 
 def _without_classes(head: nn.Module) -> nn.Module:
-    """Make a decode head return the features before its last layer.
+    """Make a decode head return the input of its last layer, ``conv_seg``.
 
     Raises:
         ValueError: It has no such layer.
@@ -250,16 +252,16 @@ def _without_classes(head: nn.Module) -> nn.Module:
             getattr(head, 'channels', None), int):
         raise ValueError('decode_head must be one of mmseg that ends with conv_seg, '
                          f'got {type(head).__name__}')
-    # Classes are not learnt here; pixels that are dropped cannot be restored.
+    # There are no classes here, and dropped pixels could not be restored.
     head.conv_seg, head.dropout = nn.Identity(), None
     return head
 
 
 def _check_identity(neck: nn.Module) -> None:
-    """Require an FPT that returns the wrapped pyramid at the start.
+    """Require an FPT that returns the wrapped pyramid before training.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The neck is no such FPT.
     """
     if not isinstance(neck, FPT):
         raise ValueError('neck must be an FPT for keep_identity=True, got '

@@ -1,4 +1,4 @@
-"""From the maps of a neck to restored pixels."""
+"""Restore pixels from the maps of a neck."""
 
 from __future__ import annotations
 
@@ -12,34 +12,33 @@ from torch.nn import functional as F
 
 from ..layers.checks import check_flags, check_positive_int
 
-# Pixels a side of a cell whose pixels are predicted together: the usual stride of
+# Side in pixels of a cell whose pixels are predicted together: the usual stride of
 # a neck's finest map.
 CELL = 4
 
 
 class RestorationTail(BaseModule):
-    """Restore images by small filters that a neck's maps tell.
+    """Restore images by small filters predicted from a neck's maps.
 
-    Maps of stride 4 and more do not hold single pixels, so these come from the
+    Maps of stride 4 and more do not contain single pixels, so these come from the
     degraded image: for each pixel the tail predicts a filter over its neighbours,
     added to the identity, and a residual (kernel prediction, Mildenhall et al.,
-    CVPR 2018). So the maps need to know what is where, which dense prediction
-    needs too, and not to carry the image. The last convolution starts at zero: an
-    untrained tail returns the degraded image bit for bit.
+    CVPR 2018). The maps only have to encode the content at each position, which
+    dense prediction needs too. The last convolution starts at zero: an untrained
+    tail returns the degraded image bit for bit.
 
-    All maps are read by one convolution, as heads of detectors read them, and
-    added at stride 4. There is one tail for all tasks: a scale and a shift of its
+    One convolution reads all maps, as in the heads of detectors, and the results
+    are added at stride 4. All tasks share the tail. Only a scale and a shift of its
     channels depend on the task, so each step trains every parameter.
 
     Args:
-        in_channels: Of each map.
+        in_channels: Channels of each map.
         tasks: Number of tasks.
-        image_channels: Of images.
+        image_channels: Channels of the images.
         channels: Width of the tail.
         kernel_size: Side of the filters, odd; 1 is a factor for each pixel.
-        see_pixels: Whether the tail sees the pixels of each cell beside the maps.
-            Thin streaks are found only so; but what the tail can do by itself the
-            maps need not learn.
+        see_pixels: Whether the tail also reads the pixels of each cell. It needs
+            them to find thin streaks, but the maps then have less to learn.
         init_cfg: See BaseModule.
 
     Raises:
@@ -70,13 +69,13 @@ class RestorationTail(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Zero the last convolution; small differences between tasks."""
+        """Zero the last convolution; give the tasks small random differences."""
         nn.init.normal_(self.task_embedding.weight, std=0.02)
         nn.init.zeros_(self.predict.weight)
         nn.init.zeros_(self.predict.bias)
 
     def init_weights(self) -> None:
-        """Reset again what a parent's init_cfg may have overwritten."""
+        """Reset the parameters, which a parent's init_cfg may have changed."""
         super().init_weights()
         self.reset_parameters()
 
@@ -87,25 +86,28 @@ class RestorationTail(BaseModule):
         Args:
             maps: (B, in_channels, h_i, w_i), of any strides.
             images: (B, image_channels, H, W), degraded.
-            tasks: (B,), numbers of the tasks.
+            tasks: Indices of the tasks (B,).
 
         Returns:
             (B, image_channels, H, W).
         """
         height, width = images.shape[2:]
         size = (-(-height // CELL), -(-width // CELL))
-        x = sum(self._resized(self.reduce(x), size) for x in maps) / len(maps)
+        x = sum(  # (B, channels, H / 4, W / 4)
+            self._resized(self.reduce(x), size) for x in maps) / len(maps)
         if self.pixels is not None:
             cells = F.pad(images, (0, -width % CELL, 0, -height % CELL), 'replicate')
             x = x + self.pixels(F.pixel_unshuffle(cells, CELL))
-        scale, shift = self.task_embedding(tasks)[..., None, None].chunk(2, dim=1)
+        scale, shift = self.task_embedding(  # (B, channels, 1, 1) each
+            tasks)[..., None, None].chunk(2, dim=1)
         x = F.gelu(x * (1 + scale) + shift)
         x = F.gelu(self.mix(x))  # (B, channels, H / 4, W / 4)
-        x = F.pixel_shuffle(self.predict(x), CELL)[..., :height, :width]
-        # The sum over neighbours wants the images' precision, under autocast too.
+        x = F.pixel_shuffle(  # (B, k * k + image_channels, H, W)
+            self.predict(x), CELL)[..., :height, :width]
+        # The sum over neighbours uses the images' precision, also under autocast.
         x = x.to(images.dtype)
         kernels, residual = x.split([x.shape[1] - images.shape[1], images.shape[1]], 1)
-        return images + residual + filtered(images, kernels)
+        return images + residual + apply_filters(images, kernels)
 
     @staticmethod
     def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -114,13 +116,13 @@ class RestorationTail(BaseModule):
         return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
-def filtered(images: Tensor, kernels: Tensor) -> Tensor:
-    """Apply a filter of its own to each pixel; the border is repeated.
+def apply_filters(images: Tensor, kernels: Tensor) -> Tensor:
+    """Apply a separate filter to each pixel; the border is replicated.
 
     Args:
         images: (B, C, H, W).
-        kernels: (B, k * k, H, W), the weights of the k x k neighbours of a pixel,
-            row by row, for all channels.
+        kernels: Weights (B, k * k, H, W) of the k x k neighbours of a pixel, row by
+            row, shared by all channels.
 
     Returns:
         (B, C, H, W).
@@ -129,7 +131,7 @@ def filtered(images: Tensor, kernels: Tensor) -> Tensor:
     height, width = images.shape[2:]
     padded = F.pad(images, [side // 2] * 4, mode='replicate')
     out = torch.zeros_like(images)
-    # Neighbours are views: k * k copies of the images would be saved otherwise.
+    # Views of the neighbours: unfolding would save k * k copies of the images.
     for i, weight in enumerate(kernels.split(1, dim=1)):
         top, left = divmod(i, side)
         out = torch.addcmul(

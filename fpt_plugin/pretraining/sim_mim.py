@@ -1,4 +1,4 @@
-"""SimMIM: masked image modelling over the whole map, the baseline."""
+"""SimMIM: masked image modelling on the whole map, the baseline."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch.nn import functional as F
 
 from ..openmmlab.registry import register
 from .masked_image_model import MaskedImageModel
-from .masks import beside, others, random_units
+from .masks import hidden_units, on_device_of, random_units
 from .swin import add_positions, map_features
 from .units import pick_units, split_units
 
 
 @register(MODELS)
 class SimMIM(MaskedImageModel):
-    """Pre-train a Swin Transformer by mask tokens in its full map.
+    """Pre-train a Swin Transformer with mask tokens in its full map.
 
-    A learnt token takes the place of hidden patches, the backbone computes all of
-    the map, and one linear layer predicts pixels; each image hides other units
-    (https://arxiv.org/abs/2111.09886). It costs what training on whole images
-    costs, and is what :class:`GreenMIM` is compared with.
+    A learnt token replaces hidden patches, the backbone computes the whole map, and
+    one linear layer predicts pixels; each image hides other units
+    (https://arxiv.org/abs/2111.09886). It costs as much as training on whole
+    images. It is the baseline of :class:`GreenMIM`.
 
     Args:
         backbone: Config of the SwinTransformer of mmdet or mmseg.
@@ -62,15 +62,16 @@ class SimMIM(MaskedImageModel):
                 grid: tuple[int, int]) -> Tensor:
         """Predict the hidden units: (B, M, pixels of a unit)."""
         swin = self.backbone
-        hidden = beside(others(visible, grid[0] * grid[1]), inputs)
+        hidden = on_device_of(hidden_units(visible, grid[0] * grid[1]), inputs)
         mask = torch.zeros(len(inputs), grid[0] * grid[1], device=inputs.device)
-        mask = mask.scatter_(1, hidden, 1.).view(-1, *grid)  # of units
+        mask = mask.scatter_(1, hidden, 1.).view(-1, *grid)  # (B, rows, columns)
         x, size = swin.patch_embed(inputs)  # (B, H * W, C)
-        mask = F.interpolate(mask[:, None], size).view(len(x), -1, 1)
+        mask = F.interpolate(mask[:, None], size).view(len(x), -1, 1)  # (B, H * W, 1)
         x = torch.where(mask > 0, self.mask_token.to(x.dtype), x)
         x = swin.drop_after_pos(add_positions(swin, x, size))
         out = map_features(swin, x, size)  # (B, C', rows, columns)
-        units = split_units(out, out.shape[-1] // grid[1]).flatten(2)
+        units = split_units(  # (B, N, channels of a unit)
+            out, out.shape[-1] // grid[1]).flatten(2)
         return self.decoder(pick_units(units, hidden))
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""The Swin Transformer of mmdet or mmseg, run on a part of an image.
+"""Run the Swin Transformer of mmdet or mmseg on a part of an image.
 
-The modules are those of the library, called one by one, so a checkpoint is the
-library's own. A unit of the image holds whole tokens of every stage; for layers
-that look at no other token it is a small image.
+The library's own modules are called one by one, so checkpoints have the library's
+format. A unit of the image contains whole tokens of every stage. Layers that work
+on single tokens treat it as a small image.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ..functional.window_groups import (
 )
 from ..openmmlab.pins import SCOPES
 from ..openmmlab.registry import lookup
-from .masks import beside
+from .masks import on_device_of
 from .units import split_units
 
 
 def build_swin(backbone: dict) -> nn.Module:
-    """Build a Swin Transformer that gives the map of its last stage.
+    """Build a Swin Transformer that returns the map of its last stage.
 
     Args:
-        backbone: Its config. ``out_indices`` is the last stage where it is not
-            given: norms of other outputs would not learn.
+        backbone: Its config. The default of ``out_indices`` is the last stage: the
+            norms of other outputs would not be trained.
 
     Raises:
         TypeError: ``backbone`` is no config.
-        ValueError: It is no Swin Transformer of mmdet or mmseg, gives other maps,
-            or its stages overlap.
+        ValueError: It is no Swin Transformer of mmdet or mmseg, returns other maps,
+            or its patches overlap.
     """
     if not isinstance(backbone, dict):
         raise TypeError('backbone must be the config of a SwinTransformer, got '
@@ -47,19 +47,19 @@ def build_swin(backbone: dict) -> nn.Module:
                          f'got {backbone.get("type")}')
     if tuple(swin.out_indices) != (last, ):
         raise ValueError(
-            f'backbone.out_indices must be ({last},), the last stage, as norms of '
-            f'other outputs would not learn, got {tuple(swin.out_indices)}')
+            f'backbone.out_indices must be ({last},), the last stage, because norms '
+            f'of other outputs would not learn, got {tuple(swin.out_indices)}')
     for stage in swin.stages[:-1]:
         sampler = stage.downsample.sampler
         if sampler.kernel_size != sampler.stride:
-            raise ValueError('backbone.strides must be those of stages that do not '
-                             f'overlap, (4, 2, 2, 2), got {sampler.stride} for a '
-                             f'kernel of {sampler.kernel_size}')
+            raise ValueError('backbone.strides must equal the kernel sizes, '
+                             f'(4, 2, 2, 2), got {sampler.stride} for a kernel of '
+                             f'{sampler.kernel_size}')
     return swin
 
 
 def stride_of(swin: nn.Module) -> int:
-    """Pixels a side of a token of the last stage."""
+    """Return the side in pixels of a token of the last stage."""
     stride = swin.patch_embed.projection.stride[0]
     for stage in swin.stages[:-1]:
         stride *= stage.downsample.sampler.stride[0]
@@ -68,26 +68,26 @@ def stride_of(swin: nn.Module) -> int:
 
 def visible_features(swin: nn.Module, units: Tensor, places: Tensor,
                      grid: tuple[int, int]) -> Tensor:
-    """Run a Swin Transformer on some units of each image, as if no others were.
+    """Run a Swin Transformer only on some units of each image.
 
-    Linear layers and norms see visible tokens, attention sees those of a window.
-    With all units visible and sides that are multiples of windows in every stage
-    it is the library's own forward pass. For other sides the library adds tokens
-    of zeros at the border, which are left out here.
+    Linear layers and norms process visible tokens; attention is between the visible
+    tokens of a window. If all units are visible and the sides are multiples of the
+    window in every stage, the result equals the library's forward pass. For other
+    sides the library adds zero tokens at the border, which are omitted here.
 
     Args:
-        swin: What :func:`build_swin` returns.
-        units: (B, V, C, side, side), pixels.
-        places: (V,), the numbers of the units in the image; on the CPU.
+        swin: The result of :func:`build_swin`.
+        units: Pixels of the units (B, V, C, side, side).
+        places: Indices of the units in the image (V,), on the CPU.
         grid: Rows and columns of units in the image.
 
     Returns:
-        (B, V, k), the last stage's tokens of each unit, side by side.
+        (B, V, k): the last stage's tokens of each unit, concatenated.
     """
     batch, count = units.shape[:2]
-    x, size = embed_units(swin, units, places, grid)
+    x, size = embed_units(swin, units, places, grid)  # (B, V * h * w, C)
     for stage in swin.stages:
-        coords = token_coords(places, size, grid)
+        coords = token_coords(places, size, grid)  # (V * h * w, 2)
         plans: dict[int, WindowGroups] = {}
         for block in stage.blocks:
             shift = block.attn.shift_size
@@ -104,39 +104,36 @@ def visible_features(swin: nn.Module, units: Tensor, places: Tensor,
 
 def compact_features(swin: nn.Module, units: Tensor, places: Tensor,
                      grid: tuple[int, int]) -> Tensor:
-    """Run a Swin Transformer on some units of each image, moved together.
-
-    The units are a smaller image for the library's own forward pass.
+    """Run a Swin Transformer on a smaller image made of some units.
 
     Args:
-        swin: What :func:`build_swin` returns.
-        units: (B, V, C, side, side), pixels, in the order of ``places``.
-        places: (rows, columns) of the smaller image, the numbers of its units in
-            the image; on the CPU.
+        swin: The result of :func:`build_swin`.
+        units: Pixels of the units (B, V, C, side, side), in the order of ``places``.
+        places: Indices in the image of the smaller image's units (rows, columns),
+            on the CPU.
         grid: Rows and columns of units in the image.
 
     Returns:
-        (B, V, k), the last stage's tokens of each unit, side by side.
+        (B, V, k): the last stage's tokens of each unit, concatenated.
     """
     x, size = embed_units(swin, units, places.flatten(), grid)
     height, width = (n * s for n, s in zip(places.shape, size))
     x = x.unflatten(1, (*places.shape, *size)).transpose(2, 3)
     # (B, rows, h, columns, w, C)
-    out = map_features(swin, x.flatten(1, 4), (height, width))
+    out = map_features(swin, x.flatten(1, 4), (height, width))  # (B, C', H', W')
     return split_units(out, out.shape[-1] // places.shape[1]).flatten(2)
 
 
 def embed_units(swin: nn.Module, units: Tensor, places: Tensor,
                 grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Tokens of the first stage, and rows and columns of a unit.
-
-    Takes what :func:`visible_features` does.
+    """Compute the tokens of the first stage; see :func:`visible_features`.
 
     Returns:
-        (B, V * h * w, C), unit by unit, and (h, w).
+        The tokens (B, V * h * w, C), unit by unit, and (h, w), the rows and columns
+        of tokens in a unit.
     """
     x, size = swin.patch_embed(units.flatten(0, 1))  # (B * V, h * w, C)
-    x = x.reshape(len(units), -1, x.shape[-1])
+    x = x.reshape(len(units), -1, x.shape[-1])  # (B, V * h * w, C)
     coords = token_coords(places, size, grid)
     width = grid[1] * size[1]
     x = add_positions(swin, x, (grid[0] * size[0], width),
@@ -145,9 +142,9 @@ def embed_units(swin: nn.Module, units: Tensor, places: Tensor,
 
 
 def map_features(swin: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Run the stages on a whole map: (B, H * W, C) to (B, C', H', W')."""
+    """Run the stages on a whole map (B, H * W, C); return (B, C', H', W')."""
     for stage in swin.stages:
-        x, size, out, out_size = stage(x, size)
+        x, size, out, out_size = stage(x, size)  # out: (B, H' * W', C')
     return last_norm(swin)(out).transpose(1, 2).unflatten(2, out_size)
 
 
@@ -159,10 +156,10 @@ def add_positions(swin: nn.Module, x: Tensor, size: tuple[int, int],
         swin: The backbone.
         x: (B, N, C).
         size: Rows and columns of tokens in an image.
-        tokens: (N,), the numbers of the tokens in it; None: all of them.
+        tokens: Indices of the tokens in the image (N,); None: all tokens.
 
     Raises:
-        ValueError: The backbone's positions are those of another size.
+        ValueError: The backbone has positions for another image size.
     """
     if not swin.use_abs_pos_embed:
         return x
@@ -171,29 +168,29 @@ def add_positions(swin: nn.Module, x: Tensor, size: tuple[int, int],
         stride = swin.patch_embed.projection.stride[0]
         raise ValueError(
             'backbone.pretrain_img_size must be the size of the images, '
-            f'{tuple(stride * s for s in size)}, as use_abs_pos_embed=True has a '
-            f'position for each of {positions.shape[1]} tokens')
+            f'{tuple(stride * s for s in size)}, because use_abs_pos_embed=True has '
+            f'positions for {positions.shape[1]} tokens')
     if tokens is None:
         return x + positions
-    return x + positions.index_select(1, beside(tokens, x))
+    return x + positions.index_select(1, on_device_of(tokens, x))
 
 
 def last_norm(swin: nn.Module) -> nn.Module:
-    """The norm of the last stage's output."""
+    """Return the norm of the last stage's output."""
     return getattr(swin, f'norm{len(swin.stages) - 1}')
 
 
 def token_coords(places: Tensor, size: tuple[int, int],
                  grid: tuple[int, int]) -> Tensor:
-    """Rows and columns in the image of all tokens of some units, unit by unit.
+    """Return the image coordinates of all tokens of some units, unit by unit.
 
     Args:
-        places: (V,), the numbers of the units.
+        places: Indices of the units (V,).
         size: Rows and columns of tokens in a unit.
         grid: Rows and columns of units in the image.
 
     Returns:
-        (V * h * w, 2).
+        Row and column of each token (V * h * w, 2).
     """
     units = torch.stack([places // grid[1], places % grid[1]], dim=1)  # (V, 2)
     inside = torch.cartesian_prod(
@@ -202,13 +199,13 @@ def token_coords(places: Tensor, size: tuple[int, int],
 
 
 def _run(block: nn.Module, x: Tensor, groups: WindowGroups) -> Tensor:
-    """A block of the library, its attention over visible tokens."""
+    """Run a block of the library with attention over visible tokens."""
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:  # (B, N, C)
         attention, windows = block.attn, block.attn.w_msa
         qkv = windows.qkv(block.norm1(x)).unflatten(
             2, (3, windows.num_heads, -1))  # (B, N, 3, h, d)
-        out = attend_in_groups(
+        out = attend_in_groups(  # (B, N, C)
             qkv,
             windows.relative_position_bias_table,
             groups,

@@ -1,4 +1,4 @@
-"""Steps of a pipeline for images without labels that mmcv does not have."""
+"""Transforms for images without labels that mmcv does not have."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..openmmlab.registry import register
 
 @register(TRANSFORMS)
 class RandomResizedCrop(BaseTransform):
-    """Cut out a part of random area and aspect ratio, and resize it.
+    """Crop a part of random area and aspect ratio, and resize it.
 
     Args:
         scale: Height and width of the result, or one number for both.
-        area: Bounds of the part's share of the image's area.
-        aspect_ratio: Bounds of its width over its height.
+        area: Lower and upper limit of the crop's share of the image area.
+        aspect_ratio: Lower and upper limit of width / height.
         interpolation: See ``mmcv.imresize``.
-        min_side: Images with a shorter side are refused: a part that is enlarged
-            from a few pixels teaches nothing. It is the side of a mask unit.
+        min_side: Images with a shorter side raise an error, because a crop enlarged
+            from a few pixels has no detail. The default is the side of a mask unit.
 
     Raises:
         TypeError: A side is no int.
-        ValueError: An argument is out of its range, or an image is too small.
+        ValueError: An argument is out of range, or an image is too small.
     """
 
     def __init__(self,
@@ -54,7 +54,7 @@ class RandomResizedCrop(BaseTransform):
         self.min_side = check_positive_int('min_side', min_side)
 
     def transform(self, results: dict) -> dict:
-        """Cut and resize ``img``."""
+        """Crop and resize ``img``."""
         image = results['img']
         height, width = image.shape[:2]
         if min(height, width) < self.min_side:
@@ -71,7 +71,10 @@ class RandomResizedCrop(BaseTransform):
         return results
 
     def _part(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width; of the whole image if nothing fits."""
+        """Draw top, left, height and width of the crop.
+
+        If no drawn crop fits, it is the largest centred one.
+        """
         low, high = map(math.log, self.aspect_ratio)
         for _ in range(10):
             area = height * width * np.random.uniform(*self.area)
@@ -81,7 +84,7 @@ class RandomResizedCrop(BaseTransform):
             if 0 < rows <= height and 0 < columns <= width:
                 return (np.random.randint(height - rows + 1),
                         np.random.randint(width - columns + 1), rows, columns)
-        # The largest part in the middle whose aspect ratio is allowed.
+        # The largest centred crop with an allowed aspect ratio.
         ratio = min(max(width / height, self.aspect_ratio[0]), self.aspect_ratio[1])
         rows = min(height, round(width / ratio))
         columns = min(width, round(height * ratio))
@@ -94,14 +97,14 @@ class RandomResizedCrop(BaseTransform):
 
 @register(TRANSFORMS)
 class PackImage(BaseTransform):
-    """Make a sample of an image for mmengine's ImgDataPreprocessor."""
+    """Pack an image for mmengine's ImgDataPreprocessor."""
 
     def transform(self, results: dict) -> dict:
         """Return ``inputs``, the image as a tensor (C, H, W).
 
-        Behind :class:`~fpt_plugin.Degrade` there is a data sample, too, with
+        After :class:`~fpt_plugin.Degrade` there is also a data sample with
         ``gt_img``, the clean image as a tensor, and the name of the ``task``;
-        behind :class:`~fpt_plugin.LoadReference` also ``ref_img``.
+        after :class:`~fpt_plugin.LoadReference` also ``ref_img``.
         """
         packed = dict(inputs=_to_tensor(results['img']))
         if 'gt_img' in results:
@@ -115,7 +118,7 @@ class PackImage(BaseTransform):
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W[, C]) to (C, H, W)."""
+    """Convert an image (H, W[, C]) to a tensor (C, H, W)."""
     if image.ndim == 2:
         image = image[..., None]
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

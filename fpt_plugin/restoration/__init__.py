@@ -1,4 +1,4 @@
-"""Restoration of images: degradations to undo, models, metrics of the result."""
+"""Image restoration: degradations, models and metrics."""
 
 from .batches import one_task_collate
 from .degradations import Degrade

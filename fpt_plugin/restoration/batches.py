@@ -1,4 +1,4 @@
-"""Batches of one task."""
+"""Collate batches whose images all have one task."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .degradations import TASKS, Degrade, check_tasks
 @register(FUNCTIONS)
 def one_task_collate(batch: Sequence[dict], crop: int,
                      tasks: str | Sequence[str] = tuple(TASKS)) -> dict:
-    """Degrade the images of a batch by one task, drawn for the batch.
+    """Degrade the images of a batch by one random task.
 
     Args:
-        batch: Results of a pipeline that has loaded images, ``img``.
-        crop: Side of the degraded images; a random part of that size times the
-            task's enlargement is taken.
+        batch: Results of a pipeline, with the loaded image ``img``.
+        crop: Side of the degraded images. The random crop of the clean image has
+            this side times the task's scale.
         tasks: Names of tasks, see :class:`~fpt_plugin.Degrade`.
 
     Returns:
-        What ``pseudo_collate`` makes of samples of :class:`~fpt_plugin.PackImage`.
+        Samples of :class:`~fpt_plugin.PackImage`, collated by ``pseudo_collate``.
 
     Raises:
-        TypeError: An argument is of another type.
-        ValueError: A task is unknown, or an image is smaller than the part.
+        TypeError: An argument has the wrong type.
+        ValueError: A task is unknown, or an image is smaller than the crop.
     """
     names = check_tasks(tasks)
     task = names[np.random.randint(len(names))]

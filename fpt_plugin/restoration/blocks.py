@@ -1,4 +1,4 @@
-"""What networks of restoration are made of."""
+"""Building blocks of the restoration networks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Sequential):
-    """x + two convolutions with a ReLU between them.
+    """Residual block: two convolutions with a ReLU between them.
 
     Args:
-        channels: Of the maps.
-        kernel_size: Of the convolutions, odd.
+        channels: Channels of the maps.
+        kernel_size: Odd side of the convolutions.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -20,5 +20,5 @@ class ResidualBlock(nn.Sequential):
             nn.Conv2d(channels, channels, kernel_size, padding=padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
+        """Map (B, C, H, W) to (B, C, H, W)."""
         return x + super().forward(x)

@@ -1,4 +1,4 @@
-"""Images of any size through a network of one size, without seams."""
+"""Run a network of fixed input size on images of any size, without seams."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch.nn import functional as F
 
 def in_crops(network: Callable[[Tensor], Tensor], images: Tensor, crop: int,
              overlap: int, scale: int = 1, batch: int = 16) -> Tensor:
-    """Run a network on overlapping crops and blend what it gives.
+    """Run a network on overlapping crops and blend the results.
 
     Args:
-        network: Crops (n, C, crop, crop) to (n, C', scale * crop, scale * crop).
-        images: (B, C, H, W). Those smaller than a crop are continued at their
-            right and lower border by its pixels.
+        network: Maps crops (n, C, crop, crop) to
+            (n, C', scale * crop, scale * crop).
+        images: (B, C, H, W). Images smaller than a crop are padded on the right and
+            below by replicating the border.
         crop: Side of a crop.
-        overlap: Pixels that neighbouring crops share at least.
-        scale: How much the network enlarges.
-        batch: Crops at a time.
+        overlap: Minimum number of pixels that neighbouring crops share.
+        scale: Enlargement of the network.
+        batch: Number of crops per call.
 
     Returns:
         (B, C', scale * H, scale * W).
 
     Raises:
-        ValueError: ``overlap`` is negative, or no less than ``crop``.
+        ValueError: ``overlap`` is negative or not less than ``crop``.
     """
     if not 0 <= overlap < crop:
         raise ValueError(f'overlap must be in [0, crop={crop}), got {overlap}')
@@ -39,26 +40,26 @@ def in_crops(network: Callable[[Tensor], Tensor], images: Tensor, crop: int,
     weight = _window(scale * crop, scale * overlap, images)
     out, total = None, None
     for first in range(0, len(places), batch):
-        some = places[first:first + batch]
-        crops = network(torch.stack([
+        chunk = places[first:first + batch]
+        results = network(torch.stack([  # (n, C', scale * crop, scale * crop)
             images[i, :, row:row + crop, column:column + crop]
-            for i, row, column in some]))
+            for i, row, column in chunk]))
         if out is None:
             sides = [scale * side for side in images.shape[2:]]
-            out = crops.new_zeros(len(images), crops.shape[1], *sides)
-            total = crops.new_zeros(len(images), 1, *sides)
-        for (i, row, column), piece in zip(some, crops):
+            out = results.new_zeros(len(images), results.shape[1], *sides)
+            total = results.new_zeros(len(images), 1, *sides)
+        for (i, row, column), result in zip(chunk, results):
             place = (i, slice(None),
                      slice(scale * row, scale * (row + crop)),
                      slice(scale * column, scale * (column + crop)))
-            out[place] += weight * piece
+            out[place] += weight * result
             total[place] += weight
-    out = out / total
+    out = out / total  # (B, C', scale * H, scale * W), of the padded size
     return out[:, :, :scale * height, :scale * width]
 
 
 def _starts(side: int, crop: int, overlap: int) -> list[int]:
-    """Where crops begin: the first and last at the borders, evenly between."""
+    """Return the first pixel of each crop, evenly spaced from border to border."""
     count = 1 + -(-(side - crop) // (crop - overlap))
     if count == 1:
         return [0]
@@ -66,7 +67,7 @@ def _starts(side: int, crop: int, overlap: int) -> list[int]:
 
 
 def _window(side: int, overlap: int, like: Tensor) -> Tensor:
-    """Weights of a crop's pixels: 1 inside, falling to its borders."""
+    """Return a crop's weights (side, side): 1 inside, decreasing to the border."""
     steps = torch.arange(1, side + 1, device=like.device, dtype=like.dtype)
     ramp = torch.minimum(steps, steps.flip(0)).clamp(max=overlap + 1)
     ramp = ramp / (overlap + 1)

@@ -1,4 +1,4 @@
-"""Degraded copies of images, by task, for models that learn to restore them."""
+"""Degrade images by task, to train models that restore them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from ..layers.checks import check_flags
 from ..openmmlab.registry import register
 
-# Streaks for each pixel of an image, their lengths in pixels, brightness, and the
-# largest angle to the vertical. Photographs are left at a PSNR of 24 dB.
+# Streaks per pixel of the image, their lengths in pixels, brightness, and the
+# largest angle to the vertical. Photographs then have a PSNR of 24 dB.
 RAIN_DENSITY = 0.004
 RAIN_LENGTHS = (6, 24)
 RAIN_BRIGHTNESS = (40., 120.)
@@ -28,12 +28,12 @@ RAIN_ANGLE = np.pi / 6
 
 def add_noise(image: np.ndarray, rng: np.random.Generator,
               sigma: float) -> np.ndarray:
-    """Add Gaussian noise, which is neither clipped nor rounded.
+    """Add Gaussian noise, without clipping or rounding.
 
     Args:
         image: (H, W, C), float32, in 0..255.
-        rng: Random numbers.
-        sigma: Standard deviation, of 255.
+        rng: Random number generator.
+        sigma: Standard deviation, in grey levels of 0..255.
     """
     return image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
 
@@ -43,10 +43,10 @@ def add_rain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         image: (H, W, C), float32, in 0..255.
-        rng: Random numbers.
+        rng: Random number generator.
     """
     height, width = image.shape[:2]
-    # Streaks begin above the image, too.
+    # Streaks may also begin above the image.
     above = RAIN_LENGTHS[1]
     count = rng.poisson(RAIN_DENSITY * (height + above) * width)
     top = rng.integers(-above, height, size=(count, 1))
@@ -58,14 +58,14 @@ def add_rain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rows = top + step  # (N, L)
     columns = (left + step * slope) % width
     light = brightness * (step < length)
-    # Each row of a streak lies between two pixels, which share its light.
+    # Distribute each row of a streak to its two nearest pixels (linear weights).
     first = np.floor(columns).astype(int)
-    share = columns - first
+    fraction = columns - first
     layer = np.zeros(height * width)
-    for column, part in ((first, 1 - share), (first + 1, share)):
+    for column, weight in ((first, 1 - fraction), (first + 1, fraction)):
         inside = (rows >= 0) & (rows < height) & (column < width)
         layer += np.bincount(
-            rows[inside] * width + column[inside], (light * part)[inside],
+            rows[inside] * width + column[inside], (light * weight)[inside],
             minlength=height * width)
     layer = layer.reshape(height, width, 1).astype(np.float32)
     return np.minimum(image + layer, 255.)
@@ -73,7 +73,7 @@ def add_rain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def downsample(image: np.ndarray, rng: np.random.Generator | None = None,
                scale: int = 2) -> np.ndarray:
-    """Make an image smaller, rounded to whole numbers as files hold them.
+    """Reduce an image and round its values, as in an image file.
 
     Sides that are no multiples of ``scale`` are rounded up.
 
@@ -93,27 +93,28 @@ def downsample(image: np.ndarray, rng: np.random.Generator | None = None,
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize by torch's bicubic interpolation with antialiasing.
 
-    It is Keys' kernel with a = -0.5, as wide as a pixel of the smaller image:
-    MATLAB's imresize, except at the border, where the weights that are left are
-    normalised and MATLAB mirrors the image.
+    Keys' kernel with a = -0.5, scaled to the pixels of the smaller image. This
+    equals MATLAB's imresize except at the border, where torch normalises the
+    remaining weights and MATLAB mirrors the image.
 
     Args:
         image: (H, W, C), float32.
         size: Height and width of the result.
     """
-    # torch.tensor copies; from_numpy refuses flipped images.
-    maps = torch.tensor(image).permute(2, 0, 1)[None]
+    # torch.tensor copies; from_numpy rejects negative strides of flipped images.
+    maps = torch.tensor(image).permute(2, 0, 1)[None]  # (1, C, H, W)
     maps = F.interpolate(maps, size, mode='bicubic', antialias=True)
     return maps[0].permute(1, 2, 0).numpy()
 
 
 @dataclass(frozen=True)
 class Task:
-    """A degradation to undo.
+    """A degradation and the scale of its restoration.
 
     Attributes:
-        degrade: Takes an image (H, W, C), float32 in 0..255, and random numbers.
-        scale: How many times larger the restored image is.
+        degrade: Function of an image (H, W, C), float32 in 0..255, and a random
+            number generator.
+        scale: Size of the restored image divided by that of the degraded one.
     """
 
     degrade: Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -129,11 +130,11 @@ TASKS = dict(
 
 
 def check_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
-    """Require names of tasks, each once; one name is a list of one.
+    """Require distinct names of tasks; a single name becomes a tuple.
 
     Raises:
         TypeError: They are no names.
-        ValueError: One is unknown or given twice, or none is given.
+        ValueError: A name is unknown or given twice, or there is none.
     """
     names = (tasks, ) if isinstance(tasks, str) else tuple(
         tasks if isinstance(tasks, (list, tuple)) else [tasks])
@@ -147,25 +148,25 @@ def check_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
 
 @register(TRANSFORMS)
 class Degrade(BaseTransform):
-    """Degrade an image by a random one of some tasks, and keep the clean one.
+    """Degrade an image by a random task, and keep the clean image.
 
-    ``img`` becomes the degraded image, float32, ``gt_img`` the clean one, ``task``
-    the name of the task. Tasks are ``'noise30'`` and ``'noise50'`` (Gaussian
-    noise of that standard deviation, of 255), ``'rain'`` (streaks) and ``'sr2'``,
+    ``img`` becomes the degraded image (float32), ``gt_img`` the clean one, ``task``
+    the name of the task. Tasks are ``'noise30'`` and ``'noise50'`` (Gaussian noise
+    of this standard deviation in grey levels), ``'rain'`` (streaks), and ``'sr2'``,
     ``'sr3'``, ``'sr4'`` (bicubic downsampling with antialiasing).
 
     Args:
-        tasks: Names of tasks, drawn with equal chances.
-        enlarge: Whether a smaller image is enlarged to the size of the clean one,
-            bicubically. False: the clean image is cropped to a multiple of the
-            factor, to the right and below.
-        seed: None: random numbers follow numpy's, as those of other steps do. A
-            number: an image of a name is degraded in the same way each time, in
-            any order and by any worker, as a test wants it.
+        tasks: Names of tasks, drawn with equal probability.
+        enlarge: Whether to enlarge a smaller image bicubically to the size of the
+            clean one. False: the clean image is cropped on the right and below to a
+            multiple of the scale.
+        seed: None: random numbers depend on numpy's seed, as in other transforms.
+            An int: the degradation depends only on the seed and the file name, not
+            on the order or worker; for validation and test.
 
     Raises:
-        TypeError: An argument is of another type.
-        ValueError: A task is unknown, or an image has not 8 bits a channel.
+        TypeError: An argument has the wrong type.
+        ValueError: A task is unknown, or an image has values outside 0..255.
     """
 
     def __init__(self,
@@ -213,10 +214,10 @@ class Degrade(BaseTransform):
 
 
 def read_image(path: str) -> np.ndarray:
-    """Read a file as BGR with values of 0 to 255: (H, W, 3).
+    """Read an image file as BGR (H, W, 3) in 0..255.
 
     Raises:
-        ValueError: It is no image of 8 bits a channel that can be read.
+        ValueError: It is no readable image with 8 bits per channel.
     """
     image = mmcv.imread(path)
     if image is None:
@@ -225,10 +226,10 @@ def read_image(path: str) -> np.ndarray:
 
 
 def checked_image(image: np.ndarray, path: str = '') -> np.ndarray:
-    """Require an image with values of 0 to 255: (H, W[, C]) to (H, W, C).
+    """Require an image (H, W[, C]) in 0..255; return it as (H, W, C).
 
     Raises:
-        ValueError: It is something else; its path is named.
+        ValueError: It is no such image; the message has its path.
     """
     if image.ndim not in (2, 3) or not image.size:
         raise ValueError('images must be (H, W) or (H, W, C), got '
@@ -236,7 +237,7 @@ def checked_image(image: np.ndarray, path: str = '') -> np.ndarray:
     if image.dtype != np.uint8 and not (
             image.dtype.kind == 'f' and 0 <= image.min() and image.max() <= 255):
         raise ValueError(
-            'images must have values of 0 to 255, as LoadImageFromFile with '
-            f"color_type='color' reads them, got {image.dtype} of "
+            'images must have values of 0 to 255 (LoadImageFromFile with '
+            f"color_type='color'), got {image.dtype} of "
             f'{image.min()} to {image.max()} in {path or "an image"}')
     return image if image.ndim == 3 else image[..., None]

@@ -25,15 +25,15 @@ from .transformer import Transformer
 
 
 def make_head(channels: int) -> nn.Sequential:
-    """A task's head: RGB (B, 3, H, W) to (B, C, H, W)."""
+    """Build a task's head, from RGB (B, 3, H, W) to (B, C, H, W)."""
     return nn.Sequential(
         nn.Conv2d(3, channels, 3, padding=1), ResidualBlock(channels, 5),
         ResidualBlock(channels, 5))
 
 
 def make_tail(channels: int, scale: int) -> nn.Sequential:
-    """A task's tail: (B, C, H, W) to RGB (B, 3, scale * H, scale * W)."""
-    # An enlargement by four is two by two.
+    """Build a task's tail, from (B, C, H, W) to RGB (B, 3, scale * H, scale * W)."""
+    # Scale 4 is two steps of 2.
     steps = [2, 2] if scale == 4 else [scale] if scale > 1 else []
     layers: list[nn.Module] = []
     for step in steps:
@@ -45,20 +45,20 @@ def make_tail(channels: int, scale: int) -> nn.Sequential:
 class IPTNet(nn.Module):
     """Heads, shared transformer and tails of the Image Processing Transformer.
 
-    Patches of a task's features are the tokens; the task's embedding is added to
-    the queries of the decoder (https://arxiv.org/abs/2012.00364, Sec. 3.1).
+    Tokens are patches of a task's features. The task's embedding is added to the
+    queries of the decoder (https://arxiv.org/abs/2012.00364, Sec. 3.1).
 
     Args:
-        tasks: Names such as ``'noise50'`` and ``'sr2'``, which enlarges by two.
-        channels: Of heads and tails.
+        tasks: Names of tasks, such as ``'noise50'`` and ``'sr2'``.
+        channels: Channels of heads and tails.
         patch: Side of a patch in pixels.
         crop: Side of the images, a multiple of ``patch``.
-        depth: Layers of the encoder, and of the decoder.
-        num_heads: Of each attention, a divisor of ``channels * patch**2``.
-        mlp_ratio: Width of the MLPs over the tokens'.
+        depth: Number of layers of the encoder, and of the decoder.
+        num_heads: Number of attention heads, a divisor of ``channels * patch**2``.
+        mlp_ratio: Width of the MLPs divided by that of the tokens.
 
     Raises:
-        ValueError: An argument does not fit another.
+        ValueError: An argument does not fit another one.
     """
 
     def __init__(self,
@@ -99,49 +99,49 @@ class IPTNet(nn.Module):
             The restored images (B, 3, scale * crop, scale * crop), and the
             decoder's tokens (B, N, C).
         """
-        x = self._tokens(self.heads[task](images))
+        x = self._to_tokens(self.heads[task](images))  # (B, N, C)
         x = self.transformer(x + self.positions, self.task_embeddings[task])
-        return self.tails[task](self._maps(x)), x
+        return self.tails[task](self._to_maps(x)), x
 
-    def _tokens(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, N, C * patch * patch), patches row by row."""
+    def _to_tokens(self, maps: Tensor) -> Tensor:
+        """Split (B, C, H, W) into patches (B, N, C * patch * patch), row by row."""
         return split_squares(maps, self.patch).flatten(3).flatten(1, 2)
 
-    def _maps(self, tokens: Tensor) -> Tensor:
-        """Undo ``_tokens``."""
+    def _to_maps(self, tokens: Tensor) -> Tensor:
+        """Join the patches of ``_to_tokens`` into maps (B, C, H, W)."""
         rows = isqrt(tokens.shape[1])
-        x = tokens.unflatten(2, (-1, self.patch, self.patch))
+        x = tokens.unflatten(2, (-1, self.patch, self.patch))  # (B, N, C, p, p)
         return join_squares(x.unflatten(1, (rows, rows)))
 
 
 @register(MODELS)
 class IPT(BaseModel):
-    """Image Processing Transformer: many tasks of restoration, one transformer.
+    """Image Processing Transformer: one transformer for many restoration tasks.
 
-    A head and a tail for each task, and a transformer and its embeddings of the
-    tasks between them (https://arxiv.org/abs/2012.00364). The loss is L1 and the
-    contrastive loss of the decoder's patches. Images come from the transform
-    :class:`~fpt_plugin.Degrade`, and have one size before they are enlarged;
+    Each task has a head and a tail; all tasks share the transformer, which has an
+    embedding of each task (https://arxiv.org/abs/2012.00364). The loss is L1 plus
+    the contrastive loss of the decoder's patches. Images come from the transform
+    :class:`~fpt_plugin.Degrade` and have one size before enlargement;
     ``collate_fn=dict(type='one_task_collate', ...)`` makes batches of one task.
 
     Args:
         tasks: Names of tasks, see :class:`~fpt_plugin.Degrade`.
-        channels: Of heads and tails.
+        channels: Channels of heads and tails.
         patch: Side of a patch in pixels.
         crop: Side of the images, a multiple of ``patch``.
-        depth: Layers of the encoder, and of the decoder.
-        num_heads: Of each attention, a divisor of ``channels * patch**2``.
-        mlp_ratio: Width of the MLPs over the tokens'.
-        contrastive_weight: Of the contrastive loss; 0 leaves it out.
-        add_bicubic: Whether tails that enlarge predict what bicubic enlargement
-            lacks.
+        depth: Number of layers of the encoder, and of the decoder.
+        num_heads: Number of attention heads, a divisor of ``channels * patch**2``.
+        mlp_ratio: Width of the MLPs divided by that of the tokens.
+        contrastive_weight: Weight of the contrastive loss; 0: none.
+        add_bicubic: Whether enlarging tails predict the difference to bicubic
+            enlargement.
         overlap: Pixels that crops of a larger image share in :meth:`restore`.
-        data_preprocessor: mmengine's ImgDataPreprocessor for RGB images; None: one
-            that turns files into RGB in [-1, 1].
+        data_preprocessor: mmengine's ImgDataPreprocessor for RGB images; None:
+            convert files to RGB in [-1, 1].
         init_cfg: See BaseModel.
 
     Raises:
-        TypeError: An argument is of another type.
+        TypeError: An argument has the wrong type.
         ValueError: A task is unknown, or sizes do not fit.
 
     Example:
@@ -186,16 +186,16 @@ class IPT(BaseModel):
         Args:
             inputs: (B, 3, H, W), degraded, normalised; for ``'loss'`` (B, 3, crop,
                 crop).
-            data_samples: One for each image, with its ``task`` (a model of one
-                task needs none) and, except for ``'tensor'``, ``gt_img``, the clean
-                image (3, s * H, s * W) in 0..255.
+            data_samples: One per image, with its ``task`` (optional for a model of
+                one task) and, except for ``'tensor'``, ``gt_img``, the clean image
+                (3, s * H, s * W) in 0..255.
             mode: ``'loss'``: a dict of losses; ``'tensor'``: images of one task
                 (B, 3, s * H, s * W), normalised; ``'predict'``: the samples with
                 ``pred_img`` (3, s * H, s * W) in 0..255, not rounded.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: ``mode``, shapes or tasks are not as above.
+            ValueError: ``mode``, a shape or a task is wrong.
         """
         check_map('inputs', inputs, 3)
         if mode == 'loss':
@@ -206,12 +206,12 @@ class IPT(BaseModel):
         groups = list(self._by_task(inputs, data_samples))
         if mode == 'tensor':
             if len(groups) > 1:
-                raise ValueError("images of mode='tensor' must be of one task, got "
+                raise ValueError("images of mode='tensor' must have one task, got "
                                  f'{[task for task, _ in groups]}')
-            return self._enlarged(inputs, groups[0][0])
+            return self._restore_any_size(inputs, groups[0][0])
         for task, chosen in groups:
             images = to_pixels(
-                self.data_preprocessor, self._enlarged(inputs[chosen], task))
+                self.data_preprocessor, self._restore_any_size(inputs[chosen], task))
             for i, image in zip(chosen, images):
                 data_samples[i].pred_img = image
         return data_samples
@@ -229,38 +229,37 @@ class IPT(BaseModel):
         for task, chosen in self._by_task(inputs, data_samples):
             target = self.data_preprocessor(dict(
                 inputs=[data_samples[i].gt_img for i in chosen]))['inputs']
-            restored, tokens = self._restored(inputs[chosen], task)
+            restored, tokens = self._restore_crops(inputs[chosen], task)
             if target.shape != restored.shape:
                 raise ValueError(
                     f'clean images of {task} must be {tuple(restored.shape)}, got '
                     f'{tuple(target.shape)}')
-            share = len(chosen) / len(inputs)
-            losses['loss_l1'] += share * F.l1_loss(
+            weight = len(chosen) / len(inputs)
+            losses['loss_l1'] += weight * F.l1_loss(
                 restored.to(dtype), target.to(dtype))
             if self.contrastive_weight:
                 losses['loss_contrastive'] += (
-                    share * self.contrastive_weight * patch_contrastive_loss(tokens))
+                    weight * self.contrastive_weight * patch_contrastive_loss(tokens))
         return losses
 
     @torch.no_grad()
     def restore(self, images: Tensor, task: str, flips: bool = False) -> Tensor:
         """Restore images of any size.
 
-        Larger ones are restored in crops that overlap, smaller ones are continued at
-        their border.
+        Larger images are restored in overlapping crops, smaller ones are padded.
 
         Args:
             images: (B, 3, H, W), RGB, in 0..255.
             task: One of the model's tasks.
-            flips: Whether to average over the eight flips and quarter turns.
+            flips: Whether to average over the eight flips and rotations by 90
+                degrees.
 
         Returns:
             (B, 3, s * H, s * W) in 0..255, not rounded.
 
         Raises:
             TypeError: ``images`` is no batch of floating point images.
-            ValueError: The task is not one of the model's, or shapes are not as
-                above.
+            ValueError: The task is not one of the model's, or a shape is wrong.
         """
         check_map('images', images, 3)
         self._check_task(task)
@@ -271,12 +270,12 @@ class IPT(BaseModel):
         total = 0.
         for turn, flip in turns:
             y = x.rot90(turn, (2, 3))
-            y = self._enlarged(y.flip(3) if flip else y, task)
+            y = self._restore_any_size(y.flip(3) if flip else y, task)
             total = total + (y.flip(3) if flip else y).rot90(-turn, (2, 3))
         return (total / len(turns) * std + mean).clamp(0, 255)
 
-    def _restored(self, images: Tensor, task: str) -> tuple[Tensor, Tensor]:
-        """One crop each: restored, and the decoder's tokens."""
+    def _restore_crops(self, images: Tensor, task: str) -> tuple[Tensor, Tensor]:
+        """Restore crops (B, 3, crop, crop); also return the decoder's tokens."""
         restored, tokens = self.net(images, task)
         scale = TASKS[task].scale
         if self.add_bicubic and scale > 1:
@@ -284,26 +283,26 @@ class IPT(BaseModel):
                 images, scale_factor=scale, mode='bicubic')
         return restored, tokens
 
-    def _enlarged(self, images: Tensor, task: str) -> Tensor:
-        """Any size: (B, 3, H, W) to (B, 3, s * H, s * W), normalised."""
+    def _restore_any_size(self, images: Tensor, task: str) -> Tensor:
+        """Map normalised images (B, 3, H, W) to (B, 3, s * H, s * W)."""
         return in_crops(
-            lambda crops: self._restored(crops, task)[0], images, self.net.crop,
-            self.overlap, TASKS[task].scale)
+            lambda crops: self._restore_crops(crops, task)[0], images,
+            self.net.crop, self.overlap, TASKS[task].scale)
 
     def _by_task(self, inputs: Tensor, data_samples: list[BaseDataElement] | None
                  ) -> Iterator[tuple[str, list[int]]]:
-        """Each task of a batch, and the numbers of its images.
+        """Yield each task of a batch, and the indices of its images.
 
         Raises:
-            ValueError: There is not a sample for each image, or its task is not
-                one of the model's.
+            ValueError: The number of samples differs from that of the images, or
+                a task is not one of the model's.
         """
         if data_samples is None and len(self.tasks) == 1:
             yield self.tasks[0], list(range(len(inputs)))
             return
         if data_samples is None or len(data_samples) != len(inputs):
             given = 'None' if data_samples is None else len(data_samples)
-            raise ValueError('data_samples must tell the task of each of '
+            raise ValueError('data_samples must have the task of each of the '
                              f'{len(inputs)} images, got {given}')
         only = self.tasks[0] if len(self.tasks) == 1 else None
         names = [sample.get('task', only) for sample in data_samples]

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of restored images, task by task."""
+"""PSNR and SSIM of restored images, per task."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from ..layers.checks import check_flags
 from ..openmmlab.registry import register
 from .degradations import TASKS
 
-# Red, green and blue in the luma of ITU-R BT.601, of images in 0..255.
+# Weights of red, green and blue in the luma of ITU-R BT.601.
 LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 255
 # SSIM's Gaussian window (Wang et al., 2004, Sec. III-C): 11 pixels, sigma 1.5.
 WINDOW, SIGMA = 11, 1.5
 
 
 def psnr(image: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of values in 0..255; inf if equal.
+    """Compute the peak signal-to-noise ratio in dB; inf for equal images.
 
     Args:
-        image: (C, H, W).
-        target: The same.
+        image: (C, H, W) in 0..255.
+        target: (C, H, W) in 0..255.
     """
     error = (image.double() - target.double()).square().mean()
     return (10 * torch.log10(255**2 / error)).item()
 
 
 def ssim(image: Tensor, target: Tensor) -> float:
-    """Structural similarity of values in 0..255, the mean over channels.
+    """Compute the structural similarity, averaged over channels.
 
-    Wang et al., 2004: a Gaussian window, K1 = 0.01, K2 = 0.03, where the window
-    is inside the image.
+    Wang et al., 2004: Gaussian window, K1 = 0.01, K2 = 0.03, only positions where
+    the window is inside the image.
 
     Args:
-        image: (C, H, W), sides of at least 11.
-        target: The same.
+        image: (C, H, W) in 0..255, sides of at least 11.
+        target: The same shape and range.
 
     Raises:
         ValueError: A side is shorter than the window.
@@ -65,7 +65,7 @@ def ssim(image: Tensor, target: Tensor) -> float:
 
 
 def luminance(image: Tensor, channel_order: str = 'bgr') -> Tensor:
-    """Luma of ITU-R BT.601: (3, H, W) in 0..255 to (1, H, W) in 16..235.
+    """Convert (3, H, W) in 0..255 to BT.601 luma (1, H, W) in 16..235.
 
     Raises:
         ValueError: The image has not three channels.
@@ -79,28 +79,26 @@ def luminance(image: Tensor, channel_order: str = 'bgr') -> Tensor:
 
 
 class RestorationMetric(BaseMetric):
-    """Base of metrics that compare restored images with clean ones.
+    """Base class of metrics that compare restored images with clean ones.
 
-    A data sample has ``pred_img`` and ``gt_img``, (C, H, W) in 0..255, and may
-    have ``task``: a figure for each task is ``TASK/NAME``, and the mean over all
-    images is ``NAME``. Restored images are rounded and clipped, as a file holds
-    them.
+    A data sample has ``pred_img`` and ``gt_img``, (C, H, W) in 0..255, and may have
+    ``task``. The mean over all images is ``NAME``, that of a task ``TASK/NAME``.
+    Restored images are rounded and clipped, as in an image file.
 
     Args:
-        luminance: Whether only the luma counts.
-        crop_border: Pixels at each side that do not count; ``'scale'``: the factor
-            by which the task enlarges images, else none.
+        luminance: Whether to compare only the luma.
+        crop_border: Pixels to ignore at each side; ``'scale'``: the scale of an
+            enlarging task, 0 for others.
         channel_order: ``'bgr'``, as mmcv reads images, or ``'rgb'``.
-        compare_input: Whether to add the figures of doing nothing, ``NAME_input``:
-            those of the degraded images, enlarged bicubically where they are
-            smaller.
+        compare_input: Whether to add ``NAME_input``, the results of the degraded
+            images, enlarged bicubically if they are smaller.
         collect_device: See BaseMetric.
         prefix: See BaseMetric.
         collect_dir: See BaseMetric.
 
     Raises:
-        TypeError: An argument is of another type.
-        ValueError: An argument is not one of those named.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
     """
 
     name: str
@@ -135,7 +133,7 @@ class RestorationMetric(BaseMetric):
 
         Args:
             data_batch: ``inputs`` are the degraded images, (C, H, W) in 0..255.
-            data_samples: What the model returned, as dicts.
+            data_samples: Results of the model, as dicts.
 
         Raises:
             ValueError: A restored image has another size than the clean one.
@@ -154,7 +152,7 @@ class RestorationMetric(BaseMetric):
             self.results.append((task, found))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Average over images, and over those of each task."""
+        """Average over all images, and over the images of each task."""
         figures: dict[str, list[float]] = {}
         for task, found in results:
             for name, value in found.items():
@@ -176,7 +174,7 @@ class RestorationMetric(BaseMetric):
         if 2 * border >= min(height, width):
             raise ValueError(f'crop_border={border} leaves nothing of an image of '
                              f'{height}x{width}')
-        # A negative zero end would be an empty slice.
+        # border:-border would be empty for a border of 0.
         inside = (..., slice(border, height - border), slice(border, width - border))
         image, target = image.float().round().clamp(0, 255)[inside], target[inside]
         if self.luminance:

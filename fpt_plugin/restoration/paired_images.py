@@ -1,4 +1,4 @@
-"""Degraded images beside the clean ones, as files."""
+"""Data sets of degraded and clean image files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ class PairedImages(BaseDataset):
     """Two folders with degraded and clean images of the same names.
 
     Args:
-        task: The degradation that is to be undone, see
-            :class:`~fpt_plugin.Degrade`.
-        data_root: Where the folders are.
+        task: The degradation, see :class:`~fpt_plugin.Degrade`.
+        data_root: Parent of the folders.
         data_prefix: ``img_path``, the folder of degraded images, and
-            ``gt_path``, that of clean ones. Endings of a pair may differ.
+            ``gt_path``, that of clean ones. The suffixes of a pair may differ.
         **kwargs: See mmengine's BaseDataset.
 
     Raises:
-        FileNotFoundError: A folder is not there.
+        FileNotFoundError: A folder does not exist.
         ValueError: The task is unknown, a folder is empty, or an image has no
             partner.
     """
@@ -41,21 +40,21 @@ class PairedImages(BaseDataset):
         """List the pairs by name."""
         folders = [Path(self.data_prefix[key]) for key in ('img_path', 'gt_path')]
         degraded, clean = map(_images, folders)
-        alone = sorted(degraded.keys() ^ clean.keys())
-        if alone:
+        unpaired = sorted(degraded.keys() ^ clean.keys())
+        if unpaired:
             raise ValueError(
-                f'each image of {folders[0]} must have a partner of its name in '
-                f'{folders[1]}, and {len(alone)} have none: {alone[:3]}')
+                f'each image of {folders[0]} must have a partner of the same name in '
+                f'{folders[1]}, and {len(unpaired)} have none: {unpaired[:3]}')
         return [dict(img_path=str(degraded[name]), gt_path=str(clean[name]),
                      task=self.task) for name in sorted(degraded)]
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """Files by their names without endings.
+    """Return the files of a folder by their names without suffix.
 
     Raises:
-        FileNotFoundError: The folder is not there.
-        ValueError: It is empty, or two files differ in the ending alone.
+        FileNotFoundError: The folder does not exist.
+        ValueError: It is empty, or two files differ only in the suffix.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder} must be a folder of images, and is not '
@@ -71,7 +70,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 @register(TRANSFORMS)
 class LoadCleanImage(BaseTransform):
-    """Load the clean image of a pair, ``gt_img``, behind LoadImageFromFile."""
+    """Load the clean image of a pair, ``gt_img``, after LoadImageFromFile."""
 
     def transform(self, results: dict) -> dict:
         """Load ``gt_path``.

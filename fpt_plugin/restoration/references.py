@@ -1,4 +1,4 @@
-"""Images with reference pictures, for super-resolution."""
+"""Data set and transforms of images with references, for super-resolution."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from .degradations import read_image
 
 @register(DATASETS)
 class ReferencePairs(BaseDataset):
-    """Images and the pictures that they may take textures from.
+    """Images and their references, from a list or from video frames.
 
-    Either listed pairs, or the frames of video sequences, whose reference is a frame
-    before.
+    The reference of a video frame is an earlier frame of the same sequence.
 
     Args:
-        ann_file: A text file with two paths below ``data_root`` a line, image and
-            reference, with a tabulator between them. ``''``: frames.
+        ann_file: A text file with two paths per line, relative to ``data_root``:
+            image, tab, reference. ``''``: use video frames.
         data_root: The folder of the images.
-        distance: How many frames before an image its reference is.
-        sequences: Frames whose names begin with one of these are a sequence each,
-            sorted by name; None: all images are one. An image without a frame so
-            far before it has the one so far behind it, or the last.
+        distance: Number of frames between an image and its reference.
+        sequences: Prefixes of file names; the frames with one prefix, sorted by
+            name, are a sequence. None: all images are one sequence. The first
+            frames, which have no frame ``distance`` earlier, take the one
+            ``distance`` later, or the last.
         **kwargs: See mmengine's BaseDataset.
 
     Raises:
-        FileNotFoundError: The folder, the list or a file of it is not there.
+        FileNotFoundError: The folder, the list or a listed file does not exist.
         TypeError: ``distance`` is no int.
-        ValueError: A line has not two paths, or a sequence has too few frames.
+        ValueError: A line does not have two paths, or a sequence has too few
+            frames.
     """
 
     def __init__(self, ann_file: str = '', data_root: str = '', distance: int = 1,
@@ -49,8 +50,8 @@ class ReferencePairs(BaseDataset):
             return self._listed()
         root = Path(self.data_root)
         if not root.is_dir():
-            raise FileNotFoundError(f'data_root must be a folder of images, and {root} '
-                                    'is not there')
+            raise FileNotFoundError('data_root must be a folder of images, got '
+                                    f'{root}, which is not there')
         frames = sorted(path for path in root.iterdir()
                         if path.is_file() and not path.name.startswith('.'))
         found = []
@@ -91,7 +92,7 @@ class LoadReference(BaseTransform):
         """Load ``ref_path``.
 
         Raises:
-            ValueError: It is broken.
+            ValueError: It cannot be read.
         """
         results['ref_img'] = read_image(results['ref_path'])
         return results
@@ -99,15 +100,14 @@ class LoadReference(BaseTransform):
 
 @register(TRANSFORMS)
 class CropWithReference(BaseTransform):
-    """Take a random part of an image and the same part of its reference.
+    """Crop a random part of an image and the same part of its reference.
 
-    Frames of a video show nearly the same there. A part that does not fit into the
-    reference is moved into it.
+    Frames of a video have similar content there. A crop beyond the reference's
+    border is moved inside.
 
     Args:
-        size: Side of the part in pixels.
-        margin: Pixels that the reference's part is larger on each side, where it
-            has them.
+        size: Side of the crop in pixels.
+        margin: Additional pixels of the reference's crop on each side.
 
     Raises:
         TypeError: An argument is no int.
@@ -126,21 +126,21 @@ class CropWithReference(BaseTransform):
         """Crop ``img`` and ``ref_img``.
 
         Raises:
-            ValueError: An image is smaller than the part.
+            ValueError: An image is smaller than the crop.
         """
         image, reference = results['img'], results['ref_img']
-        wanted = self.size + 2 * self.margin
-        for picture, side in ((image, self.size), (reference, wanted)):
+        ref_size = self.size + 2 * self.margin
+        for picture, side in ((image, self.size), (reference, ref_size)):
             if min(picture.shape[:2]) < side:
                 raise ValueError(
                     f'images and references must have sides of at least {self.size} '
-                    f'and {wanted}, got {image.shape[:2]} and {reference.shape[:2]} in '
-                    f'{results.get("img_path", "an image")}')
-        start = [np.random.randint(side - self.size + 1) for side in image.shape[:2]]
-        first = [min(max(0, at - self.margin), side - wanted)
-                 for at, side in zip(start, reference.shape[:2])]
-        results['img'] = _part(image, start, self.size)
-        results['ref_img'] = _part(reference, first, wanted)
+                    f'and {ref_size}, got {image.shape[:2]} and '
+                    f'{reference.shape[:2]} in {results.get("img_path", "an image")}')
+        corner = [np.random.randint(side - self.size + 1) for side in image.shape[:2]]
+        ref_corner = [min(max(0, first - self.margin), side - ref_size)
+                      for first, side in zip(corner, reference.shape[:2])]
+        results['img'] = _crop(image, corner, self.size)
+        results['ref_img'] = _crop(reference, ref_corner, ref_size)
         results['img_shape'] = results['img'].shape[:2]
         return results
 
@@ -148,6 +148,6 @@ class CropWithReference(BaseTransform):
         return f'{type(self).__name__}(size={self.size}, margin={self.margin})'
 
 
-def _part(image: np.ndarray, start: list[int], side: int) -> np.ndarray:
-    top, left = start
+def _crop(image: np.ndarray, corner: list[int], side: int) -> np.ndarray:
+    top, left = corner
     return image[top:top + side, left:left + side]

@@ -1,4 +1,4 @@
-"""The transformer that IPT's tasks share."""
+"""The encoder-decoder transformer of IPT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose projections have no biases.
+    """Multi-head attention with projections without biases.
 
     Args:
         embed_dims: Width of the tokens.
@@ -21,18 +21,17 @@ class Attention(nn.Module):
             nn.Linear(embed_dims, embed_dims, bias=False) for _ in range(4))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend: (B, n, C), (B, m, C), (B, m, C) to (B, n, C)."""
-        query, key, value = (
-            # (B, n, C) to (B, heads, n, C / heads)
+        """Attend with queries (B, n, C) to keys and values (B, m, C): (B, n, C)."""
+        query, key, value = (  # (B, heads, n or m, C / heads)
             project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for project, x in ((self.query, query), (self.key, key),
                                (self.value, value)))
         x = F.scaled_dot_product_attention(query, key, value)
-        return self.out(x.transpose(1, 2).flatten(2))
+        return self.out(x.transpose(1, 2).flatten(2))  # (B, n, C)
 
 
 class _Layer(nn.Module):
-    """What layers of the encoder and of the decoder share."""
+    """Common parts of the encoder's and the decoder's layers."""
 
     def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -45,20 +44,20 @@ class _Layer(nn.Module):
 
 
 class EncoderLayer(_Layer):
-    """Self-attention and an MLP, each behind a norm (IPT, Eq. 2)."""
+    """Self-attention and an MLP, each after a norm (IPT, Eq. 2)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
+        """Map (B, N, C) to (B, N, C)."""
         y = self.norm(x)
         x = x + self.attention(y, y, y)
         return x + self.mlp(x)
 
 
 class DecoderLayer(_Layer):
-    """Self-attention, attention to the encoder's output, an MLP (IPT, Eq. 3).
+    """Self-attention, cross-attention to the encoder, and an MLP (IPT, Eq. 3).
 
-    The task's embedding is added to the queries of both and to the keys of the
-    first.
+    The task's embedding is added to the queries of both attentions and to the keys
+    of the self-attention.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float) -> None:
@@ -67,12 +66,12 @@ class DecoderLayer(_Layer):
         self.cross_norm = nn.LayerNorm(embed_dims)
 
     def forward(self, x: Tensor, memory: Tensor, task: Tensor) -> Tensor:
-        """Decode.
+        """Decode tokens.
 
         Args:
             x: (B, N, C).
-            memory: (B, N, C), the encoder's output, normalised.
-            task: (N, C).
+            memory: Normalised output of the encoder (B, N, C).
+            task: Embedding of the task (N, C).
 
         Returns:
             (B, N, C).
@@ -88,9 +87,9 @@ class Transformer(nn.Module):
 
     Args:
         embed_dims: Width of the tokens.
-        depth: Layers of the encoder, and of the decoder.
-        num_heads: Of each attention.
-        mlp_ratio: Width of the MLPs over ``embed_dims``.
+        depth: Number of layers of the encoder, and of the decoder.
+        num_heads: Number of attention heads.
+        mlp_ratio: Width of the MLPs divided by ``embed_dims``.
     """
 
     def __init__(self, embed_dims: int, depth: int, num_heads: int,
@@ -101,7 +100,7 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(*size) for _ in range(depth))
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """Tokens with their positions (B, N, C) and a task (N, C) to (B, N, C)."""
+        """Map tokens with positions (B, N, C) and a task (N, C) to (B, N, C)."""
         x = self.encoder(x)
         memory = F.layer_norm(x, x.shape[-1:])  # LN(z_0)
         for layer in self.decoder:

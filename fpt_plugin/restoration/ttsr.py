@@ -1,4 +1,4 @@
-"""TTSR: super-resolution with a reference picture."""
+"""TTSR: super-resolution with a reference image."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PATCH = 3
 
 
 class TextureExtractor(nn.Module):
-    """The first layers of VGG19, to relu3_1, which learn along (TTSR, Sec. 3.1).
+    """The first layers of VGG19, to relu3_1, trained with TTSR (Sec. 3.1).
 
     Args:
-        channels: Of the maps in full, half and a quarter of the size; VGG19 has
-            64, 128 and 256.
+        channels: Channels of the maps of full, half and quarter size; VGG19 has 64,
+            128 and 256.
     """
 
     def __init__(self, channels: Sequence[int] = (64, 128, 256)) -> None:
@@ -46,7 +46,7 @@ class TextureExtractor(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to (B, C_i, H / 2^i, W / 2^i) for each stage i."""
+        """Map (B, 3, H, W) to (B, C_i, H / 2^i, W / 2^i) for each stage i."""
         maps = []
         for stage in self.stages:
             images = stage(images)
@@ -55,7 +55,7 @@ class TextureExtractor(nn.Module):
 
 
 def _body(channels: int, blocks: int) -> nn.Sequential:
-    """Residual blocks and a convolution."""
+    """Build residual blocks and a convolution."""
     return nn.Sequential(*(ResidualBlock(channels, 3) for _ in range(blocks)),
                          nn.Conv2d(channels, channels, 3, padding=1))
 
@@ -65,25 +65,27 @@ class TTSR(BaseModel):
     """Enlarge images four times with the textures of a reference.
 
     The Texture Transformer Network for Super-Resolution
-    (https://arxiv.org/abs/2006.04139): features of the image find the most alike
-    patches of the reference, whose textures are added at three scales. Losses are
-    L1 and the transferal perceptual loss; adversarial and VGG losses are left out.
+    (https://arxiv.org/abs/2006.04139) finds the patch of the reference that is most
+    similar to each patch of the image, and adds its textures at three scales. The
+    losses are L1 and the transferal perceptual loss; there are no adversarial and
+    VGG losses.
 
     Images come from the transform :class:`~fpt_plugin.Degrade` with ``'sr4'``,
     references from the data set :class:`~fpt_plugin.ReferencePairs`.
 
     Args:
-        channels: Of the features.
-        blocks: Residual blocks before the first texture, and at each scale.
+        channels: Channels of the features.
+        blocks: Number of residual blocks before the first texture, and at each
+            scale.
         texture_channels: See :class:`TextureExtractor`.
-        perceptual_weight: Of the transferal perceptual loss; 0 leaves it out.
-        add_bicubic: Whether to predict what bicubic enlargement lacks.
-        data_preprocessor: mmengine's ImgDataPreprocessor for RGB images; None: one
-            that turns files into RGB in [-1, 1].
+        perceptual_weight: Weight of the transferal perceptual loss; 0: none.
+        add_bicubic: Whether to predict the difference to bicubic enlargement.
+        data_preprocessor: mmengine's ImgDataPreprocessor for RGB images; None:
+            convert files to RGB in [-1, 1].
         init_cfg: See BaseModel.
 
     Raises:
-        ValueError: ``blocks`` or ``texture_channels`` are of another length, or the
+        ValueError: ``blocks`` or ``texture_channels`` has the wrong length, or the
             weight is negative.
 
     Example:
@@ -114,7 +116,7 @@ class TTSR(BaseModel):
         self.textures = TextureExtractor(texture_channels)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU())
         self.first = _body(channels, blocks[0])
-        # Scales from the image's size to four times of it; textures the other way.
+        # From scale 1 to scale 4; texture_channels are in the reverse order.
         self.transformers = nn.ModuleList(
             TextureTransformer(channels, width) for width in texture_channels[::-1])
         self.integrations = nn.ModuleList(
@@ -142,16 +144,16 @@ class TTSR(BaseModel):
 
         Args:
             inputs: (B, 3, H, W), normalised.
-            data_samples: One for each image, with ``ref_img``, the reference
-                (3, Hr, Wr) in 0..255, or without one; and, except for ``'tensor'``,
-                ``gt_img``, the clean image (3, 4 * H, 4 * W) in 0..255.
+            data_samples: One per image. All or none have ``ref_img``, the reference
+                (3, Hr, Wr) in 0..255. Except for ``'tensor'`` they have ``gt_img``,
+                the clean image (3, 4 * H, 4 * W) in 0..255.
             mode: ``'loss'``: a dict of losses; ``'tensor'``: (B, 3, 4 * H, 4 * W),
                 normalised; ``'predict'``: the samples with ``pred_img``
                 (3, 4 * H, 4 * W) in 0..255, not rounded.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: ``mode`` or shapes are not as above.
+            ValueError: ``mode`` or a shape is wrong.
         """
         check_map('inputs', inputs, 3)
         if mode not in ('loss', 'tensor', 'predict'):
@@ -160,7 +162,7 @@ class TTSR(BaseModel):
         references = self._references(data_samples)
         if mode == 'loss':
             return self.loss(inputs, references, data_samples)
-        images = self._enlarged(inputs, references)[0]
+        images = self._enlarge(inputs, references)[0]
         if mode == 'tensor':
             return images
         for sample, image in zip(
@@ -170,17 +172,17 @@ class TTSR(BaseModel):
 
     def loss(self, inputs: Tensor, references: list[Tensor] | None,
              data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
-        """Compare enlarged images with clean ones, and with the textures."""
+        """Compare enlarged images with clean images and with the textures."""
         target = self.data_preprocessor(dict(
             inputs=[sample.gt_img for sample in data_samples]))['inputs']
-        images, textures = self._enlarged(inputs, references)
+        images, textures = self._enlarge(inputs, references)
         if target.shape != images.shape:
             raise ValueError(f'clean images must be {tuple(images.shape)}, got '
                              f'{tuple(target.shape)}')
         dtype = accumulation_dtype(inputs)
         losses = dict(loss_l1=F.l1_loss(images.to(dtype), target.to(dtype)))
         if textures and self.perceptual_weight:
-            # The image is to have the textures, not the extractor to see them in it.
+            # The gradient must change the image, not the extractor.
             fixed = {name: p.detach() for name, p in self.textures.named_parameters()}
             maps = functional_call(self.textures, fixed, images)
             losses['loss_perceptual'] = self.perceptual_weight * sum(
@@ -195,15 +197,15 @@ class TTSR(BaseModel):
 
         Args:
             images: (B, 3, H, W), RGB, in 0..255.
-            reference: (B, 3, Hr, Wr), RGB, in 0..255, of any size of at least 12
-                pixels, or a list of several; None: without textures.
+            reference: (B, 3, Hr, Wr), RGB, in 0..255, with sides of at least 12
+                pixels, or a list of references; None: no textures.
 
         Returns:
             (B, 3, 4 * H, 4 * W) in 0..255, not rounded.
 
         Raises:
             TypeError: They are no batches of floating point images.
-            ValueError: Their shapes are not as above.
+            ValueError: A shape is wrong.
         """
         check_map('images', images, 3)
         references = None
@@ -215,15 +217,15 @@ class TTSR(BaseModel):
         mean, std = moments(self.data_preprocessor)
         if references is not None:
             references = [(x - mean) / std for x in references]
-        out, _ = self._enlarged((images - mean) / std, references)
+        out, _ = self._enlarge((images - mean) / std, references)
         return (out * std + mean).clamp(0, 255)
 
     def _references(self, data_samples: list[BaseDataElement] | None
                     ) -> list[Tensor] | None:
-        """The references of a batch, normalised: one tensor in a list.
+        """Return the normalised references of a batch: a list of one tensor.
 
         Raises:
-            ValueError: Some have one and others not, or their sizes differ.
+            ValueError: Only some samples have one, or their sizes differ.
         """
         found = [sample.ref_img for sample in data_samples or ()
                  if 'ref_img' in sample]
@@ -238,10 +240,10 @@ class TTSR(BaseModel):
 
     def _match(self, images: Tensor, references: list[Tensor]
                ) -> tuple[list[Tensor], Tensor]:
-        """Textures for each scale, the smallest first, and the soft attention."""
+        """Return textures per scale, smallest first, and the soft attention."""
         keys, values = [], []
         for reference in references:
-            # Maps of a quarter of the size: whole squares of four pixels.
+            # Crop to multiples of 4, so that the maps of quarter size fit exactly.
             height, width = (side // SCALE * SCALE for side in reference.shape[2:])
             if len(reference) != len(images) or min(height, width) < PATCH * SCALE:
                 raise ValueError(
@@ -254,20 +256,20 @@ class TTSR(BaseModel):
             keys.append(self.textures(blurred)[-1])
             values.append(self.textures(reference)[::-1])
         enlarged = F.interpolate(images, scale_factor=SCALE, mode='bicubic')
-        query = self.textures(enlarged)[-1]
+        query = self.textures(enlarged)[-1]  # (B, C, H, W)
         textures, soft, _ = texture_transfer(
             query, keys, [list(scale) for scale in zip(*values)], PATCH)
         return textures, soft
 
-    def _enlarged(self, images: Tensor, references: list[Tensor] | None
-                  ) -> tuple[Tensor, list[Tensor]]:
-        """Normalised images (B, 3, 4 * H, 4 * W), and their textures."""
+    def _enlarge(self, images: Tensor, references: list[Tensor] | None
+                 ) -> tuple[Tensor, list[Tensor]]:
+        """Return enlarged images (B, 3, 4 * H, 4 * W), and the textures."""
         textures: list[Tensor] = []
         soft = None
         if references is not None:
             textures, soft = self._match(images, references)
         x = self.head(images)
-        maps = [x + self.first(x)]
+        maps = [x + self.first(x)]  # (B, C, H, W); later also 2 and 4 times as large
         for scale, (transformer, bodies) in enumerate(
                 zip(self.transformers, self.bodies)):
             if scale:

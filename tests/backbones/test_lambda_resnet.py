@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from fpt_plugin import LambdaLayer, LambdaResNet
 from fpt_plugin.backbones.architectures import ARCHITECTURES
 
-# Smaller windows: what is tested here does not depend on them.
+# Small windows for speed; the tests do not depend on their size.
 SMALL = dict(context_size=5)
 
 
@@ -37,8 +37,8 @@ def on_meta(*args, **kwargs):
         return LambdaResNet(*args, **kwargs)
 
 
-def places(backbone):
-    """(stage, block) of the lambda layers."""
+def lambda_blocks(backbone):
+    """Return (stage, block) of the lambda layers."""
     return {(int(name[5]) - 1, int(name.split('.')[1]))
             for name, m in backbone.named_modules()
             if isinstance(m, LambdaLayer)}
@@ -48,11 +48,10 @@ def places(backbone):
     (50, 16.3, 19.5), (101, 34.2, 45.3), (152, 48.2, 65.1), (200, 52.7, 71.7),
     (270, 75.4, 104.0), (350, 98.6, 138.1), (420, 116.5, 163.9)
 ])
-def test_parameters(depth, plain, with_se):
-    """In millions, without and with squeeze and excitation."""
-    for se, want in ((False, plain), (True, with_se)):
+def test_millions_of_parameters(depth, plain, with_se):
+    for se, expected in ((False, plain), (True, with_se)):
         count = sum(p.numel() for p in on_meta(depth, se=se).parameters())
-        assert round(count / 1e6, 1) == want
+        assert round(count / 1e6, 1) == expected
 
 
 @pytest.mark.parametrize('depth, blocks, c4', [
@@ -68,23 +67,23 @@ def test_hybrids(depth, blocks, c4):
     backbone = on_meta(depth)
     stages = [getattr(backbone, f'layer{i}') for i in range(1, 5)]
     assert tuple(map(len, stages)) == blocks
-    assert places(backbone) == {(2, i) for i in c4} | {
+    assert lambda_blocks(backbone) == {(2, i) for i in c4} | {
         (3, i) for i in range(blocks[3])
     }
     assert all(m.context_size == (23, 23) for m in backbone.modules()
                if isinstance(m, LambdaLayer))
 
 
-@pytest.mark.parametrize('depth, want, contexts, bias', [
+@pytest.mark.parametrize('depth, expected, contexts, bias', [
     ('26t', {(2, 1), (3, 0), (3, 1)}, {9}, True),
     ('26rpt', {(2, 1), (3, 0), (3, 1)}, {31, 15}, False),
     ('50ts', {(1, 3), (2, 1), (2, 3), (2, 5), (3, 1)}, {9}, True),
     ('d-li14-50', {(s, b) for s, n in enumerate((3, 4, 6, 3))
                    for b in range(n)}, {23}, True),
 ])
-def test_presets(depth, want, contexts, bias):
+def test_presets(depth, expected, contexts, bias):
     backbone = on_meta(depth)
-    assert places(backbone) == want
+    assert lambda_blocks(backbone) == expected
     layers = [m for m in backbone.modules() if isinstance(m, LambdaLayer)]
     assert {m.context_size[0] for m in layers} == contexts
     assert all((m.content_bias is not None) == bias for m in layers)
@@ -92,8 +91,8 @@ def test_presets(depth, want, contexts, bias):
     assert isinstance(backbone.layer1[0].act, act)
 
 
-def test_keys_are_those_of_the_hosts_resnet():
-    """All but the stem, the shortcuts' average and the lambda layers."""
+def test_keys_are_those_of_the_libraries_resnet():
+    """Except the keys of the stem and the lambda layers."""
     import mmdet.models  # noqa: F401
     plain = set(MODELS.build(dict(type='mmdet.ResNetV1d', depth=50)).state_dict())
     ours = set(on_meta(50).state_dict())
@@ -103,7 +102,7 @@ def test_keys_are_those_of_the_hosts_resnet():
     assert ours - plain == lambdas | strided
     assert plain - ours == {
         f'layer{stage + 1}.{block}.conv2.weight'
-        for stage, block in places(on_meta(50))
+        for stage, block in lambda_blocks(on_meta(50))
     }
 
 
@@ -118,14 +117,14 @@ def test_a_block_starts_as_its_shortcut():
     assert other.layer4[1].bn3.weight.eq(1).all()
 
 
-def test_init_cfg_of_the_user_wins():
+def test_init_cfg_overrides_the_default_initialisation():
     backbone = LambdaResNet('26t', init_cfg=dict(
         type='Constant', val=0.5, layer='Conv2d'))
     backbone.init_weights()
     assert backbone.layer1[0].conv1.weight.eq(0.5).all()
 
 
-def test_pretrained_weights_stay(tmp_path):
+def test_init_weights_keeps_pretrained_weights(tmp_path):
     source = LambdaResNet(50)
     with torch.no_grad():
         for p in source.parameters():
@@ -140,7 +139,7 @@ def test_pretrained_weights_stay(tmp_path):
 
 
 def test_output_stride_of_segmentors():
-    """Dilation acts on convolutions; a lambda block only loses its stride."""
+    """Dilation changes convolutions; a lambda block has stride 1 instead."""
     backbone = LambdaResNet(
         50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
         contract_dilation=True, lambda_layer=SMALL).eval()
@@ -174,15 +173,15 @@ def test_squeeze_and_excitation_is_for_convolution_blocks():
     (dict(type='SyncBN', requires_grad=True), torch.nn.SyncBatchNorm),
     (dict(type='BN', requires_grad=False, eps=1e-3), torch.nn.BatchNorm2d),
 ])
-def test_norms_are_what_norm_cfg_says(norm_cfg, types):
+def test_norm_cfg_sets_all_norms(norm_cfg, types):
     backbone = LambdaResNet(50, norm_cfg=norm_cfg)
     norms = [m for m in backbone.modules() if isinstance(
         m, (torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm))]
     assert all(isinstance(m, types) for m in norms)
-    # 3 + 1 or 0 a block, 4 in the stem, 2 a lambda layer
+    # 4 in the stem, 3 per block, 4 in the shortcuts, 2 per lambda layer
     assert len(norms) == 4 + 16 * 3 + 4 + 4 * 2
-    learns = norm_cfg.get('requires_grad', True)
-    assert all(m.weight.requires_grad == learns for m in norms)
+    trained = norm_cfg.get('requires_grad', True)
+    assert all(m.weight.requires_grad == trained for m in norms)
     assert all(m.eps == norm_cfg.get('eps', 1e-5) for m in norms)
 
 
@@ -201,18 +200,17 @@ def test_other_lambda_layers():
     assert len(layers) == 16
     assert all(m.intra_depth == 4 and m.context_size == (7, 7)
                and isinstance(m.norm_q, torch.nn.GroupNorm) for m in layers)
-    assert places(on_meta(50, lambda_blocks=[[0, 2]])) == {(0, 2)}
-    assert places(on_meta(50, lambda_blocks=[])) == set()
+    assert lambda_blocks(on_meta(50, lambda_blocks=[[0, 2]])) == {(0, 2)}
+    assert lambda_blocks(on_meta(50, lambda_blocks=[])) == set()
 
 
-@pytest.mark.parametrize('host, base, options', [
+@pytest.mark.parametrize('library, base, options', [
     ('mmdet', 'mask-rcnn_r50_fpn.py', dict(strides=(1, 2, 2, 2))),
     ('mmseg', 'fpn_r50.py', dict(strides=(1, 2, 2, 2))),
     ('mmseg', 'deeplabv3plus_r50-d8.py', dict(dilations=(1, 1, 2, 4))),
 ])
-def test_swap_in_a_config_of_the_host(host, base, options):
-    """What a base config holds for its ResNet is taken."""
-    configs = Path(import_module(host).__file__).parent / '.mim' / 'configs'
+def test_it_accepts_the_resnet_arguments_of_a_base_config(library, base, options):
+    configs = Path(import_module(library).__file__).parent / '.mim' / 'configs'
     cfg = Config.fromfile(configs / '_base_' / 'models' / base)
     cfg.merge_from_dict(
         dict(model=dict(backbone=dict(type='LambdaResNet', init_cfg=None))))
@@ -240,7 +238,7 @@ def test_swap_in_a_config_of_the_host(host, base, options):
     (dict(act_cfg=dict(type='Nope')), ValueError, 'act_cfg.*Nope'),
     (dict(lambda_layer=dict(type='Nope')), ValueError, 'lambda_layer.*Nope'),
     (dict(lambda_blocks='some'), ValueError, "lambda_blocks must .* 'some'"),
-    (dict(lambda_blocks=[(3, 3)]), ValueError, r'places .* \[\(3, 3\)\]'),
+    (dict(lambda_blocks=[(3, 3)]), ValueError, r'pairs .* \[\(3, 3\)\]'),
     (dict(lambda_blocks=[3]), TypeError, 'lambda_blocks must be'),
     (dict(lambda_layer=dict(context_size=4)), ValueError, 'context_size must'),
     (dict(norm_cfg=dict(type='GN', num_groups=48)), ValueError, 'num_'),

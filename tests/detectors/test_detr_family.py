@@ -49,7 +49,7 @@ def test_identical_at_step_0(name, tmp_path):
 
 @pytest.mark.parametrize('name', SHIPPED)
 def test_trains(name):
-    """Two steps: at the first one FPT's branches wait for their fusion."""
+    """Two steps: in the first one the fusions, which are zero, block FPT's branches."""
     model = make(name).train()
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=0.01)

@@ -1,4 +1,4 @@
-"""FPT as the encoder: the neck's pyramid is the memory, all else the host's."""
+"""FPT as the encoder: the neck's pyramid is the memory, the rest is mmdet's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from helpers.small_detrs import batch, make, small
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
 
-from fpt_plugin import FPT
-
 PLAIN = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 FPT_ENCODER = 'fpt/deformable-detr_r50_fpt-encoder_16xb2-50e_coco.py'
 DINO = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
@@ -22,75 +20,60 @@ NECK = dict(type='FPT', preset='full', pyramid=dict(type='ChannelMapper'),
             num_levels=4)
 
 
-def encoder_free(base: str, detector: str, **changes) -> torch.nn.Module:
-    return make(base, type='PyramidMemoryDETR', detector=detector, encoder=None,
-                neck=NECK, **changes)
-
-
-def randomise(neck: FPT) -> None:
-    """As if it were trained: the maps are no longer the pyramid's."""
-    with torch.no_grad():
-        for fusion in neck.fusions:
-            fusion.out_conv.weight.normal_(std=0.05)
-
-
 @pytest.fixture(params=[(False, False), (True, False), (True, True)],
                 ids=['plain', 'refine', 'two-stage'])
 def pair(request):
-    """The detector, and the host's with its encoder made the identity."""
+    """The detector, and mmdet's with an encoder that is the identity."""
     refine, two_stage = request.param
     flags = dict(with_box_refine=refine, as_two_stage=two_stage)
     ours = make(FPT_ENCODER, **flags)
-    randomise(ours.neck)
-    host = make(PLAIN, neck=NECK, **flags)
-    keys = host.load_state_dict(ours.state_dict(), strict=False)
+    with torch.no_grad():  # the maps are no longer the pyramid's
+        for fusion in ours.neck.fusions:
+            fusion.out_conv.weight.normal_(std=0.05)
+    plain = make(PLAIN, neck=NECK, **flags)
+    keys = plain.load_state_dict(ours.state_dict(), strict=False)
     assert keys.unexpected_keys == []
     assert {key.split('.')[0] for key in keys.missing_keys} == {'encoder'}
-    host.encoder.forward = lambda query, **_: query
-    return ours, host
+    plain.encoder.forward = lambda query, **_: query
+    return ours, plain
+
+
+def check_gradients(model):
+    """Require a finite loss, and a gradient of each parameter."""
+    total, _ = model.parse_losses(model.train()(**batch(model), mode='loss'))
+    total.backward()
+    assert total.isfinite()
+    assert [key for key, p in model.named_parameters()
+            if p.requires_grad and p.grad is None] == []
 
 
 def test_the_memory_is_the_pyramid(pair):
-    """Flattened in the order, and with the masks, that the host uses."""
-    ours, host = pair
-    for padded in (True, False):
-        data = batch(ours.eval(), False)
-        if not padded:
-            for sample in data['data_samples']:
-                sample.set_metainfo(dict(img_shape=(80, 96)))
-        with torch.no_grad():
-            maps = ours.extract_feat(data['inputs'])
-            given, decoder = ours.pre_transformer(maps, data['data_samples'])
-            memory = ours.forward_encoder(**given)
-            wanted, wanted_decoder = host.pre_transformer(
-                maps, data['data_samples'])
-        assert [tuple(x.shape[2:]) for x in maps] == [(10, 12), (5, 6), (3, 3),
-                                                      (2, 2)]
-        flat = [maps[level][:, :, row, column]
-                for level in range(4)
-                for row in range(maps[level].shape[2])
-                for column in range(maps[level].shape[3])]
-        assert torch.equal(memory['memory'], torch.stack(flat, dim=1))
-        assert memory['memory'].std() > 0
-        mask = memory['memory_mask']
-        if padded:
-            assert mask.any() and not mask.all()
-            assert torch.equal(mask, wanted['feat_mask'])
-        else:
-            assert mask is None is wanted['feat_mask']
-        assert decoder.keys() == wanted_decoder.keys()
-        for key in ('spatial_shapes', 'level_start_index', 'valid_ratios'):
-            assert torch.equal(decoder[key], wanted_decoder[key])
+    """Level by level, pixels in raster order."""
+    ours, _ = pair
+    data = batch(ours.eval(), False)
+    with torch.no_grad():
+        maps = ours.extract_feat(data['inputs'])
+        given, _ = ours.pre_transformer(maps, data['data_samples'])
+        memory = ours.forward_encoder(**given)
+    assert [tuple(x.shape[2:]) for x in maps] == [(10, 12), (5, 6), (3, 3), (2, 2)]
+    flat = [x[:, :, row, column] for x in maps
+            for row in range(x.shape[2]) for column in range(x.shape[3])]
+    assert torch.equal(memory['memory'], torch.stack(flat, dim=1))
+    assert memory['memory'].std() > 0
+    assert memory['memory_mask'].any() and not memory['memory_mask'].all()
 
 
-def test_all_else_is_the_hosts(pair):
-    """Losses and predictions, with each of the host's flags."""
+def test_losses_and_predictions_are_mmdets(pair):
     losses, boxes = [], []
     for model in pair:
         set_random_seed(1)
         losses.append(model.train()(**batch(model), mode='loss'))
+        padded, full = batch(model.eval(), False), batch(model, False)
+        for sample in full['data_samples']:
+            sample.set_metainfo(dict(img_shape=(80, 96)))
         with torch.no_grad():
-            boxes.append(model.eval()(**batch(model, False), mode='predict'))
+            boxes.append([*model(**padded, mode='predict'),
+                          *model(**full, mode='predict')])
     assert losses[0].keys() == losses[1].keys() and losses[0]
     assert ('enc_loss_cls' in losses[0]) == pair[0].as_two_stage
     for key, loss in losses[1].items():
@@ -103,14 +86,10 @@ def test_all_else_is_the_hosts(pair):
 
 def test_every_parameter_learns(pair):
     ours, _ = pair
-    total, _ = ours.parse_losses(ours.train()(**batch(ours), mode='loss'))
-    total.backward()
-    assert total.isfinite()
+    check_gradients(ours)
     frozen = {key for key, p in ours.named_parameters() if not p.requires_grad}
     assert [key for key in frozen if not key.startswith('backbone')] == [
         'level_embed']
-    assert [key for key, p in ours.named_parameters()
-            if p.requires_grad and p.grad is None] == []
     for branches in (ours.neck.self_transformers,
                      ours.neck.grounding_transformers,
                      ours.neck.rendering_transformers):
@@ -122,27 +101,21 @@ def test_every_parameter_learns(pair):
                                             (DINO, 'mmdet.DINO'),
                                             (DDQ, 'DDQDETR')])
 def test_other_detectors_of_the_family(base, detector):
-    model = encoder_free(base, detector)
+    model = make(base, type='PyramidMemoryDETR', detector=detector, encoder=None,
+                 neck=NECK)
     assert isinstance(model, MODELS.get(f'mmdet.{detector.split(".")[-1]}'))
-    total, _ = model.parse_losses(model.train()(**batch(model), mode='loss'))
-    total.backward()
-    assert total.isfinite()
-    assert [key for key, p in model.named_parameters()
-            if p.requires_grad and p.grad is None] == []
+    check_gradients(model)
     with torch.no_grad():
         samples = model.eval()(**batch(model, False), mode='predict')
     assert all(len(s.pred_instances.scores) for s in samples)
 
 
-def test_any_neck_will_do():
-    """What FPT as the encoder has to be compared with."""
+def test_any_neck_works():
+    """The baseline of FPT as the encoder."""
     model = make(PLAIN, type='PyramidMemoryDETR', encoder=None).eval()
     assert type(model.neck).__name__ == 'ChannelMapper'
     with torch.no_grad():
         assert len(model(**batch(model, False), mode='predict')) == 2
-
-
-# ------------------------------------------------------------- checkpoints
 
 
 def test_a_checkpoint_of_the_plain_detector(tmp_path, messages):
@@ -177,12 +150,9 @@ def test_its_own_checkpoint(tmp_path, messages):
     assert messages == []
 
 
-def test_strictly_a_plain_checkpoint_does_not_fit():
+def test_strict_loading_of_a_plain_checkpoint_fails():
     with pytest.raises(RuntimeError, match='Unexpected key.*encoder.layers.0'):
         make(FPT_ENCODER).load_state_dict(make(PLAIN).state_dict())
-
-
-# ---------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize('changes, error, words', [
@@ -190,8 +160,8 @@ def test_strictly_a_plain_checkpoint_does_not_fit():
     (dict(neck=None), ValueError, 'neck must be a config, got None'),
     (dict(decoder=None), ValueError, 'decoder must be a config, got None'),
     (dict(detector='NoSuchDETR'), KeyError, "got 'NoSuchDETR'"),
-    (dict(detector='FasterRCNN'), TypeError, 'mmdet.DeformableDETR or a class '
-     "made of it, got 'FasterRCNN'"),
+    (dict(detector='FasterRCNN'), TypeError,
+     "mmdet.DeformableDETR or a subclass of it, got 'FasterRCNN'"),
     (dict(detector='FPT'), TypeError, "got 'FPT'"),
     (dict(detector='GroundingDINO'), TypeError, 'reads text too'),
     (dict(num_feature_levels=3), ValueError,
@@ -199,7 +169,7 @@ def test_strictly_a_plain_checkpoint_does_not_fit():
     (dict(num_feature_levels=5), ValueError,
      'num_outs=4 in the neck and num_feature_levels=5'),
 ])
-def test_what_cannot_be_built(changes, error, words):
+def test_bad_arguments(changes, error, words):
     cfg = small(FPT_ENCODER)
     init_default_scope(cfg.default_scope)
     cfg.model.update(changes)
@@ -207,13 +177,12 @@ def test_what_cannot_be_built(changes, error, words):
         MODELS.build(cfg.model)
 
 
-def test_a_decoder_of_other_levels():
+def test_the_decoder_must_have_the_same_number_of_levels():
     cfg = small(FPT_ENCODER, neck=dict(num_outs=5), num_feature_levels=5)
     init_default_scope(cfg.default_scope)
     with pytest.raises(ValueError, match='num_levels=4 in the attention of the '
                        'decoder and num_feature_levels=5'):
-        MODELS.build(cfg.model)
-    cfg = small(FPT_ENCODER, neck=dict(num_outs=5), num_feature_levels=5)
+        MODELS.build(copy.deepcopy(cfg.model))
     cfg.model.decoder.layer_cfg.cross_attn_cfg.num_levels = 5
     model = MODELS.build(cfg.model)
     with torch.no_grad():
@@ -221,7 +190,7 @@ def test_a_decoder_of_other_levels():
 
 
 def test_without_mmdet():
-    """The package imports without it, and says what is missing."""
+    """The package can be imported; building the detector names mmdet."""
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', """
 import sys
 sys.modules['mmdet'] = None
@@ -231,8 +200,8 @@ fpt_plugin.PyramidMemoryDETR(neck={}, decoder={})
     assert 'mmdet installed, got' in result.stderr.splitlines()[-1]
 
 
-def test_maps_that_do_not_fit():
-    """A neck that does not say how many maps it gives, or of what width."""
+def test_wrong_maps_are_named():
+    """For necks without num_outs or out_channels."""
     model = make(FPT_ENCODER)
     data = batch(model, False)
     maps = model.extract_feat(data['inputs'])

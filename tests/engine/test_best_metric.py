@@ -1,4 +1,4 @@
-"""save_best must name a metric that there is."""
+"""save_best must name an existing metric."""
 
 from types import SimpleNamespace
 
@@ -7,14 +7,14 @@ from helpers.toy_runs import train
 from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 
-from fpt_plugin.engine.best_metric import check_save_best, names_of
+from fpt_plugin.engine.best_metric import check_save_best, result_names
 from fpt_plugin.engine.whole_checkpoint import _metrics
 
 WHOLE = 'fpt_plugin.WholeCheckpointHook'
 
 
 class Other:
-    """A metric of the user's."""
+    """A user's metric."""
 
 
 def metric(kind, **settings):
@@ -41,50 +41,47 @@ COCO = dict(kind='mmdet.CocoMetric', ann_file=None)
     (dict(kind='mmseg.IoUMetric', iou_metrics=['mDice', 'mFscore']),
      ['mDice', 'mPrecision'], 'mIoU'),
 ])
-def test_names_of_the_hosts_metrics(settings, right, wrong):
+def test_names_of_the_results_of_each_metric(settings, right, wrong):
     pytest.importorskip(settings['kind'].partition('.')[0])
     metrics = [metric(**settings)]
     check_save_best(right, metrics)
     with pytest.raises(ValueError, match=f"got '{wrong}': there are ") as caught:
         check_save_best([*right, wrong], metrics)
-    assert all(name in str(caught.value) for name in names_of(metrics[0]))
-    # Another metric may compute anything.
+    assert all(name in str(caught.value) for name in result_names(metrics[0]))
+    # The names of a user's metric are not known.
     check_save_best([wrong], [*metrics, Other()])
 
 
-def test_names_are_those_that_a_metric_computes():
-    """Of IoUMetric, which takes no files."""
+def test_the_names_are_those_of_the_results():
+    """For IoUMetric, which needs no files."""
     pytest.importorskip('mmseg')
     import torch
     for kinds in (['mIoU'], ['mDice'], ['mFscore'], ['mIoU', 'mFscore']):
-        judge = metric('mmseg.IoUMetric', iou_metrics=kinds)
-        judge.dataset_meta = dict(classes=('a', 'b'))
-        judge.results = [judge.intersect_and_union(
+        iou = metric('mmseg.IoUMetric', iou_metrics=kinds)
+        iou.dataset_meta = dict(classes=('a', 'b'))
+        iou.results = [iou.intersect_and_union(
             torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 2, 255)]
-        assert set(judge.evaluate(1)) == set(names_of(judge))
+        assert set(iou.evaluate(1)) == set(result_names(iou))
 
 
+@pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('save_best', ['mIoU', ['acc', 'mAP'], ['accuracy']])
-def test_the_metrics_that_exist_are_listed(save_best, tmp_path):
+def test_the_existing_metrics_are_listed(known, save_best, tmp_path, monkeypatch):
+    """Before the training if their names are known."""
+    if known:
+        monkeypatch.setattr('fpt_plugin.engine.best_metric.result_names',
+                            lambda metric: ['acc', 'loss'])
     wrong = save_best if isinstance(save_best, str) else save_best[-1]
     with pytest.raises(ValueError, match=f"got '{wrong}': there are acc, loss"):
         train(tmp_path, checkpoint=dict(type=WHOLE, save_best=save_best,
                                         rule='greater'), scores=[1., 2., 3.])
-    assert (tmp_path / 'epoch_1.pth').exists()
+    assert (tmp_path / 'epoch_1.pth').exists() != known
 
 
-def test_before_the_training_where_they_are_known(tmp_path, monkeypatch):
-    monkeypatch.setattr('fpt_plugin.engine.best_metric.names_of',
-                        lambda metric: ['acc', 'loss'])
-    with pytest.raises(ValueError, match="got 'mIoU': there are acc, loss"):
-        train(tmp_path, checkpoint=dict(type=WHOLE, save_best='mIoU'), scores=[1.])
-    assert not (tmp_path / 'epoch_1.pth').exists()
-
-
-def test_a_metric_that_was_not_computed_once(tmp_path, monkeypatch):
-    """As mmdet's where nothing was found, beside another metric."""
+def test_a_metric_without_a_result(tmp_path, monkeypatch):
+    """Like mmdet's if there are no predictions."""
     for place in ('best_metric', 'whole_checkpoint'):
-        monkeypatch.setattr(f'fpt_plugin.engine.{place}.names_of',
+        monkeypatch.setattr(f'fpt_plugin.engine.{place}.result_names',
                             lambda metric: ['acc', 'loss', 'mAP'])
     train(tmp_path, checkpoint=dict(type=WHOLE, save_best='mAP'),
           scores=[1., 2., 3.])
@@ -93,13 +90,13 @@ def test_a_metric_that_was_not_computed_once(tmp_path, monkeypatch):
 
 
 def test_an_evaluator_that_renames_metrics():
-    """mmdet's MultiDatasetsEvaluator puts the names of datasets before them."""
+    """mmdet's MultiDatasetsEvaluator adds the names of datasets."""
     pytest.importorskip('mmdet')
     from mmdet.evaluation import MultiDatasetsEvaluator
-    judges = [metric(**COCO), metric(**COCO)]
+    metrics = [metric(**COCO), metric(**COCO)]
     for evaluator, known in (
-            (Evaluator(judges), judges),
-            (MultiDatasetsEvaluator(judges, dataset_prefixes=['a', 'b']), [])):
+            (Evaluator(metrics), metrics),
+            (MultiDatasetsEvaluator(metrics, dataset_prefixes=['a', 'b']), [])):
         runner = SimpleNamespace(_val_loop=SimpleNamespace(evaluator=evaluator))
         assert _metrics(runner) == known
     check_save_best(['a/coco/bbox_mAP'], [])

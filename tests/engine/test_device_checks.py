@@ -1,4 +1,4 @@
-"""Configs that ask for what a CPU does not have."""
+"""Configs that need CUDA are rejected on other devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fpt_plugin.engine import device_checks
 from fpt_plugin.engine.device_checks import check_amp, check_sync_bn
 
 ROOT = Path(__file__).parents[2]
-on_a_cpu = pytest.mark.skipif(get_device() != 'cpu', reason='there is no lack')
+on_a_cpu = pytest.mark.skipif(get_device() != 'cpu', reason='a CUDA device')
 
 
 def on(device, monkeypatch):
@@ -32,19 +32,11 @@ def amp(wrapper='AmpOptimWrapper'):
     (False, "optim_wrapper.type='AmpOptimWrapper' of the config needs a CUDA "
      "device, got {!r}.* without loss_scale")
 ])
-def test_amp_is_refused_without_a_scaler(device, flag, words, monkeypatch):
+def test_amp_is_rejected_without_a_scaler(device, flag, words, monkeypatch):
     on(device, monkeypatch)
     for wrapper in ('AmpOptimWrapper', AmpOptimWrapper):
         with pytest.raises(ValueError, match=words.format(device)):
             check_amp(amp(wrapper), flag)
-
-
-def test_amp_elsewhere(monkeypatch):
-    on('cuda', monkeypatch)
-    check_amp(amp(), True)
-    on('cpu', monkeypatch)
-    check_amp(amp('OptimWrapper'), False)
-    check_amp(Config(), False)
 
 
 def model(launcher='pytorch', **more):
@@ -57,16 +49,16 @@ def model(launcher='pytorch', **more):
         **more))
 
 
-def test_sync_bn_is_refused_by_its_places(monkeypatch):
+def test_sync_bn_is_rejected_with_its_keys(monkeypatch):
     on('cpu', monkeypatch)
-    with pytest.raises(ValueError, match='one process') as refused:
+    with pytest.raises(ValueError, match='one process') as caught:
         check_sync_bn(model())
-    options = str(refused.value).partition('--cfg-options ')[2].split()
+    options = str(caught.value).partition('--cfg-options ')[2].split()
     assert options == [
         'model.backbone.norm_cfg.type=BN',
         'model.neck.1.pyramid.norm_cfg.type=BN'
     ]
-    # What the message says helps.
+    # With the options of the message it passes.
     cfg = model()
     cfg.merge_from_dict(dict(option.split('=') for option in options))
     check_sync_bn(cfg)
@@ -75,27 +67,25 @@ def test_sync_bn_is_refused_by_its_places(monkeypatch):
         check_sync_bn(cfg)
 
 
-def test_sync_bn_elsewhere(monkeypatch):
+def test_other_devices_and_settings(monkeypatch):
     on('cuda', monkeypatch)
+    check_amp(amp(), True)
     check_sync_bn(model())
     on('cpu', monkeypatch)
+    check_amp(amp('OptimWrapper'), False)
+    check_amp(Config(), False)
     check_sync_bn(model('none'))
     check_sync_bn(Config(dict(model=dict(backbone=dict(type='ResNet')))))
 
 
 @on_a_cpu
-def test_the_tool_says_so_in_one_line(tmp_path):
-    """Before it asks for data or weights."""
-    run = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / 'tools/train.py'),
-            str(ROOT / 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'),
-            '--amp', '--work-dir', str(tmp_path / 'run')
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600)
+def test_the_command_fails_in_one_line(tmp_path):
+    """Before it reads data or weights."""
+    run = subprocess.run([
+        sys.executable, str(ROOT / 'tools/train.py'),
+        str(ROOT / 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'),
+        '--amp', '--work-dir', str(tmp_path / 'run')
+    ], capture_output=True, text=True, timeout=600)
     assert run.returncode == 1
     assert 'train failed: --amp needs a CUDA device' in run.stderr
     assert 'Traceback' not in run.stderr

@@ -1,4 +1,4 @@
-"""A neck must give as many maps as its detector has levels."""
+"""The number of the neck's maps must be that of the detector's levels."""
 
 import copy
 import io
@@ -7,15 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.runs import train
+from helpers.shipped_configs import build
 from helpers.small_detrs import batch, make, small
 from helpers.square_detector import DETECTOR
 from helpers.synthetic_data import write_coco_squares
 from mmengine.config import ConfigDict
+from mmengine.runner import Runner
 from torch import nn
 
 from fpt_plugin import PyramidLevelCheckHook
 from fpt_plugin.commands.common import load_model
-from fpt_plugin.engine import running
 from fpt_plugin.engine.running import build_runner
 
 SHIPPED = 'fpt/deformable-detr_r50_fpt_16xb2-50e_coco.py'
@@ -27,39 +28,27 @@ def start(model):
 
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(neck=dict(num_outs=5)), 'got num_outs=5 in the neck and '
-     'num_feature_levels=4'),
-    (dict(neck=dict(num_outs=3)), 'got num_outs=3 in the neck and '
-     'num_feature_levels=4'),
+    (dict(neck=dict(num_outs=5)), 'num_outs=5 in the neck and num_feature_levels=4'),
     (dict(neck=dict(num_outs=5), num_feature_levels=5),
-     'got num_levels=4 in the attention of the encoder and '
-     'num_feature_levels=5'),
+     'num_levels=4 in the attention of the encoder and num_feature_levels=5'),
     (dict(encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=5))),
           neck=dict(num_outs=5), num_feature_levels=5),
-     'got num_levels=4 in the attention of the decoder and '
-     'num_feature_levels=5'),
+     'num_levels=4 in the attention of the decoder and num_feature_levels=5'),
 ])
-def test_the_numbers_are_named_before_anything_runs(changes, words):
-    with torch.device('meta'):
-        model, _ = load_model_unchecked(changes)
+def test_numbers_are_compared_before_a_run(changes, words):
     wrapper = nn.Module()
-    wrapper.module = model
-    for given in (model, wrapper):
-        with pytest.raises(ValueError, match=words):
+    with torch.device('meta'):
+        wrapper.module = build(small(SHIPPED, **changes))
+    for given in (wrapper.module, wrapper):
+        with pytest.raises(ValueError, match=f'got {words}'):
             start(given)
     with pytest.raises(ValueError, match=words), torch.device('meta'):
         load_model(small(SHIPPED, **changes))
 
 
-def load_model_unchecked(changes):
-    from helpers.shipped_configs import build
-    cfg = small(SHIPPED, **changes)
-    return build(cfg), cfg
-
-
 @pytest.mark.parametrize('maps', [1, 3, 5])
-def test_maps_are_counted_where_no_number_is_told(maps):
-    """The host's ChannelMapper; one map alone it would attend to in silence."""
+def test_maps_of_a_neck_without_num_outs_are_counted(maps):
+    """mmdet's ChannelMapper; a single map would give no error."""
     model = make(PLAIN, neck=dict(num_outs=4)).eval()
     start(model)
     data = batch(model, False)
@@ -85,12 +74,11 @@ def saved_and_loaded(model):
 
 @pytest.mark.parametrize('again', [copy.deepcopy, saved_and_loaded])
 @pytest.mark.parametrize('base, changes', [
-    (PLAIN, {}), (SHIPPED, {}),
-    (SHIPPED, dict(type='PyramidMemoryDETR', encoder=None))])
-def test_models_that_are_watched_can_be_saved(base, changes, again):
+    (PLAIN, {}), (SHIPPED, dict(type='PyramidMemoryDETR', encoder=None))])
+def test_checked_models_can_be_copied_and_saved(base, changes, again):
     model = make(base, **changes).eval()
     before = hooks(model)
-    for _ in range(3):  # runs of one model
+    for _ in range(3):  # several runs of one model
         start(model)
     assert hooks(model) == before + 1
     other = again(model)
@@ -108,54 +96,36 @@ def test_models_that_are_watched_can_be_saved(base, changes, again):
         model(**data, mode='tensor')
 
 
-@pytest.mark.parametrize('base, hooks', [
+@pytest.mark.parametrize('base, added', [
     ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 2),
     ('mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py', 0),
     ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', 1),
 ])
-def test_others_are_left_alone(base, hooks):
+def test_hooks_of_other_models(base, added):
     with torch.device('meta'):
         model, _ = load_model(base, {'model.backbone.init_cfg': None})
-    before = [len(m._forward_hooks) for m in model.modules()]
+    before = hooks(model)
     start(model)
-    after = [len(m._forward_hooks) for m in model.modules()]
-    assert sum(after) - sum(before) == hooks
+    assert hooks(model) - before == added
 
 
-def test_the_tools_add_it(monkeypatch):
-    from mmengine.runner import Runner
+LEVELS, LABELS = 'fpt_plugin.PyramidLevelCheckHook', 'fpt_plugin.SegLabelCheckHook'
+
+
+@pytest.mark.parametrize('scope, given, found', [
+    ('mmdet', None, [LEVELS]), ('mmdet', ['EMAHook'], ['EMAHook', LEVELS]),
+    ('mmdet', [LEVELS], [LEVELS]), ('mmseg', None, [LEVELS, LABELS])])
+def test_the_commands_add_it(scope, given, found, monkeypatch):
     monkeypatch.setattr(Runner, 'from_cfg', classmethod(lambda cls, cfg: cfg))
-    for given in (None, [dict(type='EMAHook')],
-                  [dict(type='fpt_plugin.PyramidLevelCheckHook')]):
-        cfg = ConfigDict(default_scope='mmdet', launcher='none',
-                         custom_hooks=given)
-        hooks = [hook['type'] for hook in build_runner(cfg).custom_hooks]
-        assert hooks == [hook['type'] for hook in given or ()] + (
-            [] if 'Pyramid' in str(given) else
-            ['fpt_plugin.PyramidLevelCheckHook'])
+    cfg = ConfigDict(default_scope=scope, launcher='none',
+                     custom_hooks=given and [dict(type=kind) for kind in given])
+    assert [hook['type'] for hook in build_runner(cfg).custom_hooks] == found
 
 
-@pytest.mark.parametrize('setting, words', [
-    ('model.bbox_head.anchor_generator.strides=[4,8,16]',
-     r'strides \[4, 8, 16\] for 3 maps of strides \[8, 16, 32\]'),
-    ('model.neck.num_outs=4', '3 levels .* for 4 maps'),
-    ('model.backbone.out_indices=[0,1,2]', 'maps of strides')])
-def test_a_training_ends_before_its_first_step(tmp_path, monkeypatch, setting,
-                                               words):
+def test_a_training_ends_before_its_first_step(tmp_path, monkeypatch):
     write_coco_squares(tmp_path / 'data', count=2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'config.py').write_text(DETECTOR)
-    settings = [setting]
-    if 'out_indices' in setting:
-        settings.append('model.neck.in_channels=[8,16,32]')
-    with pytest.raises(ValueError, match=words):
-        train('config.py', 'work', *settings)
+    with pytest.raises(ValueError, match=r'strides \[4, 8, 16\] for 3 maps of strides'):
+        train('config.py', 'work', 'model.bbox_head.anchor_generator.strides=[4,8,16]')
     assert not list((tmp_path / 'work').rglob('*.pth'))
-
-
-def test_segmentors_get_it_too(monkeypatch):
-    monkeypatch.setattr(running.Runner, 'from_cfg',
-                        classmethod(lambda cls, cfg: cfg))
-    cfg = build_runner(ConfigDict(default_scope='mmseg', launcher='none'))
-    assert [hook['type'] for hook in cfg.custom_hooks] == [
-        'fpt_plugin.PyramidLevelCheckHook', 'fpt_plugin.SegLabelCheckHook']

@@ -1,4 +1,4 @@
-"""A resumed training ends as the uninterrupted one."""
+"""A resumed training ends like the uninterrupted one."""
 
 import os
 
@@ -16,7 +16,7 @@ LOOPS = {
         loop=BY_ITERATIONS, sampler='InfiniteSampler',
         checkpoint=dict(by_epoch=False, interval=1)),
 }
-SEEDS = {'seed': dict(randomness=dict(seed=3)), 'no seed': {}}
+SEED = dict(randomness=dict(seed=3))
 
 
 def weights(runner):
@@ -25,12 +25,12 @@ def weights(runner):
 
 def checkpoints(folder):
     names = [name for name in os.listdir(folder) if name.endswith('.pth')]
-    # The last one has nothing behind it.
+    # Nothing follows the last one.
     return sorted(names, key=lambda name: int(name[:-4].split('_')[1]))[:-1]
 
 
 def assert_resumes_alike(folder, **settings):
-    """From each epoch, or every third iteration."""
+    """Resume from each epoch, or every third iteration."""
     whole = weights(train(folder / 'whole', **settings))
     begun = checkpoints(folder / 'whole')
     assert len(begun) == (7 if settings['loop'] else 2)
@@ -41,24 +41,17 @@ def assert_resumes_alike(folder, **settings):
         assert torch.equal(weights(resumed), whole), name
 
 
-@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('settings', [
+    SEED, {}, pytest.param(dict(SEED, workers=2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize('loop', LOOPS)
-def test_equal_to_the_bit(loop, seed, tmp_path):
-    assert_resumes_alike(
-        tmp_path, hooks=[HOOK], **LOOPS[loop], **SEEDS[seed])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('loop', LOOPS)
-def test_equal_with_workers_of_a_fixed_seed(loop, tmp_path):
-    assert_resumes_alike(
-        tmp_path, hooks=[HOOK], workers=2, **LOOPS[loop], **SEEDS['seed'])
+def test_equal_to_the_bit(loop, settings, tmp_path):
+    assert_resumes_alike(tmp_path, hooks=[HOOK], **LOOPS[loop], **settings)
 
 
 @pytest.mark.parametrize('loop', LOOPS)
-def test_without_the_hook_it_is_another_training(loop, tmp_path):
+def test_results_differ_without_the_hook(loop, tmp_path):
     """The comparison above can fail."""
-    settings = dict(**LOOPS[loop], **SEEDS['seed'])
+    settings = dict(**LOOPS[loop], **SEED)
     whole = weights(train(tmp_path / 'whole', **settings))
     name = checkpoints(tmp_path / 'whole')[0]
     resumed = train(
@@ -67,24 +60,24 @@ def test_without_the_hook_it_is_another_training(loop, tmp_path):
     assert not torch.equal(weights(resumed), whole)
 
 
-def test_what_a_validation_draws_does_not_count(tmp_path):
-    settings = dict(hooks=[HOOK], **SEEDS['seed'])
+def test_random_numbers_of_a_validation_do_not_matter(tmp_path):
+    settings = dict(hooks=[HOOK], **SEED)
     plain = train(tmp_path / 'plain', **settings)
     validated = train(tmp_path / 'validated', scores=[1, 2, 3], **settings)
     assert torch.equal(weights(plain), weights(validated))
 
 
-def test_the_seed_of_the_checkpoint_counts_for_the_sampler_too(tmp_path):
+def test_the_sampler_uses_the_seed_of_the_checkpoint(tmp_path):
     settings = dict(hooks=[HOOK], **LOOPS['epochs'])
     train(tmp_path / 'whole', randomness=dict(seed=5), **settings)
     runner = train(
         tmp_path / 'resumed', resume=True, randomness=dict(seed=7),
         load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), **settings)
-    # mmengine takes the checkpoint's seed; so does the sampler that had the run's.
+    # mmengine uses the checkpoint's seed; the sampler had the run's.
     assert runner.seed == runner.train_dataloader.sampler.seed == 5
 
 
-def test_seeds_and_epochs_do_not_add_up():
+def test_seeds_and_epochs_are_not_added():
     drawn = set()
     for numbers in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)):
         reseed(*numbers)

@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from."""
+"""Damaged checkpoints are found, and the newest complete one is used."""
 
 import os
 import re
@@ -15,16 +15,16 @@ from fpt_plugin.engine.resume import (
 )
 
 
-def save(path, step=0, clock='20260101_000000', old_format=False):
-    content = dict(meta=dict(time=clock, iter=step),
+def save(path, step=0, time='20260101_000000', **options):
+    content = dict(meta=dict(time=time, iter=step),
                    state_dict=dict(weight=torch.arange(5000.)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    torch.save(content, path, **options)
     return path
 
 
 def run_of(folder, *epochs, named=None):
-    """A work folder: a checkpoint an epoch, one a day."""
+    """Write a work folder with one checkpoint per epoch and day."""
     for epoch in epochs:
         save(folder / f'epoch_{epoch}.pth', epoch, f'202601{epoch:02}_000000')
     (folder / 'last_checkpoint').write_text(
@@ -35,64 +35,56 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def flip(path):
+def flip(path, place=None):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
+    content[len(content) // 2 if place is None else place] ^= 255
     path.write_bytes(content)
 
 
-# ------------------------------------------------------------------- check
+FORMATS = pytest.mark.parametrize('options', [
+    {}, dict(_use_new_zipfile_serialization=False)], ids=['zip', 'old format'])
 
 
-@pytest.mark.parametrize('old_format', [False, True])
-def test_whole(old_format, tmp_path):
-    check_checkpoint(save(tmp_path / 'a.pth', old_format=old_format))
-
-
-def test_what_is_not_safe_to_load_may_be_whole(tmp_path):
-    for old_format in (False, True):
-        torch.save(dict(thing=re.compile('a')), tmp_path / 'a.pth',
-                   _use_new_zipfile_serialization=not old_format)
-        check_checkpoint(tmp_path / 'a.pth')
-
-
-@pytest.mark.parametrize('share', [0, 0.001, 0.5, 0.99])
-@pytest.mark.parametrize('old_format', [False, True])
-def test_cut_short(share, old_format, tmp_path):
-    path = save(tmp_path / 'a.pth', old_format=old_format)
+@FORMATS
+@pytest.mark.parametrize('share', [0, 0.001, 0.5, 0.99, 1])
+def test_truncated_files(share, options, tmp_path):
+    path = save(tmp_path / 'a.pth', **options)
     content = path.read_bytes()
     path.write_bytes(content[:int(len(content) * share)])
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+    if share == 1:
         check_checkpoint(path)
+    else:
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            check_checkpoint(path)
 
 
-def test_other_bytes(tmp_path):
+@FORMATS
+def test_an_unsafe_file_may_be_complete(options, tmp_path):
+    torch.save(dict(thing=re.compile('a')), tmp_path / 'a.pth', **options)
+    check_checkpoint(tmp_path / 'a.pth')
+
+
+def test_changed_bytes(tmp_path):
+    """If a file passes, its content is the saved one."""
     path = save(tmp_path / 'a.pth')
-    flip(path)
-    # Nobody else would notice.
-    torch.load(path, weights_only=True)
-    with pytest.raises(ValueError, match=re.escape(f'{path} is damaged')):
-        check_checkpoint(path)
-
-
-def test_bytes_anywhere(tmp_path):
-    """What passes is read as it was saved."""
-    path = save(tmp_path / 'a.pth')
-    content = path.read_bytes()
-    refused = 0
-    for place in range(0, len(content), len(content) // 150):
-        changed = bytearray(content)
-        changed[place] ^= 255
-        path.write_bytes(changed)
+    size = path.stat().st_size
+    rejected = 0
+    for place in [size // 2, *range(0, size, size // 150)]:
+        flip(path, place)
         try:
             check_checkpoint(path)
         except ValueError as error:
             assert str(path) in str(error)
-            refused += 1
+            rejected += 1
         else:
             loaded = torch.load(path, weights_only=True)['state_dict']
             assert torch.equal(loaded['weight'], torch.arange(5000.))
-    assert refused > 100
+        flip(path, place)
+    assert rejected > 100
+    flip(path, size // 2)
+    torch.load(path, weights_only=True)  # torch does not notice it
+    with pytest.raises(ValueError, match=re.escape(f'{path} is damaged')):
+        check_checkpoint(path)
 
 
 def test_no_checkpoint(tmp_path):
@@ -101,23 +93,20 @@ def test_no_checkpoint(tmp_path):
         check_checkpoint(tmp_path / 'a.pth')
     with pytest.raises(FileNotFoundError, match='b.pth'):
         check_checkpoint(tmp_path / 'b.pth')
-
-
-def test_what_is_mmengines_to_find(tmp_path):
-    check_checkpoint('https://somewhere/a.pth')
+    check_checkpoint('https://somewhere/a.pth')  # mmengine downloads it
     check_checkpoint(tmp_path)  # DeepSpeed's
 
 
-def test_what_modules_begin_with(tmp_path):
+def test_pretrained_weights_of_modules(tmp_path):
     path = save(tmp_path / 'a.pth')
-    begins = dict(type='Pretrained', checkpoint=str(path))
-    model = dict(neck=None, parts=[dict(type='A', init_cfg=begins)], checkpoint='x')
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = dict(neck=None, parts=[dict(type='A', init_cfg=init_cfg)], checkpoint='x')
     check_pretrained(model)
     cut(path)
     with pytest.raises(ValueError, match='a.pth was cut short'):
         check_pretrained(model)
     for name in ('torchvision://resnet50', str(tmp_path / 'missing.pth')):
-        check_pretrained(dict(init_cfg=dict(begins, checkpoint=name)))
+        check_pretrained(dict(init_cfg=dict(init_cfg, checkpoint=name)))
 
 
 # ------------------------------------------------------------------ newest
@@ -125,108 +114,105 @@ def test_what_modules_begin_with(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _strict():
-    """A warning that no test asks for is an error."""
+    """An unexpected warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         yield
 
 
-def name(path):
-    return os.path.basename(path)
+def newest(*args):
+    found = newest_checkpoint(*args)
+    return found and os.path.basename(found)
 
 
 def test_nothing_was_saved(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    assert newest_checkpoint(tmp_path / 'missing') is None
-    # The best one has no optimizer; others are not this hook's.
+    assert newest(tmp_path / 'missing') is None
+    # The best one has no optimizer; the other one is not the hook's.
     save(tmp_path / 'best_acc_epoch_3.pth')
     save(tmp_path / 'epoch_3-01234567.pth')
-    assert newest_checkpoint(tmp_path) is None
+    assert newest(tmp_path) is None
 
 
-def test_what_is_named_counts(tmp_path):
+def test_last_checkpoint_counts(tmp_path):
     run_of(tmp_path, 1, 2, 10, named=tmp_path / 'epoch_2.pth')
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_2.pth')
 
 
-def test_finished_after_it_was_named(tmp_path):
+def test_a_checkpoint_that_was_saved_after_it(tmp_path):
     run_of(tmp_path, 1, 2)
     save(tmp_path / 'epoch_3.pth', 3, '20260103_000000')
     later = os.stat(tmp_path / 'last_checkpoint').st_mtime + 1
     for epoch in (1, 3):  # 1 was copied
         os.utime(tmp_path / f'epoch_{epoch}.pth', (later, later))
-    assert name(newest_checkpoint(tmp_path)) == 'epoch_3.pth'
+    assert newest(tmp_path) == 'epoch_3.pth'
 
 
 @pytest.mark.parametrize('damage', [cut, flip, os.remove])
-def test_damaged_ones_are_named_and_left_out(damage, tmp_path):
+def test_damaged_files_are_skipped_with_a_warning(damage, tmp_path):
     run_of(tmp_path, 9, 10, 11)
     damage(tmp_path / 'epoch_11.pth')
     cut(tmp_path / 'epoch_10.pth')
     with pytest.warns(UserWarning) as caught:
-        assert name(newest_checkpoint(tmp_path)) == 'epoch_9.pth'
-    said = '\n'.join(str(w.message) for w in caught)
-    assert 'epoch_11.pth' in said and 'epoch_10.pth' in said
+        assert newest(tmp_path) == 'epoch_9.pth'
+    text = '\n'.join(str(w.message) for w in caught)
+    assert 'epoch_11.pth' in text and 'epoch_10.pth' in text
     assert (tmp_path / 'epoch_10.pth').exists()
 
 
-def test_by_their_own_account(tmp_path):
-    """Of an older training in the same folder more epochs are left."""
+def test_checkpoints_of_an_older_training_in_the_folder(tmp_path):
+    """The time in the checkpoint counts, not the epoch."""
     run_of(tmp_path, 1, 2, 3)
     save(tmp_path / 'epoch_12.pth', 12, '20250101_000000')
     os.remove(tmp_path / 'epoch_3.pth')
     with pytest.warns(UserWarning, match='epoch_3.pth, which is not there'):
-        assert name(newest_checkpoint(tmp_path)) == 'epoch_2.pth'
+        assert newest(tmp_path) == 'epoch_2.pth'
 
 
-def test_nothing_whole_is_no_new_beginning(tmp_path):
+@pytest.mark.parametrize('pointer', [True, False])
+def test_without_a_complete_checkpoint(pointer, tmp_path):
+    """An error, unless the run was killed while it wrote the first one."""
     run_of(tmp_path, 1)
     cut(tmp_path / 'epoch_1.pth')
-    with pytest.warns(UserWarning, match='epoch_1.pth was cut short'), \
-            pytest.raises(ValueError, match='last_checkpoint tells of'):
-        newest_checkpoint(tmp_path)
-
-
-def test_died_in_the_first_one(tmp_path):
-    cut(save(tmp_path / 'epoch_1.pth'))
     with pytest.warns(UserWarning, match='epoch_1.pth was cut short'):
-        assert newest_checkpoint(tmp_path) is None
+        if pointer:
+            with pytest.raises(ValueError, match='last_checkpoint names'):
+                newest(tmp_path)
+        else:
+            os.remove(tmp_path / 'last_checkpoint')
+            assert newest(tmp_path) is None
 
 
-def test_an_empty_pointer(tmp_path):
+def test_an_empty_or_missing_pointer(tmp_path):
     run_of(tmp_path, 1, 2)
     (tmp_path / 'last_checkpoint').write_text('')
-    assert name(newest_checkpoint(tmp_path)) == 'epoch_2.pth'
+    assert newest(tmp_path) == 'epoch_2.pth'
     os.remove(tmp_path / 'last_checkpoint')
-    assert name(newest_checkpoint(tmp_path)) == 'epoch_2.pth'
+    assert newest(tmp_path) == 'epoch_2.pth'
 
 
-def test_a_run_that_was_moved(tmp_path):
+def test_a_run_that_was_moved_or_is_seen_from_another_folder(tmp_path, monkeypatch):
     run_of(tmp_path / 'a', 1, 2)
     shutil.move(tmp_path / 'a', tmp_path / 'b')
     assert newest_checkpoint(tmp_path / 'b') == str(tmp_path / 'b/epoch_2.pth')
-
-
-def test_seen_from_another_folder(tmp_path, monkeypatch):
-    run_of(tmp_path / 'run', 1, 2, named='run/epoch_1.pth')
-    for folder in (tmp_path, tmp_path / 'run'):
+    (tmp_path / 'b/last_checkpoint').write_text('b/epoch_1.pth')
+    for folder in (tmp_path, tmp_path / 'b'):
         monkeypatch.chdir(folder)
-        found = newest_checkpoint(os.path.relpath(tmp_path / 'run'))
-        assert os.path.samefile(found, tmp_path / 'run/epoch_1.pth')
+        found = newest_checkpoint(os.path.relpath(tmp_path / 'b'))
+        assert os.path.samefile(found, tmp_path / 'b/epoch_1.pth')
 
 
-def test_the_hooks_folder_and_names(tmp_path):
+def test_folder_and_file_names_of_the_hook(tmp_path):
     hook = dict(out_dir=str(tmp_path / 'out'), filename_tmpl='mine-{}.pt')
     folder = tmp_path / 'out' / 'run'  # as mmengine joins them
     for step in (1, 2):
         save(folder / f'mine-{step}.pt', step, f'2026010{step}_000000')
     save(folder / 'epoch_7.pth', 7, '20260107_000000')
     (tmp_path / 'run').mkdir()
-    assert name(newest_checkpoint(tmp_path / 'run', hook)) == 'mine-2.pt'
+    assert newest(tmp_path / 'run', hook) == 'mine-2.pt'
     (tmp_path / 'run/last_checkpoint').write_text(str(folder / 'mine-2.pt'))
     cut(folder / 'mine-2.pt')
     with pytest.warns(UserWarning, match='mine-2.pt was cut short'):
-        assert name(newest_checkpoint(tmp_path / 'run', hook)) == 'mine-1.pt'
+        assert newest(tmp_path / 'run', hook) == 'mine-1.pt'
 
 
 @pytest.mark.parametrize('template', [
@@ -239,32 +225,29 @@ def test_names_of_any_template(template, tmp_path):
         save(tmp_path / template.format(step), step, f'2026010{day}_000000')
     for other in ('epoch_7-01234567.pth', 'best_acc_epoch_007.pth', 'epoch_x.pth'):
         save(tmp_path / other, 10**6, '20270101_000000')
-    found = newest_checkpoint(tmp_path, hook)
-    assert found == str(tmp_path / template.format(12000))
+    last = tmp_path / template.format(12000)
+    assert newest_checkpoint(tmp_path, hook) == str(last)
     if '{}' in template or ':' in template:
-        cut(tmp_path / template.format(12000))
+        cut(last)
         with pytest.warns(UserWarning, match='was cut short'):
             found = newest_checkpoint(tmp_path, hook)
         assert found == str(tmp_path / template.format(1000))
 
 
-def test_of_several_hooks(tmp_path):
+def test_several_hooks(tmp_path):
     save(tmp_path / 'epoch_001.pth', 100, '20260101_000000')
     save(tmp_path / 'iter_150.pth', 150, '20260102_000000')
     named, plain = dict(filename_tmpl='epoch_{:03d}.pth'), dict(by_epoch=False)
-    assert name(newest_checkpoint(tmp_path, named)) == 'epoch_001.pth'
-    assert name(newest_checkpoint(tmp_path, named, plain)) == 'iter_150.pth'
+    assert newest(tmp_path, named) == 'epoch_001.pth'
+    assert newest(tmp_path, named, plain) == 'iter_150.pth'
 
 
-def test_other_storage_is_mmengines(tmp_path):
-    (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
-    assert newest_checkpoint(tmp_path) == 's3://bucket/epoch_3.pth'
-
-
-def test_of_folders_the_named_one_alone(tmp_path):
-    """Several frameworks write folders; a killed one is there as well."""
+def test_other_storage_and_folders(tmp_path):
+    """Of folders only the one in last_checkpoint is known to be complete."""
     for epoch in (1, 2):
         (tmp_path / f'epoch_{epoch}.pth').mkdir()
-    assert newest_checkpoint(tmp_path) is None
+    assert newest(tmp_path) is None
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-    assert name(newest_checkpoint(tmp_path)) == 'epoch_1.pth'
+    assert newest(tmp_path) == 'epoch_1.pth'
+    (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
+    assert newest_checkpoint(tmp_path) == 's3://bucket/epoch_3.pth'

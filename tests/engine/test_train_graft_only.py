@@ -1,9 +1,10 @@
-"""The hook on models that a wrapper holds; tests of graft train with it."""
+"""TrainGraftOnlyHook with wrapped models; the tests of graft train with it."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-import torch
 from helpers.processes import together
 from helpers.sharded_grafts import refusals_and_training
 from mmengine.registry import MODELS
@@ -13,24 +14,16 @@ from fpt_plugin import FPT, TrainGraftOnlyHook
 from fpt_plugin.engine.grafts import new_modules, new_parameters
 
 
-class Runner:
-    """As much of a runner as the hook sees."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
-    """Of each process."""
     return together(refusals_and_training, folder=tmp_path_factory.mktemp('meet'))
 
 
-def test_joined_parameters_are_refused(found):
-    """Of FSDP without use_orig_params, whichever modules are units."""
-    for refused, _ in found:
-        assert len(refused) == 6
-        for message in refused:
+def test_flattened_parameters_are_rejected(found):
+    """FSDP without use_orig_params, with several choices of units."""
+    for errors, _ in found:
+        assert len(errors) == 6
+        for message in errors:
             assert 'use_orig_params=True' in message
 
 
@@ -40,8 +33,7 @@ def test_single_parameters_train(found):
 
 
 @pytest.mark.parametrize('neck', ['SelfTransformerNeck', 'FPT'])
-def test_grafts_without_parameters_are_refused(neck):
-    """FPT that has no branches would train nothing."""
+def test_an_fpt_without_branches_is_rejected(neck):
     branches = {} if neck != 'FPT' else dict(
         grounding_transformer=None, rendering_transformer=None)
     model = MODELS.build(dict(
@@ -49,14 +41,14 @@ def test_grafts_without_parameters_are_refused(neck):
         self_transformer=None, **branches))
     assert isinstance(model, FPT) and not list(model.parameters())
     with pytest.raises(ValueError, match='FPT'):
-        TrainGraftOnlyHook().before_train(Runner(model))
+        TrainGraftOnlyHook().before_train(SimpleNamespace(model=model))
 
 
 def test_new_parameters_of_a_pyramid_of_fpt():
-    """FPT around FPT: both are new, what is innermost is not."""
+    """Both FPTs are new, the innermost pyramid is not."""
     model = FPT([8, 8], 8, num_outs=2, num_levels=2, pyramid=dict(
         type='FPT', pyramid=dict(type='BottomUpPyramid')))
     new = {id(p) for p in new_parameters(model, ['FPT'], 'this test')}
     names = {n for n, p in model.named_parameters() if id(p) not in new}
     assert names and all(n.startswith('pyramid.pyramid.') for n in names)
-    assert new_modules(torch.nn.Linear(1, 1)) == []
+    assert new_modules(nn.Linear(1, 1)) == []

@@ -1,7 +1,8 @@
-"""Checkpoints are written whole, in an order that loses nothing."""
+"""Checkpoints are written completely before older ones are deleted."""
 
 import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ SCORES = (1., 3., 2.)
 
 
 def tree(folder):
-    """Every checkpoint and the pointer; published ones without their digits."""
+    """List checkpoints and the pointer; published ones without their hash."""
     found = {path.name.split('-')[0] if 'mine' not in path.name else path.name
              for path in Path(folder).rglob('*')
              if path.suffix == '.pth' or path.name == 'last_checkpoint'
@@ -50,7 +51,7 @@ def hub(runner):
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_what_is_left_is_what_mmengine_leaves(name, tmp_path, monkeypatch):
+def test_the_remaining_files_are_mmengines(name, tmp_path, monkeypatch):
     trees, hubs, pointers = [], [], []
     for kind in ('CheckpointHook', WHOLE):
         (tmp_path / kind).mkdir()
@@ -68,34 +69,29 @@ def test_what_is_left_is_what_mmengine_leaves(name, tmp_path, monkeypatch):
 
 
 def full_disk(path):
-    """Writing files of this name fails after half of the bytes."""
+    """Return an ``open`` that fails after half of the bytes of one file."""
     plain = open
 
-    class Half:
+    @contextmanager
+    def half(file):
 
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, content):
-            self.file.write(content[:len(content) // 2])
+        def write(content):
+            file.write(content[:len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with file:
+            yield SimpleNamespace(write=write)
 
     def opening(name, mode='r', *args, **kwargs):
         file = plain(name, mode, *args, **kwargs)
-        return Half(file) if Path(name).name == path and 'w' in mode else file
+        return half(file) if Path(name).name == path and 'w' in mode else file
 
     return opening
 
 
 @pytest.mark.parametrize('failing', ['epoch_2.pth', 'best_acc_epoch_2.pth',
                                      'last_checkpoint'])
-def test_a_full_disk_leaves_the_ones_before(failing, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_earlier_checkpoints(failing, tmp_path, monkeypatch):
     settings = dict(max_keep_ckpts=1, save_best='acc')
     first = train(tmp_path, checkpoint=dict(settings, type=WHOLE), scores=[1.],
                   loop=dict(by_epoch=True, max_epochs=1))
@@ -109,7 +105,7 @@ def test_a_full_disk_leaves_the_ones_before(failing, tmp_path, monkeypatch):
     assert Path(error.value.filename).name == failing
     assert failing in str(error.value)
     assert not list(tmp_path.glob('.*.partial'))
-    # What the run before knew, and what it wrote, is whole.
+    # The checkpoints of the first run are complete.
     left = torch.load((tmp_path / 'last_checkpoint').read_text())
     if failing != 'best_acc_epoch_2.pth':
         assert (tmp_path / 'last_checkpoint').read_text() == pointer
@@ -120,8 +116,8 @@ def test_a_full_disk_leaves_the_ones_before(failing, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['CheckpointHook', WHOLE])
-def test_what_a_kill_left_is_deleted_later(kind, tmp_path, monkeypatch):
-    """It died after the second one was written, before the first was deleted."""
+def test_the_resumed_training_deletes_outdated_files(kind, tmp_path, monkeypatch):
+    """If the run was killed before it deleted the first checkpoint."""
     settings = dict(max_keep_ckpts=1)
     monkeypatch.setattr(whole_checkpoint.WholeCheckpointHook, '_delete',
                         lambda *_: None)
@@ -147,25 +143,23 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
                       for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize(('settings', 'ours'), [
-    ({}, True),
-    (dict(out_dir='folder'), True),
-    (dict(backend_args=dict(backend='local')), True),
-    (dict(file_client_args=dict(backend='disk')), True),
-    (dict(out_dir='s3://bucket'), False),
-    (dict(backend_args=dict(backend='petrel')), False),
-    (dict(file_client_args=dict(backend='petrel')), False),
-])
-def test_other_storage_is_mmengines(settings, ours, monkeypatch):
+OURS = dict(backend_args=dict(backend=whole_checkpoint.BACKEND))
+
+
+@pytest.mark.parametrize('settings, found', [
+    ({}, OURS), (dict(out_dir='folder'), OURS),
+    (dict(backend_args=dict(backend='local')), OURS),
+    (dict(file_client_args=dict(backend='disk')), OURS),
+    (dict(out_dir='s3://bucket'), {}),
+    *((settings, settings) for settings in (
+        dict(backend_args=dict(backend='petrel')),
+        dict(file_client_args=dict(backend='petrel'))))])
+def test_mmengine_writes_to_other_storage(settings, found, monkeypatch):
     monkeypatch.setattr(CheckpointHook, 'before_train', lambda *_: None)
     hook = whole_checkpoint.WholeCheckpointHook(**settings)
     hook.before_train(SimpleNamespace(work_dir='run'))
-    if ours:
-        assert hook.backend_args == dict(backend=whole_checkpoint.BACKEND)
-        assert hook.file_client_args is None
-    else:
-        assert hook.backend_args == settings.get('backend_args')
-        assert hook.file_client_args == settings.get('file_client_args')
+    assert hook.backend_args == found.get('backend_args')
+    assert hook.file_client_args == found.get('file_client_args')
 
 
 @pytest.mark.parametrize('palette, readable', [
@@ -174,18 +168,18 @@ def test_other_storage_is_mmengines(settings, ours, monkeypatch):
     (np.array(['red']), False),
     (np.array([None]), False),
 ])
-def test_what_no_training_could_go_on_from(palette, readable, tmp_path,
-                                           monkeypatch, recwarn):
+def test_unsafe_content_gives_a_warning(palette, readable, tmp_path, monkeypatch,
+                                        recwarn):
     monkeypatch.setitem(Noise.metainfo, 'palette', palette)
     train(tmp_path / 'run', checkpoint=dict(type=WHOLE))
-    told = [str(w.message) for w in recwarn if 'goes on' in str(w.message)]
+    found = [str(w.message) for w in recwarn if 'resume' in str(w.message)]
     if readable:
-        assert not told
+        assert not found
         train(tmp_path / 'on', checkpoint=dict(type=WHOLE), resume=True,
               load_from=str(tmp_path / 'run/epoch_1.pth'))
     else:
-        warning, = told  # once, at the first of three
-        assert 'run/epoch_1.pth holds what' in warning
+        warning, = found  # once, for the first of three
+        assert 'run/epoch_1.pth holds objects' in warning
         assert 'arrays of numbers' in warning and 'metainfo' in warning
 
 
@@ -193,7 +187,7 @@ def test_what_no_training_could_go_on_from(palette, readable, tmp_path,
 @pytest.mark.parametrize('kind, save_best', [
     (WHOLE, None), (WHOLE, 'auto'), (WHOLE, 'acc'), (WHOLE, ['acc', 'loss']),
     ('CheckpointHook', None)])
-def test_validating_alone_saves_nothing(kind, save_best, tmp_path):
+def test_a_validation_without_training_saves_nothing(kind, save_best, tmp_path):
     with alone():
         runner = untrained(
             tmp_path, checkpoint=dict(type=kind, save_best=save_best),
@@ -224,7 +218,7 @@ def test_a_file_system_without_mmap(error, tmp_path, monkeypatch, recwarn):
           load_from=str(tmp_path / 'run/epoch_1.pth'))
 
 
-def test_a_check_never_ends_a_training(tmp_path, monkeypatch):
+def test_a_failing_check_does_not_stop_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(whole_checkpoint, 'peek', lambda path: 1 / 0)
     with pytest.warns(UserWarning, match='epoch_1.pth could not be opened again'):
         train(tmp_path / 'run', checkpoint=dict(type=WHOLE))

@@ -29,17 +29,14 @@ def test_branches_and_blocks_are_units():
     assert sum(map(wrapped, backbone.modules())) == 4
 
 
-def test_names_count_for_subclasses():
+def test_names_include_subclasses():
     assert wrapped(Block(1, 1), layers=['Linear'])
     assert wrapped(Block(1, 1), layers=('Block', ))
     assert not wrapped(Block(1, 1), layers=['Lin'])
-
-
-def test_it_looks_inside_of_everything():
     assert wrap_layers(nn.ReLU(), recurse=True, nonwrapped_numel=0)
 
 
 @pytest.mark.parametrize('layers', ['SelfTransformer', [FPT]])
-def test_names_are_wanted(layers):
-    with pytest.raises(TypeError, match='list of names'):
+def test_layers_must_be_names(layers):
+    with pytest.raises(TypeError, match='list of class names'):
         wrapped(Block(1, 1), layers=layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -26,6 +27,15 @@ def draw_images(folder: Path, count: int = 6) -> Path:
         image = rng.integers(256, size=(40 + 8 * i, 64, 3), dtype=np.uint8)
         mmcv.imwrite(image, str(folder / ('inside' * (i % 2)) / f'{i}.png'))
     return folder
+
+
+def disc_image(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Draw discs on a plain background, (H, W, 3) uint8."""
+    image = np.full((*size, 3), rng.integers(256, size=3), np.uint8)
+    for _ in range(8):
+        cv2.circle(image, rng.integers(min(size), size=2).tolist(), 10,
+                   rng.integers(256, size=3).tolist(), -1)
+    return image
 
 
 def options(images: Path, iterations: int = 4) -> list[str]:

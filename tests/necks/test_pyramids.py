@@ -1,4 +1,4 @@
-"""Pyramids of the papers."""
+"""BottomUpPyramid and UFP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.base import BaseNeckTester, backbone_maps
+from helpers.base import BaseNeckTester, BaseWrapperTester, backbone_maps
 
 from fpt_plugin import FPT, UFP, BottomUpPyramid
 
@@ -64,13 +64,8 @@ def test_extra_levels(source):
 
 
 def test_levels_and_norms():
-    neck = BottomUpPyramid(
-        CHANNELS,
-        16,
-        start_level=1,
-        end_level=2,
-        norm_cfg=dict(type='BN'),
-        act_cfg=dict(type='ReLU'))
+    neck = BottomUpPyramid(CHANNELS, 16, start_level=1, end_level=2,
+                           norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'))
     outs = neck(inputs())
     assert [x.shape[3] for x in outs] == [21, 11]
     assert all((x >= 0).all() for x in outs)
@@ -79,23 +74,29 @@ def test_levels_and_norms():
     assert not bare.lateral_convs[0].with_norm
 
 
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(in_channels=8), TypeError, 'in_channels'),
-    (dict(num_outs=3), ValueError, 'num_outs must be at least 4'),
-    (dict(start_level=3, end_level=2), ValueError, 'start_level=3'),
-    (dict(end_level=4), ValueError, 'end_level=4'),
-    (dict(add_extra_convs='top'), ValueError, "add_extra_convs.*'top'"),
-    (dict(out_channels=0), ValueError, 'out_channels'),
+@pytest.mark.parametrize('pyramid, kwargs, error, words', [
+    (BottomUpPyramid, dict(in_channels=8), TypeError, 'in_channels'),
+    (BottomUpPyramid, dict(num_outs=3), ValueError, 'num_outs must be at least 4'),
+    (BottomUpPyramid, dict(start_level=3, end_level=2), ValueError, 'start_level=3'),
+    (BottomUpPyramid, dict(end_level=4), ValueError, 'end_level=4'),
+    (BottomUpPyramid, dict(add_extra_convs='top'), ValueError, "_convs must .*'top'"),
+    (BottomUpPyramid, dict(out_channels=0), ValueError, 'out_channels'),
+    (UFP, dict(in_channels=32), TypeError, 'in_channels must be a list'),
+    (UFP, dict(out_channels=0), ValueError, 'out_channels must be at least 1'),
+    (UFP, dict(num_outs=5), ValueError, 'num_outs must be the number of .* got 5'),
+    (UFP, dict(kernel_sizes=(1, 4)), ValueError, r'kernel_sizes must be odd.*4'),
+    (UFP, dict(kernel_sizes=7), TypeError, 'kernel_sizes must be a list'),
 ])
-def test_bad_arguments(kwargs, error, words):
+def test_bad_arguments(pyramid, kwargs, error, words):
     args = dict(in_channels=CHANNELS, out_channels=16)
     with pytest.raises(error, match=words):
-        BottomUpPyramid(**{**args, **kwargs})
+        pyramid(**{**args, **kwargs})
 
 
-def test_bad_inputs():
+@pytest.mark.parametrize('pyramid', [BottomUpPyramid, UFP])
+def test_a_missing_map(pyramid):
     with pytest.raises(ValueError, match='expects 4 maps, got 3'):
-        BottomUpPyramid(CHANNELS, 16)(inputs()[:3])
+        pyramid(CHANNELS, 16)(inputs()[:3])
 
 
 def dilated_maps(height=11, width=14, batch=2, **kwargs):
@@ -103,15 +104,13 @@ def dilated_maps(height=11, width=14, batch=2, **kwargs):
     return [torch.randn(batch, c, height, width, **kwargs) for c in CHANNELS]
 
 
-class TestUFP(BaseNeckTester):
-    cfg = dict(type='UFP', in_channels=CHANNELS, out_channels=16,
-               kernel_sizes=(1, 3, 7, 9), norm_cfg=dict(type='GN', num_groups=4))
+class DilatedMaps:
 
     def inputs(self, *args, **kwargs):
         return dilated_maps(*args, **kwargs)
 
     def test_any_size_trains(self):
-        """It reads the last map alone, and any size of it."""
+        """Only the last map is read."""
         for size in ((11, 14), (5, 1), (1, 1)):
             inputs = self.inputs(*size, batch=1, requires_grad=True)
             outs = self.build()(inputs)
@@ -120,7 +119,12 @@ class TestUFP(BaseNeckTester):
             assert inputs[-1].grad.any() and inputs[0].grad is None
 
 
-class TestFPTOverUFP(BaseNeckTester):
+class TestUFP(DilatedMaps, BaseNeckTester):
+    cfg = dict(type='UFP', in_channels=CHANNELS, out_channels=16,
+               kernel_sizes=(1, 3, 7, 9), norm_cfg=dict(type='GN', num_groups=4))
+
+
+class TestFPTOverUFP(DilatedMaps, BaseWrapperTester):
     cfg = dict(
         type='FPT', in_channels=CHANNELS, out_channels=16, num_outs=4,
         pyramid=dict(type='UFP', kernel_sizes=(1, 3, 7, 9)),
@@ -128,25 +132,8 @@ class TestFPTOverUFP(BaseNeckTester):
             type='LocalGroundingTransformer', window=5),
         norm_cfg=dict(type='GN', num_groups=4))
 
-    def inputs(self, *args, **kwargs):
-        return dilated_maps(*args, **kwargs)
-
-    def test_any_size_trains(self):
-        for size in ((11, 14), (5, 1), (1, 1)):
-            outs = self.build()(self.inputs(*size, batch=1))
-            assert [x.shape for x in outs] == 4 * [(1, 16, *size)]
-            self.loss(outs).backward()
-
-    def test_starts_as_ufp(self):
-        neck = self.build().eval()
-        for _ in range(2):
-            inputs = self.inputs()
-            for out, plain in zip(neck(inputs), neck.pyramid(inputs)):
-                assert torch.equal(out, plain)
-            neck.init_weights()
-
     def test_all_maps_are_transformed_exactly(self):
-        """Maps of one size: no pooling of keys, no stride."""
+        """With maps of one size no keys are pooled."""
         neck = self.build()
         assert neck.num_levels == 4
         assert neck.pooling_strides(neck.pyramid(self.inputs())) == (1, 1, 1, 1)
@@ -164,7 +151,7 @@ def test_ufp_is_gcn_over_a_reduction():
     first = neck.branches[0].paths[0]
     torch.testing.assert_close(outs[0], F.conv2d(x, first.weight, first.bias))
     for k, branch, out in zip((7, 15, 31), neck.branches[1:], outs[1:]):
-        want = 0
+        expected = 0
         for path, sizes in zip(branch.paths, ([(k, 1), (1, k)],
                                               [(1, k), (k, 1)])):
             y = x
@@ -172,8 +159,8 @@ def test_ufp_is_gcn_over_a_reduction():
                 assert conv.kernel_size == size
                 y = F.conv2d(y, conv.weight, conv.bias,
                              padding=[side // 2 for side in size])
-            want = want + y
-        torch.testing.assert_close(out, want)
+            expected = expected + y
+        torch.testing.assert_close(out, expected)
     # the reduction and its norm; 1 + 4 * (7 + 15 + 31) taps, biases
     assert sum(p.numel() for p in neck.parameters()) == (
         32 * 16 + 2 * 16 + 16 * 16 * (1 + 4 * 53) + 16 * (1 + 3 * 4))
@@ -192,30 +179,15 @@ print('whole')
 
 
 def test_tall_kernels_train_on_small_maps():
-    """In another process: oneDNN may write beyond its memory there."""
+    """In another process, because oneDNN may write beyond its memory."""
     run = subprocess.run([sys.executable, '-c', TALL_KERNELS],
                          capture_output=True, text=True)
     assert run.stdout == 'whole\n', (run.returncode, run.stderr[-500:])
 
 
-def test_ufp_wants_a_dilated_backbone():
+def test_ufp_needs_a_dilated_backbone():
     with pytest.raises(ValueError, match=r'dilated backbone.*\(4, 6\).*'
                        r'strides=\(1, 2, 1, 1\)'):
         UFP(CHANNELS, 16)(inputs())
-    neck = FPT(CHANNELS, 16, pyramid=dict(type='UFP'))
     with pytest.raises(ValueError, match='dilated backbone'):
-        neck(inputs())
-    with pytest.raises(ValueError, match='expects 4 maps, got 3'):
-        UFP(CHANNELS, 16)(inputs()[:3])
-
-
-@pytest.mark.parametrize('options, error, words', [
-    (dict(in_channels=32), TypeError, 'in_channels must be a list'),
-    (dict(out_channels=0), ValueError, 'out_channels must be at least 1'),
-    (dict(num_outs=5), ValueError, 'num_outs must be the number of .* got 5'),
-    (dict(kernel_sizes=(1, 4)), ValueError, r'kernel_sizes must be odd.*4'),
-    (dict(kernel_sizes=7), TypeError, 'kernel_sizes must be a list'),
-])
-def test_bad_arguments_of_ufp(options, error, words):
-    with pytest.raises(error, match=words):
-        UFP(**{**dict(in_channels=CHANNELS, out_channels=16), **options})
+        FPT(CHANNELS, 16, pyramid=dict(type='UFP'))(inputs())

@@ -1,4 +1,4 @@
-"""What pre-training costs, counted."""
+"""Counted costs of the pre-training configs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ('greenmim_swin-t-p4-w7_8xb256-800e_224',
 def test_multiply_adds(name):
     result = complexity(str(CONFIGS / f'pretraining/{name}.py'), (224, 224))
     assert result.complete
-    # Windows of a few random masks more or less.
+    # The number of windows depends on the random masks.
     recorded = json.loads(RECORD.read_text())[f'pretraining/{name}.py']['own']
     assert result.total.macs == pytest.approx(recorded['macs'], rel=0.012)
     backbone, = (part for part in result.parts if part.name == 'backbone')

@@ -1,4 +1,4 @@
-"""Folders of images, and the steps of their pipelines."""
+"""Folders of images, and the transforms of their pipelines."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_folders_without_images(tmp_path):
 
 
 @pytest.mark.parametrize('shape', [(50, 80, 3), (80, 33, 3), (64, 64), (32, 900, 1)])
-def test_crops_are_parts(shape):
+def test_crops_are_inside_the_image(shape):
     rows, columns = np.indices(shape[:2])
     image = np.stack([rows, columns], axis=-1)[..., :1 if shape[2:] == (1, ) else 2]
     np.random.seed(0)
@@ -69,13 +69,13 @@ def test_crops_are_parts(shape):
         assert min(areas) > 0.15 and max(areas) < 0.55 and np.std(areas) > 0.05
 
 
-def test_the_whole_image():
+def test_a_crop_of_the_whole_image():
     image = np.random.default_rng(0).integers(256, size=(48, 48, 3), dtype=np.uint8)
     crop = RandomResizedCrop(48, area=(1, 1), aspect_ratio=(1, 1))
     assert np.array_equal(crop(dict(img=image))['img'], image)
 
 
-def test_packs():
+def test_pack_image():
     image = np.random.rand(4, 6, 3)[:, ::-1]
     inputs = PackImage()(dict(img=image))['inputs']
     assert np.array_equal(inputs.numpy(), image.transpose(2, 0, 1))
@@ -86,13 +86,12 @@ def test_packs():
     (dict(scale=0), ValueError, 'scale'),
     (dict(scale=(1, 2, 3)), ValueError, 'scale'),
     (dict(scale=2.5), TypeError, 'scale'),
-    (dict(scale=8, area=(0, 1)), ValueError, 'area'),
-    (dict(scale=8, area=(0.5, 0.2)), ValueError, 'area'),
-    (dict(scale=8, area=(0.5, 1.2)), ValueError, 'area'),
+    *((dict(scale=8, area=area), ValueError, 'area')
+      for area in ((0, 1), (0.5, 0.2), (0.5, 1.2))),
     (dict(scale=8, aspect_ratio=(0, 1)), ValueError, 'aspect_ratio'),
     (dict(scale=8, min_side=0), ValueError, 'min_side'),
 ])
-def test_refused_crops(settings, error, text):
+def test_bad_crops(settings, error, text):
     with pytest.raises(error, match=text):
         RandomResizedCrop(**settings)
 

@@ -1,4 +1,4 @@
-"""GreenMIM and SimMIM: what they see, predict, draw and refuse."""
+"""GreenMIM and SimMIM: masks, predictions, reconstructions and bad input."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.learning import descend, without_gradient
 from helpers.masked_swins import LIBRARIES, SMALL, green_mim, hide_keys, sim_mim, swin
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from fpt_plugin import GreenMIM, SimMIM
+from fpt_plugin import GreenMIM
 from fpt_plugin.pretraining.decoder import GreenMIMDecoder, sine_positions
-from fpt_plugin.pretraining.masks import one_of_each_cell, others, random_units
+from fpt_plugin.pretraining.masks import (
+    hidden_units,
+    one_of_each_cell,
+    random_units,
+)
 from fpt_plugin.pretraining.units import split_units
 
 MODELS = dict(
@@ -26,37 +31,42 @@ def images(height=96, width=128, batch=2, **kwargs):
     return torch.randn(batch, 3, height, width, **kwargs)
 
 
+def normalised(x, units):
+    """Pixels of some units, each with mean 0 and deviation 1."""
+    pixels = split_units(x, 32)[:, units].flatten(2)
+    return (pixels - pixels.mean(2, keepdim=True)) / (
+        pixels.var(2, keepdim=True) + 1e-6).sqrt()
+
+
+def mask_of(visible, rows, columns):
+    mask = torch.ones(rows * columns, dtype=torch.bool)
+    mask[visible] = False
+    return mask.view(rows, columns)
+
+
 @models
 @pytest.mark.parametrize('library', LIBRARIES)
-@pytest.mark.parametrize('size', [(64, 64), (96, 160), (224, 224)])
-def test_every_parameter_learns(make, library, size):
-    model = make(swin(library))
-    loss = model(images(*size), mode='loss')['loss']
+@pytest.mark.parametrize('size, settings', [
+    ((64, 64), dict(with_cp=True, drop_path_rate=0.2)),
+    ((96, 96), dict(use_abs_pos_embed=True, pretrain_img_size=96)),
+    ((96, 160), dict(in_channels=5)),
+    ((224, 224), dict(patch_norm=False, qkv_bias=False)), ((64, 96), {})])
+def test_every_parameter_gets_a_gradient(make, library, size, settings):
+    model = make(swin(library, **settings)).train()
+    x = torch.randn(2, settings.get('in_channels', 3), *size)
+    loss = model(x, mode='loss')['loss']
     assert loss.isfinite() and loss.dim() == 0
     loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-
-
-@models
-@pytest.mark.parametrize('settings', [
-    dict(use_abs_pos_embed=True, pretrain_img_size=96), dict(in_channels=5),
-    dict(with_cp=True, drop_path_rate=0.2), dict(patch_norm=False, qkv_bias=False)])
-def test_other_backbones(make, settings):
-    model = make(swin(**settings)).train()
-    x = torch.randn(2, settings.get('in_channels', 3), 96, 96)
-    model(x, mode='loss')['loss'].backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert without_gradient(model, zero=True) == []
     assert model(x, mode='tensor').shape == x.shape
 
 
 @models
-def test_hidden_pixels_are_not_seen(make):
+def test_predictions_do_not_depend_on_hidden_pixels(make):
     model, x = make().eval(), images()
     grid = model.grid_of(x)
     visible = model.draw(len(x), grid)
-    hidden = others(visible, grid[0] * grid[1]).expand(2, -1)
+    hidden = hidden_units(visible, grid[0] * grid[1]).expand(2, -1)
     changed = x.clone()
     for image, numbers in zip(changed, hidden):
         for number in numbers.tolist():
@@ -79,7 +89,7 @@ def test_images_of_a_batch_do_not_mix(make):
 
 
 def test_groups_equal_the_dense_model_with_hidden_keys():
-    """From pixels to the loss, the library's forward in the place of ours."""
+    """From pixels to the loss, with the library's forward pass as oracle."""
     model, x = green_mim().double(), images(dtype=torch.float64)
     grid = model.grid_of(x)
     visible = model.draw(len(x), grid)
@@ -87,20 +97,11 @@ def test_groups_equal_the_dense_model_with_hidden_keys():
     mask = torch.zeros(12, dtype=torch.bool)
     mask[visible[0]] = True
     hide_keys(model.backbone, mask.view(grid))
-    hidden = others(visible, 12)[0]
+    hidden = hidden_units(visible, 12)[0]
     features = model.backbone(x)[0].flatten(2).transpose(1, 2)[:, visible[0]]
     predicted = model.decoder(features, visible[0], hidden, grid)
-    pixels = split_units(x, 32)[:, hidden].flatten(2)
-    pixels = (pixels - pixels.mean(2, keepdim=True)) / (
-        pixels.var(2, keepdim=True) + 1e-6).sqrt()
-    wanted = (predicted - pixels).square().mean()
-    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
-
-
-def mask_of(visible, rows, columns):
-    mask = torch.ones(rows * columns, dtype=torch.bool)
-    mask[visible] = False
-    return mask.view(rows, columns)
+    expected = (predicted - normalised(x, hidden)).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
 
 
 def test_features_without_a_mask_are_the_librarys():
@@ -110,21 +111,17 @@ def test_features_without_a_mask_are_the_librarys():
         model.encode(x, mask), model.backbone(x)[0].flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize('mask, error, text', [
-    (torch.zeros(3, 4), TypeError, 'mask must be a tensor of bools'),
-    (None, TypeError, 'mask must be a tensor of bools, got NoneType'),
-    (torch.zeros(4, 3, dtype=torch.bool), ValueError, r'mask must be \(3, 4\)'),
-    (torch.ones(3, 4, dtype=torch.bool), ValueError, 'leave a unit visible'),
+@pytest.mark.parametrize('sampling, mask, error, text', [
+    ('groups', torch.zeros(3, 4), TypeError, 'mask must be a tensor of bools'),
+    ('groups', None, TypeError, 'mask must be a tensor of bools, got NoneType'),
+    ('groups', mask_of([], 4, 3), ValueError, r'mask must be \(3, 4\)'),
+    ('groups', mask_of([], 3, 4), ValueError, 'leave a unit visible'),
+    *(('uniform', mask_of(visible, 3, 4), ValueError, 'one unit of each cell')
+      for visible in ([0, 3], [0, 2, 8, 10, 11], [0, 1, 8, 10])),
 ])
-def test_refused_masks(mask, error, text):
+def test_bad_masks(sampling, mask, error, text):
     with pytest.raises(error, match=text):
-        green_mim().encode(images(), mask)
-
-
-@pytest.mark.parametrize('visible', [[0, 3], [0, 2, 8, 10, 11], [0, 1, 8, 10]])
-def test_uniform_refuses_other_masks(visible):
-    with pytest.raises(ValueError, match='one unit of each cell'):
-        green_mim(sampling='uniform').encode(images(), mask_of(visible, 3, 4))
+        green_mim(sampling=sampling).encode(images(), mask)
 
 
 def test_uniform_is_the_librarys_forward_on_a_smaller_image():
@@ -133,16 +130,16 @@ def test_uniform_is_the_librarys_forward_on_a_smaller_image():
     visible = model.draw(2, (4, 6))
     units = split_units(x, 32)[:, visible[0]]
     small = units.view(2, 2, 3, 3, 32, 32).permute(0, 3, 1, 4, 2, 5)
-    wanted = model.backbone(small.reshape(2, 3, 64, 96))[0]
-    wanted = wanted.flatten(2).transpose(1, 2)[:, visible[0].argsort()]
-    torch.testing.assert_close(model.encode(x, mask_of(visible[0], 4, 6)), wanted)
+    expected = model.backbone(small.reshape(2, 3, 64, 96))[0]
+    expected = expected.flatten(2).transpose(1, 2)[:, visible[0].argsort()]
+    torch.testing.assert_close(model.encode(x, mask_of(visible[0], 4, 6)), expected)
 
 
 def test_simmim_is_the_librarys_forward_with_mask_tokens():
     model, x = sim_mim().double(), images(dtype=torch.float64)
     grid = model.grid_of(x)
     visible = model.draw(2, grid)
-    hidden = others(visible, 12)
+    hidden = hidden_units(visible, 12)
 
     def put_tokens(module, args, output):
         tokens, size = output
@@ -155,11 +152,11 @@ def test_simmim_is_the_librarys_forward_with_mask_tokens():
                        8 * column:8 * column + 8] = model.mask_token
         return tokens.view(2, rows * columns, -1), size
 
-    wanted = model.predict(x, visible, grid)
+    expected = model.predict(x, visible, grid)
     model.backbone.patch_embed.register_forward_hook(put_tokens)
     out = model.decoder(model.backbone(x)[0].flatten(2).transpose(1, 2))
     out = torch.stack([row[numbers] for row, numbers in zip(out, hidden)])
-    torch.testing.assert_close(wanted, out)
+    torch.testing.assert_close(expected, out)
 
 
 @models
@@ -184,9 +181,7 @@ def test_a_perfect_prediction_reconstructs_the_image():
     model, x = green_mim(), images()
     grid = model.grid_of(x)
     visible = model.draw(2, grid)
-    pixels = split_units(x, 32)[:, others(visible, 12)[0]].flatten(2)
-    pixels = (pixels - pixels.mean(2, keepdim=True)) / (
-        pixels.var(2, keepdim=True) + 1e-6).sqrt()
+    pixels = normalised(x, hidden_units(visible, 12)[0])
     model.predict = lambda *args: pixels
     torch.testing.assert_close(
         model.reconstruct(x, visible, grid)[0], x, rtol=1e-4, atol=1e-4)
@@ -195,7 +190,7 @@ def test_a_perfect_prediction_reconstructs_the_image():
 
 @pytest.mark.parametrize('make', [green_mim, sim_mim])
 def test_errors_are_those_of_the_hidden_pixels(make):
-    """In float64, unit by unit, from the samples' own images and masks."""
+    """Computed in float64 for each unit from the samples."""
     model, x = make().double(), images().double()
     for image, sample in zip(x, model(x, mode='predict')):
         shown, hidden = [], []
@@ -229,16 +224,16 @@ def test_masks_follow_the_seed():
 
 @pytest.mark.parametrize('ratio, units, visible', [
     (0.75, 49, 12), (0.9, 10, 1), (0.6, 36, 14), (0.5, 2, 1)])
-def test_how_many_units_are_visible(ratio, units, visible):
+def test_number_of_visible_units(ratio, units, visible):
     assert green_mim(mask_ratio=ratio).draw(1, (1, units)).shape == (1, visible)
 
 
-def test_random_units_are_drawn_evenly():
+def test_random_units_are_uniform():
     drawn = random_units(2000, 6, 2)
     assert (drawn[:, 0] < drawn[:, 1]).all()
     shares = drawn.flatten().bincount(minlength=6) / 2000
     torch.testing.assert_close(shares, torch.full((6, ), 1 / 3), atol=0.05, rtol=0)
-    hidden = others(drawn, 6)
+    hidden = hidden_units(drawn, 6)
     assert torch.cat([drawn, hidden], 1).sort(1).values.eq(torch.arange(6)).all()
 
 
@@ -256,13 +251,13 @@ def test_one_unit_of_each_cell(grid):
     assert seen == set(range(grid[0] * grid[1]))
 
 
-def test_decoder_knows_where_units_are():
+def test_decoder_depends_on_positions_not_on_order():
     decoder = GreenMIMDecoder(4, 6, **SMALL).double()
     features = torch.randn(2, 3, 4, dtype=torch.float64)
     visible, hidden = torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4])
     out = decoder(features, visible, hidden, (2, 3))
     assert out.shape == (2, 3, 6)
-    order = torch.tensor([2, 0, 1])  # of the units, with their places
+    order = torch.tensor([2, 0, 1])  # of the units and their positions
     torch.testing.assert_close(
         decoder(features[:, order], visible[order], hidden, (2, 3)), out)
     assert not torch.allclose(out[:, 0], out[:, 1])
@@ -270,7 +265,7 @@ def test_decoder_knows_where_units_are():
     assert len(positions.unique(dim=0)) == 6
 
 
-def test_smaller_units_and_a_decoder_of_ones_own():
+def test_smaller_units_and_a_custom_decoder():
     model = GreenMIM(
         swin(depths=(2, 2, 2), num_heads=(1, 2, 2)), decoder=SMALL, mask_unit=16)
     x = images(48, 64)
@@ -293,90 +288,56 @@ def test_smaller_units_and_a_decoder_of_ones_own():
 
 @models
 def test_learns(make):
-    """Constant images, whose hidden part can be known from the visible one."""
+    """Repeated images, whose hidden part follows from the visible one."""
     torch.manual_seed(0)
     model = make()
     x = torch.linspace(-2, 2, 32).expand(2, 3, 32, 32).repeat(1, 1, 3, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    losses = []
-    for _ in range(30):
-        loss = model(x, mode='loss')['loss']
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = descend(model, lambda: model(x, mode='loss')['loss'], 30, 3e-3)
     assert losses[-1] < 0.5 * losses[0]
 
 
 @models
-def test_autocast(make):
-    model, x = make(), images(64, 64)
-    with torch.autocast('cpu', torch.bfloat16):
-        loss = model(x, mode='loss')['loss']
-    loss.backward()
-    assert loss.dtype == torch.float32
-    for parameter in model.parameters():
-        assert parameter.grad.isfinite().all()
-
-
-@pytest.mark.slow
-@models
-def test_bfloat16_for_a_hundred_steps(make):
+@pytest.mark.parametrize('steps', [1, pytest.param(100, marks=pytest.mark.slow)])
+def test_bfloat16(make, steps):
     torch.manual_seed(0)
     model, x = make(), images(64, 64, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    losses = []
-    for _ in range(100):
+
+    def loss():
         with torch.autocast('cpu', torch.bfloat16):
             loss = model(x, mode='loss')['loss']
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert all(value == value for value in losses)
-    assert sum(losses[-10:]) < sum(losses[:10])
+        assert loss.dtype == torch.float32
+        return loss
+
+    losses = descend(model, loss, steps, 1e-3)
+    assert without_gradient(model, zero=True) == []
+    assert steps == 1 or sum(losses[-10:]) < sum(losses[:10])
 
 
-@pytest.mark.parametrize('shape', [
-    (1, 3, 16, 64), (1, 3, 64, 16), (1, 3, 100, 64), (3, 64, 64), (0, 3, 64, 64),
-    (1, 4, 64, 64)])
-@models
-def test_refused_sizes(make, shape):
-    with pytest.raises(ValueError, match='mask_unit=32'):
-        make()(torch.rand(shape), mode='loss')
-
-
-@pytest.mark.parametrize('inputs', [
-    [torch.rand(3, 64, 64)], torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
-def test_refused_inputs(inputs):
-    with pytest.raises(TypeError, match='ImgDataPreprocessor'):
-        green_mim()(inputs, mode='loss')
-
-
-def test_nothing_visible():
-    with pytest.raises(ValueError, match='mask_ratio must leave some of the 2'):
-        green_mim()(torch.rand(1, 3, 32, 64), mode='loss')
-    with pytest.raises(ValueError, match='more than one unit'):
-        green_mim(sampling='uniform')(torch.rand(1, 3, 32, 32), mode='loss')
+@pytest.mark.parametrize('sampling, inputs, mode, error, text', [
+    ('groups', [torch.rand(3, 64, 64)], 'loss', TypeError, 'ImgDataPreprocessor'),
+    ('groups', torch.ones(1, 3, 64, 64).byte(), 'loss', TypeError, 'ImgDataPre'),
+    ('groups', images(), 'train', ValueError, 'mode must be'),
+    ('groups', images(32, 64), 'loss', ValueError,
+     'mask_ratio must leave some of the 2'),
+    ('uniform', images(32, 32), 'loss', ValueError, 'more than one unit'),
+    *(('groups', torch.rand(shape), 'loss', ValueError, 'mask_unit=32') for shape in (
+        (1, 3, 16, 64), (1, 3, 64, 16), (1, 3, 100, 64), (3, 64, 64), (0, 3, 64, 64),
+        (1, 4, 64, 64))),
+])
+def test_bad_inputs(sampling, inputs, mode, error, text):
+    with pytest.raises(error, match=text):
+        green_mim(sampling=sampling)(inputs, mode=mode)
 
 
 @pytest.mark.parametrize('settings, error, text', [
-    (dict(mask_ratio=0), ValueError, 'mask_ratio'),
-    (dict(mask_ratio=1.), ValueError, 'mask_ratio'),
-    (dict(mask_ratio=float('nan')), ValueError, 'mask_ratio'),
-    (dict(mask_unit=48), ValueError, 'mask_unit'),
-    (dict(mask_unit=16), ValueError, 'mask_unit'),
-    (dict(mask_unit=0), ValueError, 'mask_unit'),
+    *((dict(mask_ratio=ratio), ValueError, 'mask_ratio')
+      for ratio in (0, 1., float('nan'))),
+    *((dict(mask_unit=unit), ValueError, 'mask_unit') for unit in (48, 16, 0)),
     (dict(mask_unit=32.), TypeError, 'mask_unit'),
     (dict(sampling='blocks'), ValueError, 'sampling'),
     (dict(sampling='uniform', mask_ratio=0.5), ValueError, 'mask_ratio'),
     (dict(decoder=dict(embed_dims=30)), ValueError, 'embed_dims'),
 ])
-def test_refused_arguments(settings, error, text):
+def test_bad_arguments(settings, error, text):
     with pytest.raises(error, match=text):
         GreenMIM(swin(), **settings)
-
-
-def test_refused_mode():
-    with pytest.raises(ValueError, match='mode'):
-        SimMIM(swin())(images(), mode='train')

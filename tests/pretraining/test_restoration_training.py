@@ -1,14 +1,13 @@
-"""Restoration from a folder of images to a checkpoint and figures."""
+"""RestorationPretrainer from a folder of images to a checkpoint and metrics."""
 
 from __future__ import annotations
 
 import json
 
-import cv2
 import mmcv
 import numpy as np
 import pytest
-from helpers.pretraining_runs import train
+from helpers.pretraining_runs import disc_image, train
 from helpers.restorers import PREPROCESSOR, detector_parts
 from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
@@ -16,14 +15,11 @@ from mmengine.config import Config
 MINI = CONFIGS / 'pretraining/restoration_faster-rcnn_mobilenet-v2_fpt_1xb8-2k_trees.py'
 
 
-def draw_photographs(folder, count=4):
-    """Discs on a plain ground: one grey, one of 16 bits, one small."""
+def draw_images(folder, count=4):
+    """Write images of several sizes; one is grey, one has 16 bits."""
     rng = np.random.default_rng(0)
     for i in range(count):
-        image = np.full((60 + 8 * i, 72, 3), rng.integers(256, size=3), np.uint8)
-        for _ in range(8):
-            cv2.circle(image, rng.integers(72, size=2).tolist(), 12,
-                       rng.integers(256, size=3).tolist(), -1)
+        image = disc_image((60 + 8 * i, 72), rng)
         if i == 1:
             image = image[..., 0]
         if i == 2:
@@ -34,9 +30,9 @@ def draw_photographs(folder, count=4):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-    """The shipped one over small parts, and its file."""
+    """The file of the shipped config with a small model."""
     folder = tmp_path_factory.mktemp('restoration')
-    images = str(draw_photographs(folder / 'images'))
+    images = str(draw_images(folder / 'images'))
     cfg = Config.fromfile(MINI)
     cfg.model = dict(
         type=cfg.model.type, data_preprocessor=PREPROCESSOR,
@@ -61,7 +57,7 @@ def trained(config, tmp_path_factory):
     return work_dir, {k: v.clone() for k, v in runner.model.state_dict().items()}
 
 
-def test_draws_and_compares_with_doing_nothing(trained):
+def test_draws_pictures_and_computes_metrics(trained):
     work_dir, _ = trained
     picture = mmcv.imread(str(work_dir / 'reconstructions/iter_4.png'))
     assert picture.shape == (2 * 68, 3 * 52, 3)
@@ -84,20 +80,9 @@ def test_resumes_exactly(trained, config, tmp_path):
         assert np.array_equal(value, trained[1][name]), name
 
 
-@pytest.mark.parametrize('write, text', [
-    (lambda path: path.write_bytes(b'no image'), r'0\.png'),
-    (lambda path: mmcv.imwrite(np.zeros((20, 99, 3), np.uint8), str(path)),
-     r'20x99 in .*0\.png')])
-def test_bad_images_are_named(write, text, config, tmp_path):
-    write(draw_photographs(tmp_path / 'images', 1) / '0.png')
-    with pytest.raises(ValueError, match=text):
-        train(tmp_path, f'train_dataloader.dataset.data_root={tmp_path}/images',
-              config=config)
-
-
 @pytest.mark.slow
 def test_learns_to_restore(config, tmp_path):
-    """Noise of sigma 50 on discs: far above doing nothing after a few steps."""
+    """Noise of sigma 50: after a few steps 3 dB better than the input."""
     cfg = Config.fromfile(config)
     cfg.train_dataloader.dataset.pipeline[4].tasks = ['noise50']
     cfg.train_cfg.update(max_iters=60, val_interval=60)

@@ -1,4 +1,4 @@
-"""The backbones of both libraries on visible tokens, against their own forward."""
+"""Swin of both libraries on visible tokens, compared with its own forward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def backbone(library: str, stages: int = 4, **settings) -> torch.nn.Module:
 
 
 def dense(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The library's forward, its last map unit by unit: (B, N, k)."""
+    """Run the library's forward pass; return its last map per unit (B, N, k)."""
     out, = model(x)
     side = 32 // stride_of(model)
     return split_units(out, side).permute(0, 1, 3, 4, 2).flatten(2)
@@ -50,7 +50,7 @@ def test_all_visible_is_the_librarys_forward(library, size, settings):
     torch.testing.assert_close(out, dense(model, x), rtol=0, atol=1e-10)
 
 
-# Sides that are no multiples of windows, too: the library's padding is hidden.
+# Also sides that are no multiples of windows, with the library's padding hidden.
 @pytest.mark.parametrize('library', LIBRARIES)
 @pytest.mark.parametrize('stages', [1, 2, 3, 4])
 @pytest.mark.parametrize('size, window, settings', [
@@ -70,30 +70,19 @@ def test_masked_is_attention_without_hidden_keys(library, stages, size, window,
     hide_keys(full, visible.view(grid))
     units = split_units(x, 32)
     out = visible_features(model, units[:, places], places, grid)
-    wanted = dense(full, x)[:, places]
-    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-10)
+    reference = dense(full, x)[:, places]
+    torch.testing.assert_close(out, reference, rtol=0, atol=1e-10)
 
     weights = torch.randn_like(out)
     (out * weights).sum().backward()
-    (wanted * weights).sum().backward()
+    (reference * weights).sum().backward()
     found, expected = (dict(m.named_parameters()) for m in (model, full))
     for name, parameter in expected.items():
         torch.testing.assert_close(
             found[name].grad, parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_images_do_not_mix():
-    model = backbone('mmdet')
-    x, places = images(96, 128), torch.tensor([1, 4, 6, 11])
-    units = split_units(x, 32)[:, places].requires_grad_()
-    out = visible_features(model, units, places, (3, 4))
-    gradient, = torch.autograd.grad(out[1].sum(), units, retain_graph=True)
-    assert gradient[1].any() and not gradient[0].any()
-    alone = visible_features(model, units[1:], places, (3, 4))
-    torch.testing.assert_close(out[1:], alone, rtol=0, atol=1e-12)
-
-
-def test_with_cp_computes_the_same():
+def test_with_cp_gives_the_same_gradients():
     plain = backbone('mmdet')
     again = deepcopy(plain)
     for stage in again.stages:
@@ -103,11 +92,11 @@ def test_with_cp_computes_the_same():
     units = split_units(x, 32)[:, places]
     for model in (plain, again):
         visible_features(model, units, places, (3, 3)).square().sum().backward()
-    for a, b in zip(plain.parameters(), again.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(*([p.grad for p in model.parameters()]
+                                 for model in (plain, again)))
 
 
-def test_dropout_and_drop_path_act_in_training_only():
+def test_dropout_and_drop_path_only_in_training():
     model = backbone('mmseg', drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.5)
     units, places = split_units(images(64, 64), 32), torch.arange(4)
     assert not torch.equal(*(visible_features(model, units, places, (2, 2))
@@ -118,7 +107,7 @@ def test_dropout_and_drop_path_act_in_training_only():
         out, dense(model, join_units(units, 2)), rtol=0, atol=1e-10)
 
 
-def test_units_go_back():
+def test_units_can_be_joined():
     x = images(64, 96)
     assert torch.equal(join_units(split_units(x, 32), 3), x)
     assert torch.equal(split_units(x, 32)[:, 4], x[..., 32:, 32:64])
@@ -130,7 +119,7 @@ def test_units_go_back():
     (dict(swin(), strides=(4, 2, 2, 1)), ValueError, 'strides'),
     ('mmdet.SwinTransformer', TypeError, 'backbone'),
 ])
-def test_refused_backbones(settings, error, text):
+def test_bad_backbones(settings, error, text):
     with pytest.raises(error, match=text):
         GreenMIM(settings)
 
@@ -141,7 +130,7 @@ def test_positions_of_another_size():
         model(torch.rand(1, 3, 64, 64), mode='loss')
 
 
-def test_a_subclass_of_a_backbone_will_do():
+def test_a_subclass_of_the_backbone():
 
     @MODELS.register_module(name='MySwin', force=True)
     class MySwin(MODELS.get('mmdet.SwinTransformer')):

@@ -1,19 +1,14 @@
-"""Degraded images: how strongly, by which seed, and what is refused."""
+"""Degraded images: statistics, seeds and bad input."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
 
 from fpt_plugin import Degrade, PackImage
-from fpt_plugin.restoration.degradations import (
-    TASKS,
-    add_rain,
-    check_tasks,
-    downsample,
-    resize,
-)
+from fpt_plugin.restoration.degradations import TASKS, add_rain, downsample, resize
 
 
 def picture(height=96, width=120, channels=3):
@@ -61,14 +56,14 @@ def test_noise_is_gaussian(task, sigma):
     assert abs((noise[..., 0] * noise[..., 1]).mean()) < 0.02 * sigma**2
 
 
-def test_rain_is_of_streaks():
+def test_rain_consists_of_streaks():
     image = np.full((240, 320, 3), 60, np.float32)
     layer = add_rain(image, np.random.default_rng(3)) - image
     assert (layer[..., :1] == layer).all()  # white
     layer = layer[..., 0]
     assert layer.min() == 0 and layer.max() <= 195
     assert 0.02 < (layer > 0).mean() < 0.3
-    # Everywhere alike, and along the direction: the best slope explains rows.
+    # Equal in all quarters; distant rows correlate at one shift, the slope.
     parts = [part.mean() for half in np.split(layer, 2) for part in
              np.split(half, 2, axis=1)]
     assert max(parts) < 2 * min(parts)
@@ -85,7 +80,7 @@ def keys(x):
 
 
 def imresize_matrix(source, target):
-    """MATLAB's imresize along a side: (target, source), mirrored at borders."""
+    """Return MATLAB's imresize as a matrix (target, source); it mirrors borders."""
     scale = source / target
     stretch = max(scale, 1)
     matrix = np.zeros((target, source))
@@ -101,19 +96,19 @@ def imresize_matrix(source, target):
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4, 1 / 2, 1 / 3])
-def test_bicubic_is_matlabs_inside(scale):
+def test_bicubic_equals_matlabs_inside(scale):
     image = np.random.default_rng(0).random((48, 60, 2)).astype(np.float32) * 255
     size = tuple(round(side / scale) for side in image.shape[:2])
     ours = resize(image, size)
     rows, columns = (imresize_matrix(a, b) for a, b in zip(image.shape, size))
-    wanted = np.einsum('ia,jb,abc->ijc', rows, columns, image.astype(np.float64))
+    expected = np.einsum('ia,jb,abc->ijc', rows, columns, image.astype(np.float64))
     border = round(2 * max(1, 1 / scale)) + 1
     inside = slice(border, -border)
-    np.testing.assert_allclose(ours[inside, inside], wanted[inside, inside],
+    np.testing.assert_allclose(ours[inside, inside], expected[inside, inside],
                                atol=5e-3)
 
 
-def test_downsampling_has_no_aliases_and_makes_whole_numbers():
+def test_downsampling_has_no_aliases_and_is_rounded():
     stripes = np.zeros((48, 48, 1), np.float32)
     stripes[:, ::2] = 255
     small = downsample(stripes, scale=4)
@@ -122,7 +117,7 @@ def test_downsampling_has_no_aliases_and_makes_whole_numbers():
     assert downsample(stripes[:47, :46], scale=3).shape == (16, 16, 1)
 
 
-def test_follows_the_seed():
+def test_the_seed_determines_the_degradation():
     def draw(**settings):
         results = degraded(**settings)
         return results['task'], results['img'].tobytes()
@@ -139,7 +134,7 @@ def test_follows_the_seed():
     assert [draw() for _ in range(30)] == first
 
 
-def test_packs_both_images():
+def test_pack_image_with_the_clean_image():
     results = degraded(tasks='sr2')
     packed = PackImage()(results)
     assert packed['inputs'].shape == (3, 48, 60)
@@ -149,25 +144,22 @@ def test_packs_both_images():
     assert (sample.task, sample.img_path) == ('sr2', 'a.png')
 
 
-def test_images_of_float():
-    image = picture().astype(np.float64)
-    assert np.array_equal(degraded(image, tasks='sr2')['gt_img'], image)
-
-
 @pytest.mark.parametrize('image, text', [
-    (picture().astype(np.uint16) * 200, r'0 to 255, .* got uint16 of .* in a\.png'),
+    (picture().astype(np.uint16) * 200, r'0 to 255 .* got uint16 of .* in a\.png'),
     (picture().astype(np.float32) - 200, r'got float32 of -\d+'),
     (np.zeros((2, 3, 4, 5), np.uint8), r'got \(2, 3, 4, 5\) in a\.png'),
     (np.zeros((0, 3, 3), np.uint8), r'got \(0, 3, 3\)'),
     (np.zeros((3, 9, 3), np.uint8), 'at least 4 for sr4, got 3x9 in a.png'),
 ])
-def test_refused_images(image, text):
+def test_bad_images(image, text):
     with pytest.raises(ValueError, match=text):
         degraded(image, tasks='sr4')
 
 
-def test_files_of_16_bits_and_grey_are_read(tmp_path):
-    from mmcv.transforms import LoadImageFromFile
+def test_other_valid_images(tmp_path):
+    """Of floats, and grey files of 16 bits."""
+    image = picture().astype(np.float64)
+    assert np.array_equal(degraded(image, tasks='sr2')['gt_img'], image)
     path = str(tmp_path / 'a.png')
     cv2.imwrite(path, picture(channels=1)[..., 0].astype(np.uint16) * 257)
     results = Degrade('rain')(LoadImageFromFile()(dict(img_path=path)))
@@ -175,19 +167,12 @@ def test_files_of_16_bits_and_grey_are_read(tmp_path):
     assert results['gt_img'].dtype == np.uint8
 
 
-@pytest.mark.parametrize('tasks, error', [
-    ('blur', ValueError), ([], ValueError), (['rain', 'rain'], ValueError),
-    (['rain', 'sr8'], ValueError), (30, TypeError), ([30], TypeError)])
-def test_refused_tasks(tasks, error):
-    with pytest.raises(error, match='tasks must be'):
-        check_tasks(tasks)
-    with pytest.raises(error, match='tasks must be'):
-        Degrade(tasks)
-
-
 @pytest.mark.parametrize('settings, error', [
+    *((dict(tasks=tasks), ValueError)
+      for tasks in ('blur', [], ['rain', 'rain'], ['rain', 'sr8'])),
+    (dict(tasks=30), TypeError), (dict(tasks=[30]), TypeError),
     (dict(enlarge='no'), TypeError), (dict(seed=1.5), TypeError),
     (dict(seed=-1), ValueError), (dict(seed=True), TypeError)])
-def test_refused_settings(settings, error):
-    with pytest.raises(error, match=next(iter(settings))):
+def test_bad_arguments(settings, error):
+    with pytest.raises(error, match=f'{next(iter(settings))} must '):
         Degrade(**settings)

@@ -1,4 +1,4 @@
-"""IPT from folders to a checkpoint, figures, and a restored image; pairs of files."""
+"""Train IPT on a folder, evaluate it and restore a file; pairs of files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
-from helpers.pretraining_runs import train
+from helpers.pretraining_runs import disc_image, train
 from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -15,19 +15,15 @@ import fpt_plugin  # noqa: F401
 from fpt_plugin.commands import restore
 
 
-def draw(folder, names, size=(56, 60), seed=0):
-    rng = np.random.default_rng(seed)
+def draw(folder, names, size=(56, 60)):
+    rng = np.random.default_rng(0)
     for name in names:
-        image = np.full((*size, 3), rng.integers(256, size=3), np.uint8)
-        for _ in range(6):
-            cv2.circle(image, rng.integers(size[0], size=2).tolist(), 9,
-                       rng.integers(256, size=3).tolist(), -1)
-        mmcv.imwrite(image, str(folder / name))
+        mmcv.imwrite(disc_image(size, rng), str(folder / name))
 
 
 @pytest.fixture
 def config(tmp_path):
-    """The shipped small one, smaller."""
+    """The file of the shipped mini config with a smaller model."""
     for part in ('train', 'val'):
         draw(tmp_path / 'images' / part, ['a.png', 'b.png'])
     cfg = Config.fromfile(CONFIGS / 'ipt/ipt-mini_1xb16-3k_48.py')
@@ -47,12 +43,12 @@ def config(tmp_path):
 
 def test_trains_evaluates_and_restores(config, tmp_path):
     runner = train(tmp_path / 'work', 'randomness.seed=3', config=config)
-    figures = {key.rsplit('val/', 1)[-1]: buffer.current()
+    metrics = {key.rsplit('val/', 1)[-1]: buffer.current()
                for key, buffer in runner.message_hub.log_scalars.items()
                if key.startswith('val/')}
     for task in ('sr2', 'sr3', 'sr4', 'noise30', 'noise50', 'rain'):
-        assert 0 < figures[f'{task}/PSNR'] < figures[f'{task}/PSNR_input'] < 60
-        assert 0 < figures[f'{task}/SSIM_input'] <= 1
+        assert 0 < metrics[f'{task}/PSNR'] < metrics[f'{task}/PSNR_input'] < 60
+        assert 0 < metrics[f'{task}/SSIM_input'] <= 1
     found = restore.main(restore.parser().parse_args([
         str(config), str(tmp_path / 'work/iter_4.pth'),
         str(tmp_path / 'images/val/a.png'), '--task', 'rain', '--degrade', '--out',
@@ -65,14 +61,11 @@ def write_pairs(root, scale=1):
     draw(root / 'target', ['a.jpg', 'b.png'], (20 * scale, 24 * scale))
 
 
-PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadCleanImage'),
-            dict(type='PackImage')]
-
-
-def pairs(root, task, **kwargs):
+def pairs(root, task):
+    steps = ('LoadImageFromFile', 'LoadCleanImage', 'PackImage')
     return DATASETS.build(dict(
-        type='PairedImages', task=task, data_root=str(root), pipeline=PIPELINE,
-        **kwargs))
+        type='PairedImages', task=task, data_root=str(root),
+        pipeline=[dict(type=step) for step in steps]))
 
 
 def test_pairs_of_files(tmp_path):
@@ -89,7 +82,7 @@ def test_pairs_of_files(tmp_path):
         pairs(tmp_path, 'sr3')[0]
 
 
-def test_refused_pairs(tmp_path):
+def test_bad_pairs(tmp_path):
     with pytest.raises(FileNotFoundError, match='input must be a folder'):
         pairs(tmp_path, 'rain')
     write_pairs(tmp_path)

@@ -1,4 +1,4 @@
-"""Whether a config's data are what it says, asked before anything is built."""
+"""Check that data fit their config, before anything is built."""
 
 from .check import check_data, check_model_classes, inspect_data
 from .datasets import unscoped_type

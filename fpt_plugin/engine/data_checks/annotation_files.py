@@ -1,8 +1,8 @@
-"""Reads annotation files in COCO's format, large ones in part.
+"""Read annotation files in COCO's format, large files only in part.
 
-A file of COCO's training set has 450 MB, and takes ten seconds to parse; its host
-parses it again. At the start of a run blocks of a large file are read instead,
-spread over all of it.
+The file of COCO's training set has 450 MB; parsing it takes ten seconds, and
+mmdet parses it again. At the start of a run only some blocks of a large file are
+read, at equal distances.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-WHOLE = 8 * 2**20  # bytes; up to here a file is read whole: 0.2 s
-BLOCKS, BLOCK = 16, 2**18
-HEAD = 2**20
+MAX_WHOLE_BYTES = 8 * 2**20  # larger files are read in part; this takes 0.2 s
+NUM_BLOCKS, BLOCK_BYTES = 16, 2**18
+CATEGORIES_BYTES = 2**20  # from the start or end, searched for the categories
 _DECODER = json.JSONDecoder()
-_NEXT = re.compile(r'\s*(,\s*\{|\])')  # after an object in a list
+_AFTER_OBJECT = re.compile(r'\s*(,\s*\{|\])')  # after an object in a list
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What was read of a file.
+    """The content of an annotation file, or a part of it.
 
     Attributes:
         path: The file.
-        categories: Its categories, always all of them; None where it has none.
+        categories: All its categories; None if it has none.
         images: Its images.
-        annotations: Its annotations; None where it has none.
+        annotations: Its annotations; None if it has none.
         whole: Whether all images and annotations were read.
     """
 
@@ -41,8 +41,8 @@ class AnnotationFile:
     whole: bool
 
     @property
-    def what(self) -> str:
-        """How much was read, for messages; empty where it is everything."""
+    def extent(self) -> str:
+        """How much was read, for messages; empty if everything was read."""
         return '' if self.whole else (
             f' (of {len(self.annotations or ())} annotations and '
             f'{len(self.images)} images that were read at the start; '
@@ -54,12 +54,12 @@ def read_annotations(path: str, whole: bool = False) -> AnnotationFile:
 
     Args:
         path: The file.
-        whole: Whether a large file is read whole, too.
+        whole: Whether to read a large file completely.
 
     Raises:
-        ValueError: It is no JSON, or not in COCO's format.
+        ValueError: It is not JSON, or not in COCO's format.
     """
-    if not whole and os.path.getsize(path) > WHOLE:
+    if not whole and os.path.getsize(path) > MAX_WHOLE_BYTES:
         found = _read_in_part(path)
         if found is not None:
             return found
@@ -80,20 +80,20 @@ def read_annotations(path: str, whole: bool = False) -> AnnotationFile:
 
 
 def _read_in_part(path: str) -> AnnotationFile | None:
-    """Categories and blocks of a file; None where they are not to be found."""
+    """Read categories and some blocks; None if there are no categories."""
     with open(path, 'rb') as file, mmap(file.fileno(), 0,
                                         access=ACCESS_READ) as content:
         categories = _categories(content)
         if categories is None:
             return None
         images, annotations = [], []
-        step = (len(content) - BLOCK) // (BLOCKS - 1)
-        for i in range(BLOCKS):
-            block = content[i * step:i * step + BLOCK]
+        step = (len(content) - BLOCK_BYTES) // (NUM_BLOCKS - 1)
+        for i in range(NUM_BLOCKS):
+            block = content[i * step:i * step + BLOCK_BYTES]
             for found in _objects(block.decode('utf-8', 'replace')):
                 if 'segments_info' in found:
                     return AnnotationFile(path, categories, [], None, False)
-                # Videos have sizes and names, their tracks have categories.
+                # Skip videos (sizes and names) and their tracks (categories).
                 if 'file_name' in found:
                     images.append(found)
                 elif found.keys() & {'bbox', 'image_id', 'segmentation'}:
@@ -104,14 +104,15 @@ def _read_in_part(path: str) -> AnnotationFile | None:
 
 
 def _categories(content: mmap) -> list | None:
-    """The list of categories, which stands at the end or at the beginning."""
+    """Find the list of categories at the beginning or end of a file."""
     key = b'"categories"'
-    start = content.find(key, 0, HEAD)
+    start = content.find(key, 0, CATEGORIES_BYTES)
     if start < 0:
         start = content.rfind(key)
     if start < 0:
         return None
-    text = content[start + len(key):start + HEAD].decode('utf-8', 'replace')
+    text = content[start + len(key):start + CATEGORIES_BYTES].decode(
+        'utf-8', 'replace')
     bracket = text.find('[')
     if bracket < 0 or text[:bracket].strip() != ':':
         return None
@@ -119,14 +120,14 @@ def _categories(content: mmap) -> list | None:
         found, _ = _DECODER.raw_decode(text, bracket)
     except ValueError:
         return None
-    whole = all(isinstance(c, dict) and {'id', 'name'} <= c.keys() for c in found)
-    return found if found and whole else None
+    valid = all(isinstance(c, dict) and {'id', 'name'} <= c.keys() for c in found)
+    return found if found and valid else None
 
 
 def _objects(text: str) -> Iterator[dict]:
-    """Whole objects in lists of a piece of JSON.
+    """Find the complete objects of lists in a piece of JSON.
 
-    What is cut at its ends is left out, and with it what was inside of that.
+    Objects cut at the ends are skipped, together with the objects inside them.
     """
     position = text.find('{')
     while position >= 0:
@@ -135,6 +136,6 @@ def _objects(text: str) -> Iterator[dict]:
         except (ValueError, RecursionError):
             end = position + 1
         else:
-            if _NEXT.match(text, end):
+            if _AFTER_OBJECT.match(text, end):
                 yield found
         position = text.find('{', end)

@@ -1,4 +1,4 @@
-"""All checks of a config's data: at the start of a run, and by the doctor."""
+"""Run all checks of a config's data, at the start of a run and in the doctor."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from mmengine.config import Config
 from torch import nn
 
-from .annotated import check_annotated
 from .class_counts import check_class_counts
 from .class_names import check_is_sequence
+from .coco_datasets import check_coco_datasets
 from .datasets import class_names, datasets_of
 from .label_maps import check_label_maps
 from .paths import check_paths
@@ -18,19 +18,20 @@ from .problems import Problem
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Refuse data that a run would fail on or learn wrongly from.
+    """Reject data that would make a run fail or learn wrong labels.
 
-    Large annotation files and folders are looked at in part, to start within a
-    second; :func:`inspect_data` reads all of them.
+    Only a part of large annotation files and folders is checked, so that a run
+    starts within a second; :func:`inspect_data` checks everything.
 
     Args:
-        cfg: A config of either host.
-        splits: ``'train'``, ``'val'``, ``'test'``; one that the config does not
-            have is skipped.
+        cfg: A config of mmdet or mmseg.
+        splits: ``'train'``, ``'val'``, ``'test'``; splits that the config does
+            not have are skipped.
 
     Raises:
-        FileNotFoundError: Names the key of the config, the path, and the cure.
-        ValueError: Names what is wrong with the data.
+        FileNotFoundError: A file is missing; the message has the config key, the
+            path and the solution.
+        ValueError: The data are wrong; the message lists all problems.
     """
     for split in splits:
         check_paths(cfg, split)
@@ -38,20 +39,20 @@ def check_data(cfg: Config, *splits: str) -> None:
 
 
 def check_model_classes(model: nn.Module, cfg: Config, *splits: str) -> None:
-    """Refuse heads that count other classes than the datasets of some splits.
+    """Reject heads whose number of classes differs from that of the datasets.
 
-    The model of a FlexibleRunner is still a config here and is not looked at.
+    The model of a FlexibleRunner is still a config here and is not checked.
 
     Raises:
-        ValueError: Names the head and both numbers.
+        ValueError: The numbers differ; the message has the head and both.
     """
     if isinstance(model, nn.Module):
         _report(check_class_counts(model, cfg, *splits))
 
 
 def inspect_data(cfg: Config, *splits: str) -> Iterator[Problem]:
-    """Look at all data of a config, however long it takes."""
-    there = []
+    """Check all data of a config, however long it takes."""
+    existing = []
     for split in splits:
         try:
             check_paths(cfg, split)
@@ -59,8 +60,8 @@ def inspect_data(cfg: Config, *splits: str) -> Iterator[Problem]:
             where, _, text = str(error).partition(': ')
             yield Problem(where, text)
         else:
-            there.append(split)
-    yield from _problems(cfg, there, whole=True)
+            existing.append(split)
+    yield from _problems(cfg, existing, whole=True)
 
 
 def _problems(cfg: Config, splits, whole: bool) -> Iterator[Problem]:
@@ -70,12 +71,12 @@ def _problems(cfg: Config, splits, whole: bool) -> Iterator[Problem]:
             if cfg.default_scope == 'mmdet':
                 yield from check_is_sequence(
                     key, class_names(cfg.default_scope, dataset))
-        yield from check_annotated(cfg, split, whole, seen)
+        yield from check_coco_datasets(cfg, split, whole, seen)
         yield from check_label_maps(cfg, split, whole)
 
 
 def _report(problems: Iterator[Problem]) -> None:
-    """Warn about what does not hinder, and refuse the rest in one message."""
+    """Warn about minor problems, and raise one error for the fatal ones."""
     fatal = []
     for problem in dict.fromkeys(problems):
         if problem.fatal:

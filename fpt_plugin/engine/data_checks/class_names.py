@@ -1,9 +1,9 @@
-"""The names of classes in a config against those of an annotation file.
+"""Compare the class names of a config with those of an annotation file.
 
-mmdet's CocoDataset numbers labels in the order in which the *file* lists the
-categories, and names them in the order of ``classes``. Where the two differ the
-AP is right and every name is wrong; a name that the file does not have shifts the
-numbers of all that follow.
+mmdet's CocoDataset numbers labels in the order of the categories in the *file*,
+and names them in the order of ``classes``. If the orders differ, the AP is right
+and the names are wrong. A name that the file does not have shifts the numbers of
+all later classes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from difflib import get_close_matches
 
 from .problems import Problem
 
-SHOWN = 12
+MAX_SHOWN = 12  # number of names in a message
 
 
 def check_class_names(key: str, classes: Sequence[str], path: str,
                       categories: Sequence[dict] | None,
                       evaluated: bool) -> Iterator[Problem]:
-    """Compare names in the order in which labels get their numbers.
+    """Compare the names of a dataset with the categories of its file.
 
-    A subset of the file's categories in the file's order is fine.
+    A subset of the file's categories in the file's order is correct.
 
     Args:
-        key: The key of the config that names the file.
-        classes: What the dataset calls its classes.
+        key: The config key of the file.
+        classes: Class names of the dataset.
         path: The annotation file.
         categories: Its categories.
         evaluated: Whether predictions are compared with the file.
@@ -58,7 +58,7 @@ def _missing(key: str, classes: Sequence[str], path: str, names: list[str],
     text = f'{_count(missing, "class")} {some_names(missing)} ' \
         f'of the dataset {"is" if len(missing) == 1 else "are"} no category of ' \
         f'{path}, which has {some_names(names)}'
-    # The numbers of the others stay: the file only lacks the last classes.
+    # If the file lacks only the last classes, the numbers of the others are right.
     harmless = not unused and numbered == list(classes)[:len(numbered)]
     close = {name: get_close_matches(str(name), map(str, unused), 1)
              for name in missing}
@@ -66,17 +66,17 @@ def _missing(key: str, classes: Sequence[str], path: str, names: list[str],
     if hints:
         text += f'; is it {", ".join(hints[:3])}?'
     if harmless:
-        text += '; predictions of them cannot be evaluated' if evaluated else \
-            '; nothing is learnt of them'
+        text += '; their predictions cannot be evaluated' if evaluated else \
+            '; they are not trained'
     else:
-        text += '. Their boxes are left out, and the labels of other classes get ' \
-            'other numbers: give the dataset ' \
+        text += '. Their boxes are left out, and other classes get wrong label ' \
+            'numbers: give the dataset ' \
             "metainfo=dict(classes=(...)) with the file's names in its order"
     yield Problem(key, text, fatal=evaluated or not harmless)
 
 
 def _order(classes: list[str], path: str, numbered: list[str]) -> str:
-    if len(classes) <= SHOWN:
+    if len(classes) <= MAX_SHOWN:
         orders = f'classes={tuple(classes)}, in the file {tuple(numbered)}'
     else:
         wrong = [(i, a, b) for i, (a, b) in enumerate(zip(classes, numbered))
@@ -86,25 +86,25 @@ def _order(classes: list[str], path: str, numbered: list[str]) -> str:
             for i, a, b in wrong[:4])
     return ('mmdet numbers labels in the order of the categories of the file, not '
             f'in that of classes, so that names of {path} would be swapped: '
-            f'{orders}. Write classes in the order of the file: the numbers of '
-            'the labels, and with them the weights trained on it, stay as they '
-            'are. Where the weights or another file of these data have the order '
-            "of classes, sort the file's categories instead")
+            f'{orders}. Write classes in the order of the file: label numbers do '
+            'not change, so weights trained on this file remain valid. If the '
+            'weights or another file of these data have the order of classes, '
+            "sort the file's categories instead")
 
 
 def check_is_sequence(key: str, classes: object) -> Iterator[Problem]:
-    """Names must be a list: mmengine makes of one word a class for each letter."""
+    """Reject a str: mmengine would make a class of each letter."""
     if isinstance(classes, str):
         yield Problem(key, 'classes must be a tuple or a list of names, or a file '
-                      f'with a name a line, got the text {classes!r}: one class is '
-                      f'written classes=({classes!r}, ), with a comma')
+                      f'with one name per line, got the text {classes!r}: write one '
+                      f'class as classes=({classes!r}, ), with a comma')
 
 
-def some_names(names: Sequence[str], shown: int = SHOWN) -> str:
-    """A few names of a list, and how many there are."""
+def some_names(names: Sequence[str], shown: int = MAX_SHOWN) -> str:
+    """Return the first names of a list, and their number if there are more."""
     text = ', '.join(map(repr, names[:shown]))
     return text if len(names) <= shown else f'{text} ... ({len(names)})'
 
 
-def _count(things: Sequence, singular: str) -> str:
-    return singular if len(things) == 1 else f'{len(things)} {singular}es'
+def _count(items: Sequence, singular: str) -> str:
+    return singular if len(items) == 1 else f'{len(items)} {singular}es'

@@ -1,7 +1,7 @@
-"""Images and annotations of a file in COCO's format, one by one.
+"""Check each image and annotation of a file in COCO's format.
 
-mmdet and pycocotools end in a KeyError that names neither file nor image, leave
-boxes out and say nothing, or train on NaN.
+For faulty entries mmdet and pycocotools raise a KeyError without the name of the
+file or image, silently drop boxes, or train on NaN.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numbers import Real
 from .annotation_files import AnnotationFile
 from .problems import Problem
 
-# Kinds of faults, and whether a run fails or goes wrong by them.
+# Values of Problem.fatal.
 FATAL, WARNED = True, False
 IMAGE_KEYS = ('id', 'file_name', 'height', 'width')
 KEYS = ('id', 'image_id', 'category_id')
 
 
 class _Faults:
-    """Counts kinds of faults and keeps the first example of each."""
+    """Counts faults by kind and keeps the first example of each."""
 
     def __init__(self) -> None:
         self.counts: Counter = Counter()
@@ -33,17 +33,17 @@ class _Faults:
 
     def problems(self, key: str, file: AnnotationFile) -> Iterator[Problem]:
         for (text, fatal), count in self.counts.items():
-            yield Problem(key, f'{count} {text} in {file.path}{file.what}, such as '
+            yield Problem(key, f'{count} {text} in {file.path}{file.extent}, such as '
                           f'{self.examples[text]}', fatal)
 
 
 def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
                       masks: Collection[str] = ()) -> Iterator[Problem]:
-    """Look for what the hosts cannot read, read wrongly or leave out.
+    """Find entries that mmdet cannot read, reads wrongly or drops.
 
     Args:
-        key: The key of the config that names the file.
-        file: What was read of it.
+        key: The config key of the file.
+        file: The content of the file.
         evaluated: Whether predictions are compared with it.
         masks: Names of the classes whose masks are used.
     """
@@ -51,12 +51,12 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
     _check_images(file, faults)
     sizes = {image.get('id'): image for image in file.images
              if _is_id(image.get('id'))}
-    images = _Ids(sizes, file.whole)
-    categories = _Ids((category.get('id') for category in file.categories or ()
-                       if _is_id(category.get('id'))), True)
+    images = _KnownIds(sizes, file.whole)
+    categories = _KnownIds((category.get('id') for category in file.categories or ()
+                            if _is_id(category.get('id'))), True)
     masked = {category.get('id') for category in file.categories or ()
               if category.get('name') in masks and _is_id(category.get('id'))}
-    strangers = 0
+    unmatched = 0
     for annotation in file.annotations or ():
         name = _name(annotation, 'annotation')
         for part in KEYS:
@@ -70,12 +70,12 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
             faults.add("annotations whose 'id' is no number, which the evaluation "
                        'needs', FATAL, name)
         if evaluated and number == 0:
-            faults.add("annotations with the id 0, which COCO's evaluation takes "
-                       'for no match (ids begin with 1)', WARNED, name)
-        strangers += images.check('image', annotation, name, faults)
+            faults.add("annotations with the id 0, which COCO's evaluation treats "
+                       'as no match (ids begin with 1)', WARNED, name)
+        unmatched += images.check('image', annotation, name, faults)
         categories.check('category', annotation, name, faults)
         if annotation.get('ignore'):
-            continue  # the dataset reads no more of it
+            continue  # the dataset does not read the rest
         if 'iscrowd' not in annotation:
             faults.add("annotations without 'iscrowd'" + (
                 ', which the evaluation needs' if evaluated else
@@ -89,19 +89,16 @@ def check_annotations(key: str, file: AnnotationFile, evaluated: bool = False,
             faults.add("annotations without 'segmentation', while masks are loaded "
                        'or evaluated', FATAL, name)
     if file.whole:
-        _check_twice(file, faults)
+        _check_duplicate_ids(file, faults)
     yield from faults.problems(key, file)
-    if file.annotations and strangers == len(file.annotations):
-        yield Problem(key, f'no annotation of {file.path} is of one of its '
+    if file.annotations and unmatched == len(file.annotations):
+        yield Problem(key, f'no annotation of {file.path} belongs to one of its '
                       f'{len(file.images)} images: image_id must be the id of an '
                       'image')
 
 
-class _Ids:
-    """What annotations may refer to.
-
-    A number is not the text of it: annotations of image 7 are not those of '7'.
-    """
+class _KnownIds:
+    """The ids that annotations may refer to; 7 and '7' are different ids."""
 
     def __init__(self, ids: Iterable, whole: bool) -> None:
         self.ids = set(ids)
@@ -109,20 +106,20 @@ class _Ids:
         self.kinds = {isinstance(i, str) for i in self.ids}
         self.whole = whole
 
-    def check(self, what: str, annotation: dict, name: str,
+    def check(self, entity: str, annotation: dict, name: str,
               faults: _Faults) -> bool:
-        """Look at what an annotation refers to; whether it is known not to be."""
-        key = f'{what}_id'
+        """Check a reference; return True if no entry of the file has that id."""
+        key = f'{entity}_id'
         given = annotation.get(key)
         if not self.ids or not _is_id(given) or given in self.ids:
             return False
-        plural = 'categories' if what == 'category' else f'{what}s'
+        plural = 'categories' if entity == 'category' else f'{entity}s'
         if str(given) in self.texts or isinstance(given, str) not in self.kinds:
             faults.add(f'annotations whose {key} is of another type than the ids of '
                        f'the {plural}, text or number', FATAL,
                        f'{name} with {given!r}')
         elif self.whole:
-            faults.add(f'annotations of a {key} that none of the {plural} has, '
+            faults.add(f'annotations whose {key} none of the {plural} has, '
                        'which are left out', WARNED, f'{name} with {given!r}')
         return self.whole
 
@@ -142,7 +139,7 @@ def _check_images(file: AnnotationFile, faults: _Faults) -> None:
 
 
 def _check_box(annotation: dict, size: dict, name: str, faults: _Faults) -> bool:
-    """Look at a box as the dataset does; whether it keeps the box."""
+    """Check a box like the dataset does; return whether it keeps the box."""
     for part in ('bbox', 'area'):
         if part not in annotation:
             faults.add(f'annotations without {part!r}', FATAL, name)
@@ -172,18 +169,18 @@ def _check_box(annotation: dict, size: dict, name: str, faults: _Faults) -> bool
     return True
 
 
-def _check_twice(file: AnnotationFile, faults: _Faults) -> None:
-    """Of one id the last image counts and gets the annotations of all."""
-    for what, entries in (('images', file.images),
+def _check_duplicate_ids(file: AnnotationFile, faults: _Faults) -> None:
+    """Reject duplicate ids: the last image would get the annotations of all."""
+    for kind, entries in (('images', file.images),
                           ('annotations', file.annotations or ())):
         ids = Counter(e['id'] for e in entries if _is_id(e.get('id')))
         for number, count in ids.items():
             if count > 1:
-                faults.add(f'ids that several {what} share', FATAL, repr(number))
+                faults.add(f'ids that several {kind} share', FATAL, repr(number))
 
 
 def _name(entry: dict, kind: str) -> str:
-    """What finds an entry in the file."""
+    """Identify an entry of the file, for messages."""
     for part in ('id', 'file_name', 'image_id'):
         if part in entry:
             return f'the {kind} of {part} {entry[part]!r}'
@@ -191,7 +188,7 @@ def _name(entry: dict, kind: str) -> str:
 
 
 def _is_id(value: object) -> bool:
-    """A whole number, also as 7.0, or a text, which works if all are texts."""
+    """Return whether a value is an id: an integer (also 7.0) or a str."""
     return isinstance(value, (int, str)) and not isinstance(value, bool) \
         or isinstance(value, float) and value.is_integer()
 

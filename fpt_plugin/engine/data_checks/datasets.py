@@ -1,4 +1,4 @@
-"""The datasets and metrics that a config names, as the hosts understand them."""
+"""Find the datasets and metrics of a config, like mmdet and mmseg do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...openmmlab.registry import lookup
 
 
 def datasets_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
-    """Datasets of a split without what is wrapped around them, and their keys."""
+    """Find the innermost datasets of a split, and their config keys."""
     yield from _unwrapped(cfg.get(f'{split}_dataloader'), f'{split}_dataloader')
 
 
 def _unwrapped(dataset: object, key: str) -> Iterator[tuple[str, dict]]:
     if not isinstance(dataset, dict):
-        return  # not of the hosts: several loaders, or one that is built
+        return  # several loaders, or a loader that is already built
     if isinstance(dataset.get('dataset'), dict):
         yield from _unwrapped(dataset['dataset'], f'{key}.dataset')
     elif isinstance(dataset.get('datasets'), (list, tuple)):
@@ -30,7 +30,7 @@ def _unwrapped(dataset: object, key: str) -> Iterator[tuple[str, dict]]:
 
 
 def metrics_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
-    """Metrics of a split, and their key."""
+    """Find the metrics of a split, and their config key."""
     key = f'{split}_evaluator'
     metrics = cfg.get(key) or []
     for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
@@ -39,18 +39,18 @@ def metrics_of(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
 
 
 def is_remote(settings: dict) -> bool:
-    """Whether files are reached through another backend than the disk."""
+    """Return whether files are read through another backend than the disk."""
     args = settings.get('backend_args') or {}
     return args.get('backend', 'local') not in ('local', 'disk')
 
 
 def join(root: str, path: str) -> str:
-    """Join as the datasets of the hosts do: an absolute path stays."""
+    """Join like the libraries' datasets: an absolute path is not changed."""
     return str(Path(root, path)) if '://' not in root + path else root + path
 
 
 def local_file(settings: dict, name: str = 'ann_file') -> str | None:
-    """The path of a file that settings name; None where none is on the disk."""
+    """Return the path of a file in settings; None if it is not on the disk."""
     path = settings.get(name)
     if not isinstance(path, str) or not path or is_remote(settings):
         return None
@@ -59,7 +59,7 @@ def local_file(settings: dict, name: str = 'ann_file') -> str | None:
 
 
 def dataset_class(scope: str, dataset: dict) -> type | None:
-    """The class of a dataset; None where the host does not know it."""
+    """Return the class of a dataset; None if it is not registered."""
     cls = dataset.get('type')
     if isinstance(cls, str):
         with DATASETS.switch_scope_and_registry(scope) as registry:
@@ -68,39 +68,39 @@ def dataset_class(scope: str, dataset: dict) -> type | None:
 
 
 def metainfo_of(scope: str, dataset: dict) -> dict:
-    """What a dataset says of its classes; empty where it is not known.
+    """Return the metainfo of a dataset; empty if it cannot be determined.
 
-    As mmengine puts it together from the class, the config and files; a class of
-    the user's may choose it when it is made.
+    mmengine merges it from the class, the config and files; the constructor of a
+    user's class may set it too.
     """
     cls = dataset_class(scope, dataset)
     load = getattr(cls, '_load_metainfo', None)
     try:
-        if load is not None and _makes_itself(cls):
+        if load is not None and _has_own_constructor(cls):
             return _build_lazily(scope, dataset).metainfo
         return load(dataset.get('metainfo')) if load else {}
     except Exception:
-        return {}  # the host says what is wrong
+        return {}  # the library reports the error when it builds the dataset
 
 
-def _makes_itself(cls: type) -> bool:
-    """Whether the constructor of a dataset is not one of the libraries."""
+def _has_own_constructor(cls: type) -> bool:
+    """Return whether the constructor of a dataset is a user's."""
     owner = next(base for base in cls.__mro__ if '__init__' in vars(base))
     return owner.__module__.partition('.')[0] not in ('mmdet', 'mmseg', 'mmengine')
 
 
 def _build_lazily(scope: str, dataset: dict):
-    """A dataset that has read nothing yet."""
+    """Build a dataset that reads no files."""
     with DATASETS.switch_scope_and_registry(scope) as registry:
         return registry.build(dict(dataset, lazy_init=True))
 
 
 def class_names(scope: str, dataset: dict) -> Sequence[str] | None:
-    """The names of a dataset's classes; None where they are not known."""
+    """Return the names of a dataset's classes; None if they are not known."""
     return metainfo_of(scope, dataset).get('classes')
 
 
 def unscoped_type(settings: dict) -> str:
-    """The type of a config without its scope; also of one that is a class."""
+    """Return the type of a config (a name or a class) without its scope."""
     kind = settings.get('type')
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]

@@ -1,7 +1,7 @@
-"""Whether a config's data are where it says, asked before anything is built.
+"""Check that the paths of a config exist, before anything is built.
 
-Hosts find out late: mmseg when the first label map is opened in a worker,
-mmdet's Cityscapes metric after a whole validation.
+The libraries fail late: mmseg when a worker opens the first label map, mmdet's
+Cityscapes metric after a whole validation.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ CITYSCAPES = ('CityscapesDataset', 'CityScapesMetric')
 
 
 def check_paths(cfg: Config, split: str) -> None:
-    """Look for the folders and files that datasets and metrics of a config name.
+    """Require the folders and files of a config's datasets and metrics.
 
-    Local paths alone; what a ``backend_args`` reaches is left to the host.
+    Only local paths are checked, not those of a ``backend_args``.
 
     Args:
-        cfg: A config of either host.
+        cfg: A config of mmdet or mmseg.
         split: ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
-        FileNotFoundError: Names the key of the config, the path, and the cure.
+        FileNotFoundError: A path is missing; the message has the config key, the
+            path and the solution.
     """
     for key, dataset in datasets_of(cfg, split):
         if not is_remote(dataset):
@@ -43,67 +44,67 @@ def check_paths(cfg: Config, split: str) -> None:
     for key, metric in metrics_of(cfg, split):
         if not is_remote(metric):
             for name in ('ann_file', 'seg_prefix'):
-                _look(cfg.default_scope, f'{key}.{name}', metric.get(name),
-                      metric)
+                _require(cfg.default_scope, f'{key}.{name}', metric.get(name),
+                         metric)
 
 
 def _check_dataset(scope: str, key: str, dataset: dict) -> None:
     root = dataset.get('data_root') or ''
     annotations = dataset.get('ann_file')
     if not annotations and not dataset.get('data_prefix'):
-        _look(scope, f'{key}.data_root', root, dataset)
+        _require(scope, f'{key}.data_root', root, dataset)
     if isinstance(annotations, str) and annotations:
-        _look(scope, f'{key}.ann_file', join(root, annotations), dataset)
+        _require(scope, f'{key}.ann_file', join(root, annotations), dataset)
     for name, prefix in (dataset.get('data_prefix') or {}).items():
         labels = name.startswith('seg')
-        # Without them one can still predict.
+        # Prediction does not need label maps.
         if not isinstance(prefix, str) or labels and not _loads_labels(dataset):
             continue
         folder = join(root, prefix)
-        _look(scope, f'{key}.data_prefix.{name}', folder, dataset)
+        _require(scope, f'{key}.data_prefix.{name}', folder, dataset)
         suffix = _label_suffix(scope, dataset) if labels else None
-        # As the datasets list them: through links, too.
+        # Like the datasets, follow links.
         if suffix and '://' not in folder and not any(list_dir_or_file(
                 folder, list_dir=False, suffix=suffix, recursive=True)):
             raise FileNotFoundError(
                 f'{key}.data_prefix.{name}: no file *{suffix} is in {folder}. '
-                f'{_cure(scope, dataset, "labels")}')
+                f'{_solution(scope, dataset, "labels")}')
 
 
 def _loads_labels(dataset: dict) -> bool:
     return 'Annotation' in str(dataset.get('pipeline'))
 
 
-def _look(scope: str, key: str, path, settings: dict) -> None:
-    """Something local of this name must be there."""
+def _require(scope: str, key: str, path, settings: dict) -> None:
+    """Require that a local path exists."""
     if not isinstance(path, str) or not path or '://' in path \
             or Path(path).exists():
         return
     raise FileNotFoundError(
-        f'{key}: {path} is not there. {_cure(scope, settings, key)}')
+        f'{key}: {path} is not there. {_solution(scope, settings, key)}')
 
 
 def _label_suffix(scope: str, dataset: dict) -> str | None:
-    """The end of the label maps' names, by the config or by the class."""
+    """Return the suffix of label maps, from the config or the class."""
     if 'seg_map_suffix' in dataset:
         return dataset['seg_map_suffix']
     cls = dataset_class(scope, dataset)
     if cls is None:
-        return None  # the host says what is wrong with it
+        return None  # the library reports the unknown dataset
     parameter = inspect.signature(cls).parameters.get('seg_map_suffix')
     return parameter.default if parameter else None
 
 
-def _cure(scope: str, settings: dict, missing: str) -> str:
+def _solution(scope: str, settings: dict, missing: str) -> str:
     if unscoped_type(settings) in CITYSCAPES:
-        return _cityscapes_cure(scope, missing)
+        return _cityscapes_solution(scope, missing)
     return ('Put or link the data there, or name their folder: --cfg-options '
             'train_dataloader.dataset.data_root=FOLDER, and the same for val '
             'and test')
 
 
-def _cityscapes_cure(scope: str, missing: str) -> str:
-    """Which archive, and the host's own converter for what is made of it."""
+def _cityscapes_solution(scope: str, missing: str) -> str:
+    """Name the archive to unpack, or the library's converter to run."""
     folder = Path(find_spec(scope).origin).parent / '.mim'
     converter = f'{folder}/tools/dataset_converters/cityscapes.py'
     if missing == 'labels':

@@ -1,4 +1,4 @@
-"""What a check of data found."""
+"""The result of a check of data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """A fault of the data, or of what a config says of them.
+    """A fault of the data or of their config.
 
     Attributes:
-        where: The key of the config that leads to it.
-        text: What is wrong, and what cures it.
-        fatal: Whether a run would fail or learn something else than it is told;
-            others are warned about.
+        where: The config key that leads to it.
+        text: Description and solution.
+        fatal: Whether a run would fail or learn wrong labels; other problems
+            give a warning.
     """
 
     where: str

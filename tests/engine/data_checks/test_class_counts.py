@@ -1,4 +1,4 @@
-"""Heads must count the classes of the data."""
+"""Heads must have the number of classes of the data."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def classes(cfg, names, splits=('train', 'val', 'test')):
 
 @pytest.mark.parametrize('name', [f'mmdet::{n}' for n in DETECTORS] +
                          [f'mmseg::{n}' for n in SEGMENTORS])
-def test_the_hosts_own(name):
+def test_configs_of_the_libraries_pass(name):
     model, cfg = load(name)
     check_model_classes(model, cfg, 'train', 'val', 'test')
 
@@ -51,79 +51,61 @@ def test_detectors(split, count):
     assert 'roi_head.bbox_head' in message and 'rpn' not in message
 
 
-@pytest.mark.parametrize('names', [('road', 'sidewalk'), ('road', )])
-def test_segmentors(names):
+@pytest.mark.parametrize('names, head', [
+    (('road', 'sidewalk'), 'decode_head'), (('road', ), 'decode_head'),
+    (None, 'auxiliary_head')])
+def test_segmentors(names, head):
     model, cfg = load(f'mmseg::{SEGMENTORS[0]}')
-    classes(cfg, names)
-    with pytest.raises(ValueError, match='decode_head .FCNHead. has num_classes=19'):
-        check_model_classes(model, cfg, 'train')
-
-
-def one_channel(num_classes):
-    model = nn.Module()
-    model.decode_head = nn.Module()
-    model.decode_head.num_classes = num_classes
-    model.decode_head.out_channels = 1
-    return model
-
-
-@pytest.mark.parametrize('num_classes', [1, 2])
-@pytest.mark.parametrize('names, fits', [(ABC[:1], True), (ABC[:2], True),
-                                         (ABC, False)])
-def test_a_segmentor_of_one_channel(num_classes, names, fits):
-    cfg = Config(dict(default_scope='mmseg', train_dataloader=dict(dataset=dict(
-        type='BaseSegDataset', metainfo=dict(classes=names)))))
-    model = one_channel(num_classes)
-    if fits:
-        check_model_classes(model, cfg, 'train')
+    if names:
+        classes(cfg, names)
     else:
-        with pytest.raises(ValueError, match='3 classes'):
-            check_model_classes(model, cfg, 'train')
+        model.auxiliary_head.num_classes = 5
+    with pytest.raises(ValueError, match=f'{head} .FCNHead. has num_classes='):
+        check_model_classes(model, cfg, 'train')
 
 
-def test_data_that_list_more_than_is_learnt():
-    """MOT's files list 13 classes, of which one is tracked."""
-    cfg = Config(dict(default_scope='mmdet', val_dataloader=dict(dataset=dict(
-        type='MOTChallengeDataset'))))
-    model = nn.Module()
-    model.bbox_head = nn.Module()
-    model.bbox_head.num_classes = 1
-    check_model_classes(model, cfg, 'val')
-
-
-def test_heads_that_compare_with_texts():
-    cfg = Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dict(
-        type='CocoDataset', metainfo=dict(classes=ABC)))))
-    model = nn.Module()
-    model.bbox_head = nn.Module()
-    model.bbox_head.num_classes = 80
-    with pytest.raises(ValueError, match='num_classes=80'):
-        check_model_classes(model, cfg, 'test')
-    model.language_model = nn.Identity()
-    check_model_classes(model, cfg, 'test')
-
-
-@pytest.mark.parametrize('name, judged', [
-    ('bbox_head', True), ('decode_head', True), ('roi_head.mask_head', True),
-    ('colour_head', False), ('roi_head.colour_head', False),
-    ('auxiliary_head', False)])
-def test_a_head_of_the_users_may_have_another_task(name, judged):
-    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
-        type='CocoDataset', metainfo=dict(classes=ABC)))))
+def model_with(name, num_classes, **settings):
     model = part = nn.Module()
     for child in name.split('.'):
         setattr(part, child, nn.Module())
         part = getattr(part, child)
-    part.num_classes = 5
-    if judged:
-        with pytest.raises(ValueError, match='num_classes=5'):
-            check_model_classes(model, cfg, 'train')
+    for key, value in dict(settings, num_classes=num_classes).items():
+        setattr(part, key, value)
+    return model
+
+
+def config(scope, kind, names=None):
+    dataset = dict(type=kind, **(dict(metainfo=dict(classes=names)) if names else {}))
+    return Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset)))
+
+
+COCO = config('mmdet', 'CocoDataset', ABC)
+
+
+@pytest.mark.parametrize('cfg, model, words', [
+    *((config('mmseg', 'BaseSegDataset', ABC[:count]),
+       model_with('decode_head', num_classes, out_channels=1), words)
+      for num_classes in (1, 2)
+      for count, words in ((1, None), (2, None), (3, '3 classes'))),
+    # MOT's files list 13 classes, one of which is tracked.
+    (config('mmdet', 'MOTChallengeDataset'), model_with('bbox_head', 1), None),
+    *((COCO, model_with(name, 5), 'num_classes=5')
+      for name in ('bbox_head', 'decode_head', 'roi_head.mask_head')),
+    # A user's head of another name may have another task.
+    *((COCO, model_with(name, 5), None)
+      for name in ('colour_head', 'roi_head.colour_head', 'auxiliary_head')),
+])
+def test_other_heads_and_datasets(cfg, model, words):
+    if words is None:
+        check_model_classes(model, cfg, 'train')
     else:
-        check_model_classes(model, cfg, 'train')
+        with pytest.raises(ValueError, match=words):
+            check_model_classes(model, cfg, 'train')
 
 
-def test_an_auxiliary_head_of_mmseg_has_the_task_of_the_data():
-    model, cfg = load(f'mmseg::{SEGMENTORS[0]}')
-    model.auxiliary_head.num_classes = 5
-    with pytest.raises(ValueError, match='auxiliary_head .FCNHead. has num_cl'):
-        check_model_classes(model, cfg, 'train')
+def test_heads_that_compare_with_texts():
+    model = model_with('bbox_head', 80)
+    with pytest.raises(ValueError, match='num_classes=80'):
+        check_model_classes(model, COCO, 'train')
+    model.language_model = nn.Identity()
+    check_model_classes(model, COCO, 'train')

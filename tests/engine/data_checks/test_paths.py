@@ -1,4 +1,4 @@
-"""Data are looked for as the datasets look for them."""
+"""Paths are searched like by the datasets."""
 
 import pytest
 from mmengine.config import Config
@@ -36,11 +36,11 @@ def test_a_dataset_that_is_a_class(tmp_path):
     from mmseg.datasets import CityscapesDataset
     cfg = cityscapes(tmp_path, CityscapesDataset)
     (tmp_path / 'labels').mkdir()
-    with pytest.raises(FileNotFoundError, match='cityscapes.py'):  # the cure
+    with pytest.raises(FileNotFoundError, match='cityscapes.py'):  # the converter
         check_data(cfg, 'train')
 
 
-def test_an_unknown_dataset_is_the_hosts_to_name(tmp_path):
+def test_an_unknown_dataset_is_left_to_the_library(tmp_path):
     cfg = cityscapes(tmp_path, 'MisspeltDataset')
     (tmp_path / 'labels').mkdir()
     check_data(cfg, 'train')

@@ -1,7 +1,7 @@
-"""Checks of the annotation files that mmdet's CocoDataset and CocoMetric read.
+"""Check the annotation files of mmdet's CocoDataset and CocoMetric.
 
-Datasets that read their files in another way (VOC, LVIS, Objects365, ODVG, one of
-the user's that overrides load_data_list) are left alone.
+Datasets that read their files in another way (VOC, LVIS, Objects365, ODVG, or a
+subclass that overrides load_data_list) are not checked.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from .image_sizes import check_image_sizes
 from .problems import Problem
 
 
-def check_annotated(cfg: Config, split: str, whole: bool = False,
-                    seen: set | None = None) -> Iterator[Problem]:
-    """Compare datasets of a split with the annotation files that they name.
+def check_coco_datasets(cfg: Config, split: str, whole: bool = False,
+                        seen: set | None = None) -> Iterator[Problem]:
+    """Compare datasets and metrics of a split with their annotation files.
 
     Args:
         cfg: A config.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        whole: Whether large files are read whole, and all images looked at.
-        seen: Checks that were made already; others are added.
+        whole: Whether to read large files completely and check all images.
+        seen: Checks that were made already; new ones are added.
     """
     seen = set() if seen is None else seen
     names = None
-    # A metric that only writes results needs no annotations, and one that names no
-    # file takes those that the dataset has read.
+    # A metric that only writes results needs no annotations, and one without a
+    # file uses those of the dataset.
     metrics = [(key, local_file(m), 'segm' in (m.get('metric') or ()))
                for key, m in metrics_of(cfg, split)
                if unscoped_type(m) == 'CocoMetric' and not m.get('format_only')]
-    judged = {os.path.realpath(path) for _, path, _ in metrics if path}
+    evaluated = {os.path.realpath(path) for _, path, _ in metrics if path}
     segm = {os.path.realpath(path) for _, path, masks in metrics if path and masks}
     for key, dataset in datasets_of(cfg, split):
         if not _reads_coco(cfg.default_scope, dataset):
@@ -55,7 +55,7 @@ def check_annotated(cfg: Config, split: str, whole: bool = False,
         if path:
             real = os.path.realpath(path)
             masked = real in segm or split == 'train' and _loads_masks(dataset)
-            yield from _check_file(f'{key}.ann_file', path, names, real in judged,
+            yield from _check_file(f'{key}.ann_file', path, names, real in evaluated,
                                    split == 'train', masked, dataset, whole, seen)
     for key, path, masked in metrics:
         if path and names and split != 'train':
@@ -86,7 +86,7 @@ def _check_file(key: str, path: str, names, evaluated: bool, trained: bool,
     if file.whole and not file.images:
         yield Problem(key, f'{path} has no images')
     if (trained or evaluated) and file.whole and not file.annotations:
-        # Images without objects may be trained on: as background, or unlabelled.
+        # Training may use images without objects as background or unlabelled.
         filters = (dataset or {}).get('filter_cfg') or {}
         yield Problem(key, f'{path} has no annotations',
                       fatal=evaluated or bool(filters.get('filter_empty_gt')))
@@ -100,7 +100,7 @@ def _check_file(key: str, path: str, names, evaluated: bool, trained: bool,
 
 
 def _reads_coco(scope: str, dataset: dict) -> bool:
-    """Whether a dataset reads its file as CocoDataset does."""
+    """Return whether a dataset reads its file like CocoDataset."""
     cls = dataset_class(scope, dataset)
     coco = dataset_class('mmdet', dict(type='mmdet.CocoDataset')) \
         if scope == 'mmdet' else None
