@@ -1,9 +1,9 @@
-"""The commands: ``python -m fpt_plugin COMMAND``, one file or folder for each.
+"""The commands, ``python -m fpt_plugin COMMAND``: one file or folder for each.
 
-A command's module has ``parser()``, which returns its flags, and ``main(args)``,
-which does the work and returns the result. ``ERRORS`` are the exceptions that end
-the command with one line; others keep their traceback. ``main`` returns an object
-with an ``exit_code`` where success has degrees.
+A command's module has ``parser()``, which returns its argument parser, and
+``main(args)``, which runs it and returns the result. Exceptions in ``ERRORS`` end
+the command with one line; others keep their traceback. If the result has an
+``exit_code``, it becomes the exit status of the process.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is and what it is for.
+    """A command's module and description.
 
     Attributes:
         module: Name of its module, below ``fpt_plugin.commands``.
         summary: What it does, in one line.
-        quiet: Whether deprecation warnings of libraries are hidden while it
-            succeeds, because they would stand between the lines of a table.
+        quiet: Whether to hide deprecation warnings of libraries if it succeeds,
+            because they would interrupt the tables that it prints.
     """
 
     module: str

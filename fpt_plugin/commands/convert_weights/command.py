@@ -191,7 +191,7 @@ def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
         task=task,
         source=source,
         out=out,
-        nest=weights.nest,
+        nest=weights.container_key,
         unread=tuple(weights.unread),
         mapped={old: key for key, old in conversion.sources.items()},
         skipped={
