@@ -44,7 +44,7 @@ COMMANDS = {
         quiet=True),
     'doctor': Command(
         'doctor.command',
-        'diagnose the environment, or the data of a config, and say what cures it',
+        'diagnose the environment, or the data of a config, and say how to fix it',
         quiet=True),
     'export': Command(
         'export.command',
