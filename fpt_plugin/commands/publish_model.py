@@ -90,14 +90,15 @@ def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
     check_writable(out, refused=UNWRITABLE)
     content = read_checkpoint(source)
     weights = find_state_dict(content, source)
-    state_dict = compact(content[weights.container_key] if weights.container_key else content)
-    meta, dropped = clean_meta(content if weights.container_key else {})
+    container_key = weights.container_key
+    state_dict = compact(content[container_key] if container_key else content)
+    meta, dropped = clean_meta(content if container_key else {})
     notes = []
-    if 'ema_state_dict' in (content if weights.container_key else ()):
+    if 'ema_state_dict' in (content if container_key else ()):
         notes.append('the weights are the averaged ones: mmengine keeps them in '
                      'state_dict, and those of the last step in ema_state_dict')
-    if weights.container_key not in ('', 'state_dict'):
-        notes.append(f'the weights are those under {weights.container_key}')
+    if container_key not in ('', 'state_dict'):
+        notes.append(f'the weights are those under {container_key}')
     if 'cfg' not in meta:
         notes.append('there is no config in it: inference needs the config file too')
 
@@ -110,14 +111,14 @@ def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
     check_writable(final, force=force)
     with replacing(final) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-    outside = [key for key in content if key not in (weights.container_key, 'meta')]
+    outside = [key for key in content if key not in (container_key, 'meta')]
     return Report(
         source=source,
         out=final,
         tensors=sum(isinstance(x, Tensor) for x in state_dict.values()),
         sizes=(source.stat().st_size, final.stat().st_size),
         meta=tuple(meta),
-        dropped=tuple([*outside, *dropped] if weights.container_key else ()),
+        dropped=tuple([*outside, *dropped] if container_key else ()),
         notes=tuple(notes))
 
 

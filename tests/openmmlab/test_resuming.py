@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
+
 from fpt_plugin.openmmlab import resuming
 
 FPN = dict(type='BottomUpPyramid', in_channels=[4, 8], out_channels=8)

@@ -184,7 +184,8 @@ def try_forward(host: str) -> dict:
         torch.nn.init.ones_(neck.fusions[0].out_conv.weight)
         changed = neck(maps)[0]
         if torch.equal(changed, found[0]) or not changed.isfinite().all():
-            raise RuntimeError('a changed FPT returns the same values, or values that are not finite')
+            raise RuntimeError('a changed FPT returns the same values, or values '
+                               'that are not finite')
         layer = fpt_plugin.LambdaLayer(16).eval()
         if not layer(maps[1]).isfinite().all():
             raise RuntimeError('a lambda layer returns values that are not finite')
