@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,9 @@ from fpt_plugin.commands.export.graph import Features, export, fix_strides
 ROOT = Path(__file__).parents[2]
 
 
-class Model(nn.Module):
-    """The parts of a detector that are exported."""
-
-    def __init__(self, backbone, neck=None):
-        super().__init__()
-        self.backbone = backbone
-        if neck is not None:
-            self.neck = neck
+def detector(backbone, **neck):
+    """Return the parts of a detector that are exported."""
+    return nn.Sequential(OrderedDict(backbone=backbone, **neck))
 
 
 class Tiny(BaseModule):
@@ -53,7 +49,7 @@ def perturbed(model, seed=0):
 
 
 def tiny(**neck):
-    return perturbed(Model(Tiny(), FPT(**dict(dict(
+    return perturbed(detector(Tiny(), neck=FPT(**dict(dict(
         in_channels=[8, 12], out_channels=8,
         pyramid=dict(type='BottomUpPyramid')), **neck))))
 
@@ -141,9 +137,9 @@ NETWORKS = {
 
 def network(name, **more):
     backbone, neck = NETWORKS[name]
-    return perturbed(Model(
+    return perturbed(detector(
         MODELS.build(dict(backbone, **more)),
-        MODELS.build(dict(neck, type='FPT', out_channels=32))))
+        neck=MODELS.build(dict(neck, type='FPT', out_channels=32))))
 
 
 @pytest.mark.slow
@@ -184,12 +180,12 @@ def carafe():
 
 
 @pytest.mark.parametrize('make, divisor, words', [
-    (lambda: Model(DataDependent()), 32,
+    (lambda: detector(DataDependent()), 32,
      'DataDependent cannot be exported: .*use another backbone'),
     # torch treats sides of 1 as constants.
     (lambda: tiny(num_outs=4, num_levels=2), 16,
      '(constant|Guard) .*larger --shape'),
-    (lambda: Model(Tiny(), carafe()), 32, 'compiled operators .*CARAFE'),
+    (lambda: detector(Tiny(), neck=carafe()), 32, 'compiled operators .*CARAFE'),
 ])
 def test_models_that_cannot_be_exported(make, divisor, words, tmp_path):
     with pytest.raises(RuntimeError, match=words):
@@ -220,7 +216,7 @@ def test_bad_arguments(options, error, words, tmp_path):
     options = dict(dict(out='a.onnx', shape=(64, 64)), **options)
     out = tmp_path / options.pop('out')
     with pytest.raises(error, match=words):
-        export(Model(Tiny()), out, **options)
+        export(detector(Tiny()), out, **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -229,14 +225,14 @@ def test_bad_environments(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv('FPT_ATTENTION', 'chunked')
         with pytest.raises(ValueError, match="FPT_ATTENTION must.*'chunked'"):
-            export(Model(Tiny()), out, (64, 64))
+            export(detector(Tiny()), out, (64, 64))
     out.write_text('mine')
     with pytest.raises(FileExistsError, match='--force'):
-        export(Model(Tiny()), out, (64, 64))
+        export(detector(Tiny()), out, (64, 64))
     assert out.read_text() == 'mine'
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(ImportError, match='pip install onnxscript'):
-        export(Model(Tiny()), tmp_path / 'a.onnx', (64, 64))
+        export(detector(Tiny()), tmp_path / 'a.onnx', (64, 64))
 
 
 @pytest.mark.slow

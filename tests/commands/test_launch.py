@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import pickle
 import subprocess
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.runs import kept_by_name
+from helpers import runs
 from helpers.square_detector import DETECTOR
 from helpers.synthetic_data import write_coco_squares
 from mmengine.registry import RUNNERS
@@ -30,21 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch, tmp_path):
-    """Remove scopes, loggers, rank and working folder after each test."""
-    monkeypatch.chdir(tmp_path)
-    # Set, then deleted: undoing then removes the value that a test sets.
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.delenv('LOCAL_RANK')
-    kept = {cls: dict(cls._instance_dict) for cls in kept_by_name()}
-    yield
-    for cls in kept_by_name():
-        known = kept.get(cls, {})
-        for name in [n for n in cls._instance_dict if n not in known]:
-            made = cls._instance_dict.pop(name)
-            if isinstance(made, logging.Logger):
-                for handler in made.handlers:
-                    handler.close()
+def clean(tmp_path):
+    """Run each test in its own folder; scopes, loggers and ranks are removed."""
+    with runs.alone(), runs.inside(tmp_path):
+        yield
 
 
 # A config of each library, with the settings that arguments change.
@@ -75,7 +63,6 @@ tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='MyAug')]
 
 @pytest.fixture(params=SCOPES)
 def host(request):
-    pytest.importorskip(request.param)
     return request.param
 
 

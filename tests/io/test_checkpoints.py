@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.folders import names
-from helpers.foreign_checkpoints import command, meta_state, resnet_state
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import nn
 
-from fpt_plugin.commands.convert_weights.command import main, parser
 from fpt_plugin.io import checkpoints as module
 from fpt_plugin.io.checkpoints import (
     fetch_state_dict,
@@ -313,25 +311,3 @@ def test_keys_in_messages():
     assert some(among, 2) == 'a.b.x, a.b.y, ...'
     assert some(among[1:]) == 'a.b.y, a.c.x, d.x, e'
     assert some([]) == ''
-
-
-# ------------------------------------------------------------ the whole command
-
-
-def tiny(state):
-    """Return tensors of these shapes that take no space in a file."""
-    return {k: torch.zeros(()).expand(v.shape) for k, v in state.items()}
-
-
-@pytest.mark.parametrize('words, state', [
-    (command('26t'), meta_state('26rpt')),
-    (command('26t'), {**meta_state('26t'), 'other.weight': torch.rand(1)}),
-    (['torchvision-resnet'], resnet_state((3, 4, 23, 3))),
-])
-def test_a_refused_checkpoint_writes_nothing(save, tmp_path, words, state):
-    path = save(tiny(state))
-    before = path.read_bytes()
-    for out in (tmp_path / 'out.pth', path):
-        with pytest.raises(ValueError):
-            main(parser().parse_args([*words, str(path), str(out)]))
-        assert names(tmp_path) == ['in.pth'] and path.read_bytes() == before
