@@ -1,11 +1,7 @@
 """Training and testing with the arguments of the tools of mmdet and mmseg."""
 
 import errno
-import json
 import os
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import gettempdir
 from types import SimpleNamespace
@@ -13,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import runs
-from helpers.square_detector import DETECTOR
-from helpers.synthetic_data import write_coco_squares
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -454,103 +448,3 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, full, error, words):
     with pytest.raises(type(error), match=words.format(tmp_path)), \
             running.naming_full_disk(tmp_path):
         raise error
-
-
-# ------------------------------------------------------------- end to end
-
-def launch_training(*flags, name):
-    """Train by the command's functions, with a unique experiment name.
-
-    mmengine's default name is the second in which a run starts.
-    """
-    args = train_command.parser().parse_args([
-        'detector.py', *flags, '--cfg-options', f'experiment_name={name}',
-        *([] if name != 'begun' else ['train_cfg.max_epochs=1'])
-    ])
-    return train_command.main(args)
-
-
-def validation(runner):
-    """Return the metrics of the last validation by name."""
-    return {
-        name[len('val/'):]: buffer.current()
-        for name, buffer in runner.message_hub.log_scalars.items()
-        if name.startswith('val/coco')
-    }
-
-
-def test_train_resume_and_test(monkeypatch):
-    """End after epoch 1, resume to epoch 2, and test with the script."""
-    write_coco_squares('data')
-    Path('detector.py').write_text(DETECTOR)
-
-    # Training.
-    begun = launch_training('--work-dir', 'work', name='begun')
-    assert begun.epoch == 1
-    assert Path('work/epoch_1.pth').is_file()
-    assert not Path('work/epoch_2.pth').exists()
-    assert type(begun.model.neck).__name__ == 'FPT'
-
-    # Resuming: the log of the first run is continued.
-    resumed = launch_training('--work-dir', 'work', '--resume', name='resumed')
-    assert resumed.epoch == 2
-    assert resumed.iter == 4
-    losses, _ = resumed.message_hub.get_scalar('train/loss').data
-    first, _ = begun.message_hub.get_scalar('train/loss').data
-    assert len(first) == 2
-    assert len(losses) == 4
-    assert losses[:2].tolist() == first.tolist()
-    assert Path('work/epoch_2.pth').is_file()
-
-    # The result is that of an uninterrupted training.
-    straight = launch_training('--work-dir', 'straight', name='straight')
-    assert straight.message_hub.get_scalar(
-        'train/loss').data[0] == pytest.approx(losses, rel=1e-4)
-    weights = torch.load('work/epoch_2.pth', weights_only=True)['state_dict']
-    for name, tensor in straight.model.state_dict().items():
-        torch.testing.assert_close(
-            weights[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
-    # The neck's last convolutions, which start at zero, were trained.
-    assert all(
-        tensor.abs().max() > 0 for name, tensor in weights.items()
-        if name.startswith('neck.fusions.') and name.endswith('.weight'))
-
-    # Testing, as users do it.
-    environ = dict(os.environ)
-    environ['PYTHONPATH'] = os.pathsep.join(
-        filter(None, [str(ROOT), environ.get('PYTHONPATH')]))
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / 'tools' / 'test.py'), 'detector.py', 'work/epoch_2.pth',
-            '--work-dir', 'tested', '--out', 'tested/x.pkl', '--show-dir',
-            'painted'
-        ],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-    dumped, = Path('tested').glob('*/*.json')
-    metrics = json.loads(dumped.read_text())
-    expected = validation(resumed)
-    # The anchors fit the squares, so even this detector finds some.
-    assert expected['coco/bbox_mAP'] > 0
-    assert {name: metrics.get(name) for name in expected} == expected
-
-    predictions = pickle.loads(Path('tested/x.pkl').read_bytes())
-    assert len(predictions) == 4
-    resumed.model.eval()
-    with torch.no_grad():
-        for batch, found in zip(resumed.val_dataloader, predictions):
-            own, = resumed.model.val_step(batch)
-            assert own.img_id == found['img_id']
-            assert len(found['pred_instances']['scores']) > 0
-            for key in ('scores', 'bboxes'):
-                torch.testing.assert_close(found['pred_instances'][key],
-                                           own.pred_instances[key])
-    painted = Path('tested').glob('*/painted/*')
-    assert sorted(path.stem.split('_')[0] for path in painted) == [
-        '001', '002', '003', '004'
-    ]

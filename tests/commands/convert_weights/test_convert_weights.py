@@ -123,29 +123,14 @@ def test_features_equal_those_of_the_original(backbones, name, size):
 
 
 @pytest.mark.parametrize('name', NETS)
-def test_every_tensor_changes_the_features(backbones, name):
-    """A single wrong tensor of a lambda layer would fail the comparison."""
-    backbone, report = backbones(name)
+def test_only_the_classifier_is_left_out(backbones, name):
+    _, report = backbones(name)
     assert report.new == ()
     assert set(report.skipped.values()) == {CLASSIFIER}
     assert set(report.skipped) == {
         key for key in trained(name).state_dict() if 'fc.' in key
     }
     assert set(report.mapped.values()) == set(report.shapes)
-    x = torch.randn(1, 3, 64, 64)
-    layers = [m for m in backbone.modules() if type(m).__name__ == 'LambdaLayer']
-    layer = layers[-1] if name != 'd-li14-50' else layers[0]
-    tensors = [layer.embedding, layer.qkv.weight, layer.norm_q.running_var]
-    tensors += [] if layer.content_bias is None else [layer.content_bias]
-    with torch.no_grad():
-        want = backbone(x)[-1]
-        for tensor in tensors:
-            kept = tensor.clone()
-            tensor.copy_(tensor.flip(-1) if tensor.dim() == 1 or
-                         tensor.shape[-1] > 1 else tensor.flip(0))
-            assert relative_error(backbone(x)[-1], want) > 1e-3
-            tensor.copy_(kept)
-        assert torch.equal(backbone(x)[-1], want)
 
 
 def test_dtypes_and_counters(folder):
