@@ -40,7 +40,7 @@ COMMANDS = {
         quiet=True),
     'visualize_attention': Command(
         'visualize_attention.command',
-        'draw where an FPT looks in an image',
+        'draw where an FPT attends in an image',
         quiet=True),
     'doctor': Command(
         'doctor.command',
@@ -59,7 +59,7 @@ COMMANDS = {
                          'measure speed, memory and error side by side'),
     'plot_benchmark': Command('plot_benchmark',
                               'plot the results of the benchmark'),
-    'restore': Command('restore', 'restore an image by a trained model'),
+    'restore': Command('restore', 'restore an image with a trained model'),
     'study': Command('study.command',
                      'compare necks with several seeds, at equal budget'),
     'quickstart': Command('quickstart.command',

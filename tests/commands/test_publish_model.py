@@ -219,9 +219,8 @@ def test_other_values_among_the_tensors(save, tmp_path):
     assert report.sizes[1] < 9**5
     found = load(report.out)['state_dict']
     assert found['_extra_state'][0].shape == (2, ) and found['step'] == 12
-    state['history'] = np.arange(3)
     with pytest.raises(ValueError, match='history.*numpy array'):
-        publish(save(state), tmp_path / 'out.pth')
+        publish(save(dict(STATE, history=np.arange(3))), tmp_path / 'out.pth')
 
 
 def test_averaged_weights_are_published(save, tmp_path):
