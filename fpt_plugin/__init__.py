@@ -17,10 +17,10 @@ __all__ = ['__version__']
 
 
 def _is_doctor() -> bool:
-    """Whether the process is the doctor, which must start where imports fail."""
+    """Return whether the doctor runs: it must start even where imports fail."""
     program, *arguments = sys.argv or ['']
-    if program == '-m':  # while python -m PACKAGE imports the package
-        command = getattr(sys, 'orig_argv', [])  # Python 3.10
+    if program == '-m':  # python -m PACKAGE, while it imports the package
+        command = getattr(sys, 'orig_argv', [])  # since Python 3.10
         return arguments[:1] == ['doctor'] and (
             not command or 'fpt_plugin' in command)
     package = Path(__file__).resolve().parent
@@ -31,7 +31,7 @@ def _is_doctor() -> bool:
 
 if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
     with warnings.catch_warnings():
-        # Of stock mmengine; its cure, setuptools<81, is in our requirements.
+        # Raised by stock mmengine; the requirements have setuptools<81 for it.
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
         import mmengine.utils  # noqa: F401
 
@@ -60,7 +60,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         RenderingTransformerNeck,
         SelfTransformerNeck,
     )
-    from .openmmlab import mends
+    from .openmmlab import fixes
     from .pretraining import (
         GreenMIM,
         GreenMIMDecoder,
@@ -85,7 +85,7 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         ReferencePairs,
     )
 
-    mends.apply()
+    fixes.apply()
     __all__ += [
         'FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
         'RenderingTransformerNeck', 'BottomUpPyramid', 'UFP', 'SelfTransformer',
@@ -102,9 +102,9 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
 else:
 
     def __getattr__(name: str):
-        """Say what is missing for the modules that need the hosts."""
+        """Raise an error that names the missing libraries."""
         raise AttributeError(
             f'module fpt_plugin has no attribute {name!r}: its layers, '
             'necks and backbones need mmengine and mmcv, and one of them is '
             'not installed. '
-            'fpt_plugin.functional works with torch alone.')
+            'fpt_plugin.functional needs only torch.')

@@ -1,4 +1,4 @@
-"""``python -m fpt_plugin COMMAND``: the commands of tools/, from anywhere."""
+"""Run the commands of tools/ from any folder: ``python -m fpt_plugin COMMAND``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fpt_plugin.version import __version__
 
 
 def usage() -> str:
-    """Return the list of commands, a line each."""
+    """Return the list of commands, one per line."""
     width = max(map(len, COMMANDS))
     lines = [f'  {name:<{width}}  {command.summary}'
              for name, command in COMMANDS.items()]
@@ -26,11 +26,11 @@ def usage() -> str:
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave the process with its exit status.
+    """Run a command and exit with its status.
 
     Args:
         name: One of :data:`fpt_plugin.commands.COMMANDS`.
-        arguments: Of the command; None: those of the process.
+        arguments: Arguments of the command; None: those of the process.
     """
     with quiet_deprecations() if COMMANDS[name].quiet else nullcontext():
         _run(name, arguments)
@@ -58,14 +58,14 @@ def _run(name: str, arguments: Sequence[str] | None) -> None:
 
 
 def install_hint(library: str) -> str:
-    """Return the command that installs a library, and who knows more."""
+    """Return the command that installs a library, and a hint to the doctor."""
     wanted = REQUIREMENTS['stock'].get(library, TORCH)
-    return (f"pip install '{wanted}'; python -m fpt_plugin doctor says what else "
+    return (f"pip install '{wanted}'; python -m fpt_plugin doctor lists what else "
             'is missing')
 
 
 def main() -> None:
-    """Run the command that the arguments of the process name."""
+    """Run the command that is named in the arguments of the process."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         print(usage())

@@ -1,9 +1,9 @@
-"""The commands: ``python -m fpt_plugin COMMAND``, one file or folder for each.
+"""The commands, ``python -m fpt_plugin COMMAND``: one file or folder for each.
 
-A command's module has ``parser()``, which returns its flags, and ``main(args)``,
-which does the work and returns the result. ``ERRORS`` are the exceptions that end
-the command with one line; others keep their traceback. ``main`` returns an object
-with an ``exit_code`` where success has degrees.
+A command's module has ``parser()``, which returns its argument parser, and
+``main(args)``, which runs it and returns the result. Exceptions in ``ERRORS`` end
+the command with one line; others keep their traceback. If the result has an
+``exit_code``, it becomes the exit status of the process.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is and what it is for.
+    """A command's module and description.
 
     Attributes:
         module: Name of its module, below ``fpt_plugin.commands``.
         summary: What it does, in one line.
-        quiet: Whether deprecation warnings of libraries are hidden while it
-            succeeds, because they would stand between the lines of a table.
+        quiet: Whether to hide deprecation warnings of libraries if it succeeds,
+            because they would interrupt the tables that it prints.
     """
 
     module: str
@@ -40,11 +40,11 @@ COMMANDS = {
         quiet=True),
     'visualize_attention': Command(
         'visualize_attention.command',
-        'draw where an FPT looks in an image',
+        'draw where an FPT attends in an image',
         quiet=True),
     'doctor': Command(
         'doctor.command',
-        'diagnose the environment, or the data of a config, and say what cures it',
+        'diagnose the environment, or the data of a config, and say how to fix it',
         quiet=True),
     'export': Command(
         'export.command',
@@ -59,7 +59,7 @@ COMMANDS = {
                          'measure speed, memory and error side by side'),
     'plot_benchmark': Command('plot_benchmark',
                               'plot the results of the benchmark'),
-    'restore': Command('restore', 'restore an image by a trained model'),
+    'restore': Command('restore', 'restore an image with a trained model'),
     'study': Command('study.command',
                      'compare necks with several seeds, at equal budget'),
     'quickstart': Command('quickstart.command',

@@ -1,4 +1,4 @@
-"""What several commands share: flags, configs and models."""
+"""Arguments, configs and models that several commands share."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ DETECTION_SHAPE = (800, 1344)
 
 def load_model(config: str | Path | Config,
                cfg_options: dict | None = None) -> tuple[nn.Module, Config]:
-    """Build the model of a config; nothing is downloaded.
+    """Build the model of a config without downloading weights.
 
-    Takes and raises what :func:`load_config` does.
+    Arguments and errors are those of :func:`load_config`.
 
     Returns:
         The model and the config.
+
+    Raises:
+        ValueError: The levels of the neck do not fit the head or transformer.
     """
     config = load_config(config, cfg_options)
     model = build_model(config)
@@ -42,13 +45,12 @@ def load_model(config: str | Path | Config,
 
 
 class Loaded(NamedTuple):
-    """What of a checkpoint was not loaded.
+    """The parts of a checkpoint that were not loaded.
 
     Attributes:
-        ignored: Its keys that are no part of the model, such as those of an
-            average of its weights.
-        reshaped: What of it, outside backbones and necks, has another shape in
-            the model, which keeps its own; '' if nothing has.
+        ignored: Keys outside the model's children, such as averaged weights.
+        reshaped: A message on tensors outside backbones and necks whose shape in
+            the model differs, so that the model keeps its own; '' if none.
     """
 
     ignored: list[str]
@@ -60,19 +62,19 @@ def load_weights(model: nn.Module,
                  source: str | Path,
                  heads: bool = True,
                  other_classes: bool = False) -> Loaded:
-    """Load a checkpoint into the model that it was made of.
+    """Load a checkpoint of the same model, and check that all of it fits.
 
     Args:
         model: The model.
         state_dict: The checkpoint's tensors.
         source: Its name, for messages.
-        heads: Whether all of the model must fit, or backbones, necks and FPT
-            only, and nothing else is loaded.
+        heads: Whether to load the whole model; False: only backbones, necks and
+            FPT.
         other_classes: Whether tensors outside backbones and necks may have
-            another shape, as those of a head's last layers for other classes.
+            another shape, as a head's last layers for other classes do.
 
     Raises:
-        ValueError: It is of another model, or of one with other heads.
+        ValueError: The checkpoint is of another model, or has other heads.
     """
     features = _feature_prefixes(model)
     prefixes = tuple(f'{name}.' for name, _ in model.named_children()) \
@@ -85,69 +87,70 @@ def load_weights(model: nn.Module,
         if key.startswith(prefixes)}
     another = f'{source} is a checkpoint of another model than this ' \
         f'{type(model).__name__}'
-    # Keys that are missing say more than shapes, so those are looked for first.
+    # Missing keys explain more than shapes, so they are reported first.
     try:
-        result, wrong = load_what_fits(model, given)
-    except RuntimeError as error:  # shapes, under the names of a plain neck
+        result, reshaped = load_what_fits(model, given)
+    except RuntimeError as error:  # shapes under the keys of a plain neck
         lines = str(error).strip().splitlines()
-        lines = lines[1:3] or lines  # torch's first line names the class
+        lines = lines[1:3] or lines  # torch's first line only names the class
         raise ValueError(f'{another}: '
                          f'{" ".join(line.strip() for line in lines)}') from error
     missing = [key for key in result.missing_keys
-               if key in shapes and key not in wrong
+               if key in shapes and key not in reshaped
                and (heads or key.startswith(prefixes))]
     foreign = [key for key in result.unexpected_keys if key.startswith(prefixes)]
     found = [f'{len(keys)} keys {what} ({some(summarised(keys, among), 3)})'
              for what, keys, among in (
                  ('of the model are missing', missing, shapes),
                  ('have no place in it', foreign, state_dict)) if keys]
-    fits = not any(key.startswith(features) for key in wrong)
-    if wrong and not found and not (fits and other_classes):
-        found = [_another_shape(wrong, shapes)]
-        if fits:
+    features_fit = not any(key.startswith(features) for key in reshaped)
+    if reshaped and not found and not (features_fit and other_classes):
+        found = [_another_shape(reshaped, shapes)]
+        if features_fit:
             another = f'{source} is a checkpoint of this ' \
                 f'{type(model).__name__} with other classes or other heads'
     if found:
         raise ValueError(f'{another}: {" and ".join(found)}')
     return Loaded([key for key in result.unexpected_keys if key not in foreign],
-                  _another_shape(wrong, shapes) if wrong else '')
+                  _another_shape(reshaped, shapes) if reshaped else '')
 
 
 def load_what_fits(
     model: nn.Module, state_dict: Mapping[str, Tensor]
 ) -> tuple[NamedTuple, dict[str, str]]:
-    """Load tensors; those of another shape are left out.
+    """Load all tensors of a checkpoint except those of another shape.
 
     Returns:
-        What torch says of the keys, and the shapes in the checkpoint of what
-        was left out, by the names in the model: it may rename keys.
+        torch's result with missing and unexpected keys, and the checkpoint's
+        shapes of the tensors that were left out, by their keys in the model,
+        which may rename keys.
 
     Raises:
-        RuntimeError: Whose tensors they are cannot be told.
+        RuntimeError: Tensors of another shape cannot be assigned to keys.
     """
     try:
         return model.load_state_dict(state_dict, strict=False), {}
     except RuntimeError as error:
-        wrong = dict(re.findall(
+        reshaped = dict(re.findall(
             r'size mismatch for (\S+): .*? shape torch\.Size\((\[.*?\])\)',
             str(error)))
-        rest = copy(state_dict)  # with the versions of its modules
+        rest = copy(state_dict)  # keeps the module versions in its metadata
         for key in state_dict:
-            if any(f'.{name}'.endswith(f'.{key}') for name in wrong):
+            if any(f'.{name}'.endswith(f'.{key}') for name in reshaped):
                 del rest[key]
-        return model.load_state_dict(rest, strict=False), wrong
+        return model.load_state_dict(rest, strict=False), reshaped
 
 
-def _another_shape(wrong: Mapping[str, str],
-                  shapes: Mapping[str, Sequence[int]]) -> str:
-    """Say of tensors that they have another shape, and of one which."""
-    key = next(iter(wrong))
-    return (f'{len(wrong)} tensors have another shape ({key} {wrong[key]} '
+def _another_shape(reshaped: Mapping[str, str],
+                   shapes: Mapping[str, Sequence[int]]) -> str:
+    """Describe tensors of another shape, with one example."""
+    key = next(iter(reshaped))
+    return (f'{len(reshaped)} tensors have another shape ({key} {reshaped[key]} '
             f'instead of {[*shapes[key]]})')
 
 
 def _feature_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Of the keys of backbones, necks and FPT, none inside another."""
+    """Return the key prefixes of the outermost backbones, necks and FPTs."""
     found: tuple[str, ...] = ()
     for name, module in model.named_modules():
         wanted = name.rpartition('.')[2] in ('backbone', 'neck') or isinstance(
@@ -159,11 +162,12 @@ def _feature_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 def image_shape(model: nn.Module, cfg: Config | None,
                 shape: Sequence[int] | None) -> tuple[int, int]:
-    """Height and width of the images: as given, or as usual for the model.
+    """Return height and width of the images: ``shape``, or the model's default.
 
     Raises:
         TypeError: A side is not an int.
-        ValueError: ``shape`` is not two sides of at least 1, or is required.
+        ValueError: ``shape`` is not two sides of at least 1, or it is None and
+            the model has no default.
     """
     if shape is None and not hasattr(model, 'decode_head'):
         shape = DETECTION_SHAPE
@@ -172,8 +176,8 @@ def image_shape(model: nn.Module, cfg: Config | None,
         shape = getattr(preprocessor, 'size', None) or (
             cfg or {}).get('crop_size')
     if shape is None:
-        raise ValueError('shape must be height and width here, as the '
-                         'segmentor names no size of its crops, got None')
+        raise ValueError('shape must be height and width for a segmentor '
+                         'without a crop size, got None')
     if len(shape) != 2:
         raise ValueError(f'shape must be height and width, got {tuple(shape)}')
     height, width = (check_positive_int('shape', side) for side in shape)
@@ -181,7 +185,7 @@ def image_shape(model: nn.Module, cfg: Config | None,
 
 
 def positive_int(text: str) -> int:
-    """The type of a flag that is a whole number of at least 1."""
+    """Convert an argument that must be a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(
             f'expected a whole number of at least 1, got {text!r}')
@@ -189,7 +193,7 @@ def positive_int(text: str) -> int:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add the config to the flags of a command."""
+    """Add the config to the arguments of a command."""
     parser.add_argument(
         'config',
         help='config file, or mmdet:: or mmseg:: and a file of that '
@@ -197,7 +201,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options`` to the flags of a command."""
+    """Add ``--cfg-options`` to the arguments of a command."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -210,7 +214,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def add_shape(parser: argparse.ArgumentParser | argparse._ArgumentGroup,
               text: str,
               default: tuple[int, int] | None = None) -> None:
-    """Add ``--shape H W`` to the flags of a command."""
+    """Add ``--shape H W`` to the arguments of a command."""
     parser.add_argument(
         '--shape',
         nargs=2,
@@ -221,7 +225,7 @@ def add_shape(parser: argparse.ArgumentParser | argparse._ArgumentGroup,
 
 
 def launch_parser(description: str) -> argparse.ArgumentParser:
-    """Return the flags that train and test share, those of mmdet and mmseg."""
+    """Return a parser with the arguments that train and test share."""
     parser = argparse.ArgumentParser(description=description)
     add_config(parser)
     parser.add_argument(
@@ -234,18 +238,18 @@ def launch_parser(description: str) -> argparse.ArgumentParser:
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='job launcher')
-    # torch.distributed.launch passes the second spelling since torch 2.0.
+    # torch.distributed.launch passes --local-rank since torch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
 
 
 def launch_config(args: argparse.Namespace,
                   scopes: Sequence[str] = SCOPES) -> Config:
-    """Read the config and apply the flags that train and test share.
+    """Read the config and apply the arguments that train and test share.
 
     Args:
-        args: The flags.
-        scopes: What ``default_scope`` may be.
+        args: The arguments of :func:`launch_parser`.
+        scopes: Allowed values of ``default_scope``.
 
     Raises:
         OSError: There is no such config.
@@ -268,10 +272,10 @@ def launch_config(args: argparse.Namespace,
 
 
 def config_folder(package: str) -> Path:
-    """Return where a package has its configs, in a checkout or installed.
+    """Return the folder of a package's configs, in a checkout or installed.
 
     Raises:
-        FileNotFoundError: It is not installed, or without its configs.
+        FileNotFoundError: The package or its configs are not installed.
     """
     try:
         folder = Path(import_module(package).__file__).resolve().parent
@@ -285,7 +289,7 @@ def config_folder(package: str) -> Path:
 
 @contextmanager
 def reporting(name: str, *errors: type[Exception]) -> Iterator[None]:
-    """End the process with one line where a command meets an expected error."""
+    """End the process with one line if an expected error is raised."""
     try:
         yield
     except errors as error:

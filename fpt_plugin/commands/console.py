@@ -1,4 +1,4 @@
-"""How commands print."""
+"""Print tables and lines of commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 def wide_console(width: int = 120) -> Console:
-    """A console for tables; a log file has no width of its own."""
+    """Return a console for tables; where there is no terminal, set its width."""
     console = Console()
     if not console.is_terminal:
         console.width = width

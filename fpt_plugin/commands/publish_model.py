@@ -1,8 +1,8 @@
-"""A training checkpoint made fit for release: what publish_model.py does.
+"""Convert a training checkpoint to one for release.
 
-What is left is what inference needs: the weights, the config's text, and what
-the data's classes are called. It is of plain types alone, so that torch's safe
-loading reads it where nothing but torch is installed.
+The result holds only what inference needs: the weights, the text of the config and
+the names of the classes. It has only plain types, so that torch's safe loading can
+read it where only torch is installed.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from .console import print_lines
 
 ERRORS = (OSError, RuntimeError, ValueError)
 
-# What the libraries read, then what tells where the weights come from, versions
-# too. Dates, the environment of the run and its hooks' messages are left out.
+# Keys that the libraries read, then the origin of the weights; keys that end with
+# "version" are kept too. Dates, the environment of the run and messages of hooks
+# are dropped.
 META = ('cfg', 'config', 'dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter',
         'seed')
-# What mmengine's message hub holds under the same names.
+# Keys of META that mmengine's message hub may hold.
 RUNTIME = ('cfg', 'dataset_meta', 'epoch', 'iter')
-DIGITS = 8  # of the digest in the file's name, as the libraries' tools have it
+DIGITS = 8  # of the SHA-256 in the file's name, as in OpenMMLab's own tools
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was published.
+    """Description of a published checkpoint.
 
     Attributes:
-        source: The checkpoint of the training.
+        source: The training checkpoint.
         out: The file that was written.
-        tensors: How many tensors it holds.
-        sizes: Bytes of the checkpoint and of the file.
-        meta: Names of what it holds beside the tensors.
-        dropped: Names of what was left out.
-        notes: What the user should know.
+        tensors: Number of tensors.
+        sizes: Bytes of the training checkpoint and of the new file.
+        meta: Keys in its ``meta``.
+        dropped: Keys that were left out.
+        notes: Notes for the user.
     """
 
     source: Path
@@ -58,7 +59,7 @@ class Report:
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report, line by line."""
+        """Return the lines of the report."""
         before, after = (f'{size / 2**20:.1f} MiB' for size in self.sizes)
         return [
             f'read     {self.source}, {before}',
@@ -71,35 +72,37 @@ class Report:
 
 
 def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
-    """Write the part of a checkpoint that is for others.
+    """Write a checkpoint for release.
 
     Args:
-        source: What training saved, or any state dict.
+        source: A training checkpoint, or any state dict.
         out: The file to write; ``-`` and the first digits of its SHA-256 are
-            put before ``.pth``.
-        force: Whether a file of that very name is written anew.
+            inserted before ``.pth``.
+        force: Whether to replace a file of the final name.
 
     Raises:
-        FileExistsError: There is such a file.
+        FileExistsError: The file exists.
         OSError: A file cannot be read or written.
-        ValueError: ``source`` is no checkpoint, or ``out`` of another format.
+        ValueError: ``source`` is no checkpoint, or the suffix of ``out`` is of
+            another format.
     """
     source, out = Path(source), Path(out)
     check_writable(out, refused=UNWRITABLE)
     content = read_checkpoint(source)
     weights = find_state_dict(content, source)
-    state_dict = compact(content[weights.nest] if weights.nest else content)
-    meta, dropped = clean_meta(content if weights.nest else {})
+    container_key = weights.container_key
+    state_dict = compact(content[container_key] if container_key else content)
+    meta, dropped = clean_meta(content if container_key else {})
     notes = []
-    if 'ema_state_dict' in (content if weights.nest else ()):
+    if 'ema_state_dict' in (content if container_key else ()):
         notes.append('the weights are the averaged ones: mmengine keeps them in '
                      'state_dict, and those of the last step in ema_state_dict')
-    if weights.nest not in ('', 'state_dict'):
-        notes.append(f'the weights are those under {weights.nest}')
+    if container_key not in ('', 'state_dict'):
+        notes.append(f'the weights are those under {container_key}')
     if 'cfg' not in meta:
-        notes.append('no config is inside: inference needs the config file too')
+        notes.append('there is no config in it: inference needs the config file too')
 
-    buffer = io.BytesIO()  # the digest is of the content, not of a file's name
+    buffer = io.BytesIO()  # torch.save to a file would write its name into it
     torch.save(dict(meta=meta, state_dict=state_dict), buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()[:DIGITS]
     suffix = out.suffix if out.suffix in ('.pth', '.pt') else ''
@@ -108,26 +111,26 @@ def publish(source: str | Path, out: str | Path, force: bool = False) -> Report:
     check_writable(final, force=force)
     with replacing(final) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-    outside = [key for key in content if key not in (weights.nest, 'meta')]
+    outside = [key for key in content if key not in (container_key, 'meta')]
     return Report(
         source=source,
         out=final,
         tensors=sum(isinstance(x, Tensor) for x in state_dict.values()),
         sizes=(source.stat().st_size, final.stat().st_size),
         meta=tuple(meta),
-        dropped=tuple([*outside, *dropped] if weights.nest else ()),
+        dropped=tuple([*outside, *dropped] if container_key else ()),
         notes=tuple(notes))
 
 
 def compact(state_dict: Mapping[str, object]) -> OrderedDict[str, object]:
-    """The same tensors, each with no more memory than it needs.
+    """Copy tensors that are views, so that only their own memory is saved.
 
-    Views of a larger storage would be saved with all of it. Tensors that are
-    one and the same stay so. What modules note about their versions is kept,
-    and so are plain values beside the tensors, such as their extra states.
+    torch.save would write the whole storage of a view. Tensors that share memory
+    still share it. Module versions and plain values, such as extra states, are
+    kept.
 
     Raises:
-        ValueError: There is something else in it.
+        ValueError: There are values of other types.
     """
     copies: dict[tuple, Tensor] = {}
     found = OrderedDict()
@@ -150,27 +153,27 @@ def _compact(value: object, copies: dict[tuple, Tensor]) -> object:
     if isinstance(value, (list, tuple)):
         return type(value)(_compact(item, copies) for item in value)
     if isinstance(value, (bytes, torch.dtype)):
-        return value  # torch's own loading knows them
-    if isinstance(value, np.ndarray):  # a list is not what was there
+        return value  # torch's safe loading accepts them
+    if isinstance(value, np.ndarray):  # plain() would make it a list
         raise TypeError('expected a tensor, got a numpy array')
     if not isinstance(value, Tensor):
         return plain(value)
     value = value.detach().cpu()
     if value.layout == torch.strided and \
             value.untyped_storage().nbytes() > value.nbytes:
-        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        value = copies.setdefault(place, value.clone())
+        view = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        value = copies.setdefault(view, value.clone())
     return value
 
 
 def clean_meta(content: Mapping) -> tuple[dict, list[str]]:
-    """What is told about the weights, in plain types.
+    """Return the part of a checkpoint's meta that is published, in plain types.
 
     Args:
         content: A checkpoint of mmengine.
 
     Returns:
-        The new meta and the names in the old one that it lacks.
+        The new meta, and the keys of the old one that were left out.
     """
     meta = content.get('meta')
     meta = dict(meta) if isinstance(meta, Mapping) else {}
@@ -186,7 +189,7 @@ def clean_meta(content: Mapping) -> tuple[dict, list[str]]:
             try:
                 kept[name] = plain(value)
                 continue
-            except TypeError:  # an object of the run
+            except TypeError:  # not a plain value
                 pass
         dropped.append(f'meta.{name}')
     kept.setdefault('fpt_plugin_version', __version__)
@@ -194,10 +197,10 @@ def clean_meta(content: Mapping) -> tuple[dict, list[str]]:
 
 
 def plain(value: object) -> object:
-    """The same value as numbers, strings, None, lists, tuples and dicts.
+    """Convert a value to numbers, strings, None, lists, tuples and dicts.
 
     Raises:
-        TypeError: There is something else in it.
+        TypeError: It holds values of other types.
     """
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
@@ -219,12 +222,12 @@ def plain(value: object) -> object:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/publish_model.py."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
-        description='Make a training checkpoint fit for release: weights, config '
-        'and classes stay; the optimizer, the schedule and the log go. The file '
-        'needs no trust to be loaded, and the inferencers need nothing else. The '
-        'text of the config is kept as it is, the paths in it included.')
+        description='Convert a training checkpoint to one for release: weights, '
+        'config and classes are kept; the optimizer, the schedule and the log are '
+        'removed. The new file can be loaded safely, and inferencers need no other '
+        'file. The text of the config is not changed, so it includes your paths.')
     parser.add_argument('source', metavar='IN', help='checkpoint to read')
     parser.add_argument(
         'out',
@@ -232,12 +235,12 @@ def parser() -> argparse.ArgumentParser:
         help='file to write; OUT.pth becomes OUT-xxxxxxxx.pth with the first '
         'digits of its SHA-256')
     parser.add_argument(
-        '--force', action='store_true', help='write over a file of that name')
+        '--force', action='store_true', help='replace an existing file')
     return parser
 
 
 def main(args: argparse.Namespace) -> Report:
-    """What tools/publish_model.py does."""
+    """Run the command."""
     report = publish(args.source, args.out, args.force)
     print_lines(report.lines())
     return report

@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Nothing that a user of a command can act on: how mmdet, mmseg and mmengine call
-# torch and setuptools.
+# They are about calls of mmdet, mmseg and mmengine to torch and setuptools, which
+# a user of a command cannot change.
 CATEGORIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 MESSAGES = ('pkg_resources is deprecated', 'torch.meshgrid')
 
 
 class _Deprecations(logging.Handler):
-    """Holds formatted warnings back that are deprecations, and shows others."""
+    """Collects formatted deprecation warnings, and shows all others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def quiet_deprecations() -> Iterator[None]:
     before = os.environ.get('PYTHONWARNINGS')
     ignored = [*(f'ignore::{category.__name__}' for category in CATEGORIES),
                *(f'ignore:{message}:UserWarning' for message in MESSAGES)]
-    # The last entry wins: what the user has set comes behind.
+    # The last entry wins, so the user's settings come last.
     os.environ['PYTHONWARNINGS'] = ','.join(
         [*ignored, *([before] if before else [])])
     logger, handler = logging.getLogger('py.warnings'), _Deprecations()
@@ -52,7 +52,7 @@ def quiet_deprecations() -> Iterator[None]:
             print(*handler.held, sep='', end='', file=handler.others.stream)
         raise
     finally:
-        if not show.__module__.startswith('logging'):  # captured before, too
+        if not show.__module__.startswith('logging'):  # not captured before
             logging.captureWarnings(False)
         logger.propagate = propagate
         logger.removeHandler(handler)

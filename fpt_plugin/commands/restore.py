@@ -1,4 +1,4 @@
-"""Restore an image by a trained model, and draw what it made of it."""
+"""Restore an image with a trained model, and draw the result beside the input."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ GAP = 8  # white pixels between panels
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/restore.py."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
-        description='Restore an image by an IPT or a TTSR. Two files are written: '
-        'the restored image, and a picture of the degraded and the restored image '
-        'side by side; with --degrade of the clean one, too.')
+        description='Restore an image with an IPT or a TTSR. Two files are written: '
+        'the restored image, and a picture with the degraded, the restored and, '
+        'with --degrade, the clean image side by side.')
     add_config(parser)
     parser.add_argument('checkpoint', help='the trained model')
     parser.add_argument('image', help='image file')
     parser.add_argument('--task', default='sr4', choices=tuple(TASKS),
-                        help='what is to be undone (default: %(default)s)')
+                        help='the degradation to undo (default: %(default)s)')
     parser.add_argument(
         '--reference', nargs='+', metavar='IMAGE',
-        help='pictures of one size or several, whose textures TTSR may take')
+        help='images, of any sizes, from which TTSR may take textures')
     parser.add_argument(
         '--degrade', action='store_true',
-        help='the image is a clean one: degrade it first, and print the PSNR')
+        help='the image is clean: degrade it first, and print the PSNR')
     parser.add_argument('--flips', action='store_true',
                         help='average over the eight flips and quarter turns')
     parser.add_argument(
         '--out', help='file of the restored image (default: IMAGE_TASK.png in the '
-        'current folder); the picture is beside it, with _beside in its name')
+        'current folder); the picture has _beside added to this name')
     parser.add_argument('--force', action='store_true',
-                        help='replace files that are there')
+                        help='replace existing files')
     add_cfg_options(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict:
-    """What tools/restore.py does.
+    """Run the command.
 
     Returns:
-        The files, and with ``--degrade`` the PSNR in dB of the degraded image,
-        enlarged bicubically if it is smaller, and of the restored one.
+        The file names, and with ``--degrade`` the PSNR in dB of the restored
+        image and of the degraded one, which is enlarged bicubically if needed.
     """
     out = Path(args.out or f'{Path(args.image).stem}_{args.task}.png')
     beside = out.with_name(f'{out.stem}_beside{out.suffix}')
@@ -97,10 +97,11 @@ def main(args: argparse.Namespace) -> dict:
 
 def _load(config: str | Path | Config, checkpoint: str | Path,
           cfg_options: dict | None) -> nn.Module:
-    """The trained model, in evaluation mode.
+    """Load the trained model in evaluation mode.
 
     Raises:
-        ValueError: It does not restore images, or the checkpoint is of another.
+        ValueError: It does not restore images, or the checkpoint is of another
+            model.
     """
     model, _ = load_model(config, cfg_options)
     if not isinstance(model, (IPT, TTSR)):
@@ -117,22 +118,22 @@ def restore_image(model: nn.Module, image: np.ndarray,
     Args:
         model: An :class:`~fpt_plugin.IPT` or :class:`~fpt_plugin.TTSR`.
         image: (H, W, 3), RGB, in 0..255.
-        *args: Of its ``restore``, behind the images.
+        *args: Further arguments of its ``restore``, after the images.
 
     Returns:
         (s * H, s * W, 3), uint8.
     """
-    restored = model.restore(_maps(image), *args)[0]
-    return _pixels(restored.permute(1, 2, 0).numpy())
+    restored = model.restore(_maps(image), *args)[0]  # (3, sH, sW)
+    return _pixels(restored.permute(1, 2, 0).numpy())  # (sH, sW, 3)
 
 
 def _rgb(path: str) -> np.ndarray:
-    """Read a file (H, W, 3)."""
+    """Read an RGB image (H, W, 3)."""
     return read_image(path)[..., ::-1].copy()
 
 
 def _maps(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) to (1, 3, H, W)."""
+    """Convert (H, W, 3) to float32 of (1, 3, H, W)."""
     return torch.tensor(image, dtype=torch.float32).permute(2, 0, 1)[None]
 
 

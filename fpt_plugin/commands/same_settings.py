@@ -1,4 +1,4 @@
-"""Train, or go on where a run of the same settings was interrupted."""
+"""Train, or resume an interrupted run with the same settings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..io.files import write_json
 
 
 class TrainingTime(Hook):
-    """Counts the seconds of training, validation left out.
+    """Measure the seconds of training, without validation.
 
-    The count is kept in the checkpoints, so a resumed run goes on counting.
+    The sum is stored in the checkpoints, so a resumed run adds to it.
 
     Args:
-        loading: Whether waiting for the data, and all else between two
-            iterations, counts too.
+        loading: Whether to include the time between iterations, such as waiting
+            for data.
     """
 
     KEY = 'train_seconds'
@@ -34,11 +34,11 @@ class TrainingTime(Hook):
         self.loading = loading
 
     def before_train(self, runner) -> None:
-        """Stop the clocks: a resumed loop loads first what it trained on before."""
+        """Reset the clock: a resumed loop first loads the batches trained before."""
         self._start = None
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Start the clocks."""
+        """Start the clock."""
         if not self.loading or self._start is None:
             self._start = self._now()
 
@@ -47,7 +47,7 @@ class TrainingTime(Hook):
                          batch_idx,
                          data_batch=None,
                          outputs=None) -> None:
-        """Add what the iteration took."""
+        """Add the time of the iteration."""
         now = self._now()
         for key, start, end in zip((self.KEY, self.CPU_KEY), self._start, now):
             before = runner.message_hub.get_info(key, 0.0)
@@ -60,16 +60,16 @@ class TrainingTime(Hook):
 
 
 def rescale_schedule(cfg: Config, length: int) -> None:
-    """Train for another number of epochs, or of iterations where those count.
+    """Set the number of epochs, or of iterations, and scale the schedulers.
 
-    Schedulers that count the same are stretched along. In a training of epochs a
-    warm-up of iterations stays as it is.
+    Schedulers in the other unit, such as a warm-up of some iterations in a
+    training of epochs, are not changed.
     """
     by_epoch = 'max_iters' not in cfg.train_cfg
     key = 'max_epochs' if by_epoch else 'max_iters'
     old = cfg.train_cfg[key]
 
-    def stretched(count: int) -> int:
+    def scaled(count: int) -> int:
         return count and max(1, round(count * length / old))
 
     for scheduler in cfg.param_scheduler:
@@ -77,11 +77,11 @@ def rescale_schedule(cfg: Config, length: int) -> None:
             continue
         begin = scheduler.get('begin', 0)
         if 'T_max' in scheduler:
-            scheduler.T_max = stretched(begin + scheduler.T_max) - stretched(begin)
+            scheduler.T_max = scaled(begin + scheduler.T_max) - scaled(begin)
         for name in {'begin', 'end'} & set(scheduler):
-            scheduler[name] = stretched(scheduler[name])
+            scheduler[name] = scaled(scheduler[name])
         if 'milestones' in scheduler:
-            scheduler.milestones = [*map(stretched, scheduler.milestones)]
+            scheduler.milestones = [*map(scaled, scheduler.milestones)]
     cfg.train_cfg[key] = length
     if 'val_interval' in cfg.train_cfg:
         cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, length)
@@ -89,15 +89,15 @@ def rescale_schedule(cfg: Config, length: int) -> None:
 
 def train_or_go_on(cfg: Config, fresh: bool = False,
                    clock: TrainingTime | None = None) -> Runner:
-    """Train in ``cfg.work_dir``, or go on with what is there.
+    """Train in ``cfg.work_dir``, or resume a run there that has the same settings.
 
-    The settings are noted beside the checkpoints: those of other settings are
-    never continued.
+    The settings are stored beside the checkpoints. A run with other settings is
+    never resumed.
 
     Args:
-        cfg: The config, work folder included.
-        fresh: Train again although a run of the same settings is there.
-        clock: What counts the seconds; None: iterations alone.
+        cfg: The config, with its ``work_dir``.
+        fresh: Whether to train again even if such a run exists.
+        clock: The hook that measures the time; None: only iterations count.
     """
     work_dir = Path(cfg.work_dir)
     key = dict(
@@ -106,13 +106,13 @@ def train_or_go_on(cfg: Config, fresh: bool = False,
         host=import_module(cfg.default_scope).__version__)
     settings = work_dir / 'settings.json'
     same = settings.is_file() and json.loads(settings.read_text()) == key
-    # Without last_checkpoint they are of other settings.
+    # Without last_checkpoint the checkpoints are from other settings.
     saved = (work_dir / 'last_checkpoint').is_file()
     latest = newest_checkpoint(work_dir, cfg.default_hooks.checkpoint) \
         if same and saved and not fresh else None
     if latest is not None:
         cfg.resume, cfg.load_from = True, latest
-        print(f'Found {latest} of the same settings and go on from there '
+        print(f'Found {latest} with the same settings, go on from there '
               '(--fresh trains again)', flush=True)
     else:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Test a detector or a segmentor from a config, as mmdet's and mmseg's tools do.
+"""Test a detector or a segmentor from a config, as tools/test.py of mmdet and mmseg.
 
-One command serves both libraries: the config's ``default_scope`` says whose. It is
-``'mmengine'`` for models that are pre-trained without labels.
+The config's ``default_scope`` selects the library. It is ``'mmengine'`` for models
+that are pre-trained without labels.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from ..engine.running import run_test
 from ..openmmlab.pins import SCOPES
 from .common import launch_config, launch_parser, reporting
 
-# What a config says of a test.
+# Keys of a config that a test needs.
 PARTS = ('test_dataloader', 'test_evaluator', 'test_cfg')
-# Metrics of mmseg that write label maps.
+# Metrics of mmseg that can write label maps.
 WRITERS = ('IoUMetric', 'CityscapesMetric')
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of mmdet's and mmseg's tools/test.py."""
+    """Return a parser with the arguments of mmdet's and mmseg's tools/test.py."""
     parser = launch_parser('Test (and evaluate) a detector or a segmentor')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
-        help='detection: pickle file of the predictions; segmentation: folder '
-        'of the predicted label maps')
+        help='detection: pickle file for the predictions; segmentation: folder '
+        'for the predicted label maps')
     parser.add_argument(
         '--show', action='store_true', help='show the predictions')
     parser.add_argument(
         '--show-dir',
-        help='folder for painted images; mmdet puts it below its own folder '
-        'of the run')
+        help='folder for images with drawn predictions; mmdet creates it inside '
+        'the folder of the run')
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds between images')
     parser.add_argument(
@@ -47,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def test_config(args: argparse.Namespace) -> Config:
-    """The config to test with under the flags of :func:`parser`.
+    """Return the config with the arguments of :func:`parser` applied.
 
     Raises:
-        ValueError: A flag does not fit the config.
+        ValueError: An argument does not fit the config.
     """
     cfg = launch_config(args, (*SCOPES, 'mmengine'))
     cfg.load_from = args.checkpoint
@@ -79,10 +79,10 @@ def test_config(args: argparse.Namespace) -> Config:
 
 
 def _keep_label_maps(evaluator: dict | list, folder: str) -> None:
-    """Let the metric write what was predicted; of several, the first one that can.
+    """Make a metric write the predictions: the only one, or the first of WRITERS.
 
     Raises:
-        ValueError: There are several, and none of them is known to.
+        ValueError: There are several metrics and none is in WRITERS.
     """
     metrics = evaluator if isinstance(evaluator, list) else [evaluator]
     kinds = [unscoped_type(metric) for metric in metrics]
@@ -95,7 +95,7 @@ def _keep_label_maps(evaluator: dict | list, folder: str) -> None:
 
 
 def _draw(cfg: Config, args: argparse.Namespace, detection: bool) -> None:
-    """Switch the host's visualization hook on."""
+    """Switch on the library's visualization hook."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise ValueError('--show and --show-dir need a visualization hook in '
@@ -112,14 +112,14 @@ def _draw(cfg: Config, args: argparse.Namespace, detection: bool) -> None:
 
 
 def _default_detection_tta(cfg: Config) -> None:
-    """Mmdet's default: the image and its mirror image, merged by NMS.
+    """Set mmdet's default: the image and its mirror image, merged by NMS.
 
     Raises:
         ValueError: The detector has masks, which mmdet does not merge.
     """
     if 'tta_model' not in cfg:
         warnings.warn(
-            'the config has no tta_model: DetTTAModel with NMS at 0.5 is used',
+            'the config has no tta_model: using DetTTAModel with NMS at 0.5',
             stacklevel=2)
         cfg.tta_model = dict(
             type='DetTTAModel',
@@ -127,12 +127,12 @@ def _default_detection_tta(cfg: Config) -> None:
                 nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
     masks = (cfg.model.get('roi_head') or {}).get('mask_head') is not None
     if masks and cfg.tta_model.type in ('DetTTAModel', 'mmdet.DetTTAModel'):
-        raise ValueError('--tta with a DetTTAModel merges boxes alone, got a '
+        raise ValueError('--tta with a DetTTAModel merges only boxes, got a '
                          'detector with a mask_head: mmdet does not merge '
                          'masks')
     if 'tta_pipeline' not in cfg:
         warnings.warn(
-            'the config has no tta_pipeline: mirror images are added',
+            'the config has no tta_pipeline: adding mirror images',
             stacklevel=2)
         dataset = cfg.test_dataloader.dataset
         while 'dataset' in dataset:
@@ -140,28 +140,22 @@ def _default_detection_tta(cfg: Config) -> None:
         pipeline = deepcopy(dataset.pipeline)
         pipeline[-1] = dict(
             type='TestTimeAug',
-            transforms=[[
-                dict(type='RandomFlip', prob=1.),
-                dict(type='RandomFlip', prob=0.)
-            ],
-                        [
-                            dict(
-                                type='PackDetInputs',
-                                meta_keys=('img_id', 'img_path', 'ori_shape',
-                                           'img_shape', 'scale_factor', 'flip',
-                                           'flip_direction'))
-                        ]])
+            transforms=[
+                [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)],
+                [dict(type='PackDetInputs',
+                      meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                                 'scale_factor', 'flip', 'flip_direction'))],
+            ])
         cfg.tta_pipeline = pipeline
 
 
 def prepare_test(args: argparse.Namespace) -> Config:
-    """The config of a test, looked at before anything is built.
+    """Return the config of a test, checked before anything is built.
 
     Raises:
-        OSError: The config, data that it names, or the checkpoint are not
-            there.
-        ValueError: A flag does not fit the config, the data are not what it
-            says, or the checkpoint is damaged.
+        OSError: The config, its data or the checkpoint do not exist.
+        ValueError: An argument or the data do not fit the config, or the
+            checkpoint is damaged.
     """
     cfg = test_config(args)
     missing = [key for key in PARTS if cfg.get(key) is None]
@@ -175,13 +169,13 @@ def prepare_test(args: argparse.Namespace) -> Config:
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
-    """Test; only errors of the preparation end it without a traceback.
+    """Run the command; only errors of the preparation end without a traceback.
 
     Returns:
-        The metrics by their names.
+        The metrics by name.
 
     Raises:
-        SystemExit: A flag, the config, its data or its checkpoint do not fit.
+        SystemExit: An argument, the config, its data or the checkpoint is wrong.
     """
     with reporting('test', OSError, SyntaxError, ValueError):
         cfg = prepare_test(args)

@@ -1,7 +1,7 @@
-"""Train a detector or a segmentor from a config, as mmdet's and mmseg's tools do.
+"""Train a detector or a segmentor from a config, as tools/train.py of mmdet and mmseg.
 
-One command serves both libraries: the config's ``default_scope`` says whose. It is
-``'mmengine'`` for models that are pre-trained without labels.
+The config's ``default_scope`` selects the library. It is ``'mmengine'`` for models
+that are pre-trained without labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .common import launch_config, launch_parser, reporting
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of mmdet's and mmseg's tools/train.py."""
+    """Return a parser with the arguments of mmdet's and mmseg's tools/train.py."""
     parser = launch_parser('Train a detector or a segmentor')
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision')
@@ -34,16 +34,16 @@ def parser() -> argparse.ArgumentParser:
         '--resume',
         nargs='?',
         const='auto',
-        help='continue from this checkpoint; without a path from the newest '
-        'whole one in the work folder')
+        help='resume from this checkpoint; without a path, from the newest '
+        'complete one in the work folder')
     return parser
 
 
 def train_config(args: argparse.Namespace) -> Config:
-    """The config to train with under the flags of :func:`parser`.
+    """Return the config with the arguments of :func:`parser` applied.
 
     Raises:
-        ValueError: A flag does not fit the config.
+        ValueError: An argument does not fit the config.
     """
     cfg = launch_config(args, (*SCOPES, 'mmengine'))
     if args.amp:
@@ -69,16 +69,16 @@ def train_config(args: argparse.Namespace) -> Config:
 
 
 def _resume_newest(cfg: Config) -> None:
-    """Continue from the newest whole checkpoint.
+    """Resume from the newest complete checkpoint.
 
-    A run that died before its first checkpoint begins again: it must not lose
-    the weights that the config starts from, which a resumed run would.
+    A run that ended before its first checkpoint starts again. It keeps the
+    config's ``load_from``, which a resumed run would ignore.
     """
     checkpoint = newest_checkpoint(cfg.work_dir, *_checkpoint_hooks(cfg))
     if checkpoint is None:
         warnings.warn(
-            f'--resume found no checkpoint in {cfg.work_dir}: the run begins '
-            f'anew, with load_from={cfg.get("load_from")!r}',
+            f'--resume found no checkpoint in {cfg.work_dir}: the run starts '
+            f'again, with load_from={cfg.get("load_from")!r}',
             stacklevel=2)
         cfg.resume = False
         return
@@ -86,7 +86,7 @@ def _resume_newest(cfg: Config) -> None:
 
 
 def _checkpoint_hooks(cfg: Config) -> list[dict]:
-    """The settings of the hooks that save checkpoints."""
+    """Return the settings of the hooks that save checkpoints."""
     hooks = [(cfg.get('default_hooks') or {}).get('checkpoint')]
     hooks += [hook for hook in cfg.get('custom_hooks') or []
               if 'CheckpointHook' in str(hook.get('type'))]
@@ -94,29 +94,29 @@ def _checkpoint_hooks(cfg: Config) -> list[dict]:
 
 
 def prepare_training(args: argparse.Namespace) -> Config:
-    """The config of a training, looked at before anything is built.
+    """Return the config of a training, checked before anything is built.
 
     Raises:
-        OSError: The config or what it names is not there.
-        ValueError: A flag does not fit the config or the device, the data are
-            not what the config says, or the checkpoint to begin with is damaged.
+        OSError: The config, or a file that it names, does not exist.
+        ValueError: An argument or the data do not fit the config, an argument
+            does not fit the device, or the initial checkpoint is damaged.
     """
     cfg = train_config(args)
     check_amp(cfg, args.amp)
     check_sync_bn(cfg)
     check_data(cfg, 'train', *(['val'] if cfg.get('val_cfg') else []))
     check_pretrained(cfg.model)
-    found = args.resume == 'auto' and cfg.get('resume')  # looked at already
-    if cfg.get('load_from') and not found:
+    checked = args.resume == 'auto' and cfg.get('resume')
+    if cfg.get('load_from') and not checked:
         check_checkpoint(cfg.load_from)
     return cfg
 
 
 def main(args: argparse.Namespace) -> Runner:
-    """Train; only errors of the preparation end it without a traceback.
+    """Run the command; only errors of the preparation end without a traceback.
 
     Raises:
-        SystemExit: A flag, the config, its data or its checkpoint do not fit.
+        SystemExit: An argument, the config, its data or the checkpoint is wrong.
         OSError: The disk is full.
     """
     with reporting('train', OSError, SyntaxError, ValueError):

@@ -1,1 +1,1 @@
-"""Safe files: atomic writing, and reading checkpoints without running their code."""
+"""Atomic writing of files, and reading of checkpoints without running their code."""

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's tensors, and nothing else of it; writing new ones."""
+"""Read and write the tensors of checkpoints, without running code in them."""
 
 from __future__ import annotations
 
@@ -16,43 +16,45 @@ from torch import Tensor
 
 from .files import replacing, sha256_of
 
-NESTS = ('state_dict', 'model', 'state_dict_ema')
+# Keys under which a checkpoint may contain its state dict, in order of preference.
+CONTAINER_KEYS = ('state_dict', 'model', 'state_dict_ema')
 
-# torch's name of what a module's get_extra_state returns.
+# Last part of a key whose value comes from a module's get_extra_state.
 _EXTRA = '_extra_state'
 
-# Endings of files that are not written, for check_writable.
+# Suffixes that are not written, and why; for check_writable.
 UNWRITABLE = {'.safetensors': 'torch.save writes another format, name it .pth'}
 
 
 def loads_safely() -> bool:
-    """Whether torch can be told which types a checkpoint may hold."""
+    """Return whether torch has a list of types that a checkpoint may hold."""
     return tuple(map(int, re.findall(r'\d+', torch.__version__)[:2])) >= (2, 6)
 
 
 class UnsafeFileError(ValueError):
-    """A file could only be read by running what is in it."""
+    """A file could only be read by running code in it."""
 
 
 @dataclass
 class Weights:
-    """A net's tensors.
+    """The tensors of a network.
 
     Attributes:
         state_dict: Keys without ``module.`` and ``backbone.``.
-        nest: Where in the checkpoint they were; '' for a bare state dict.
-        outside: Keys beside the backbone, of a whole detector or segmentor.
-        unread: Other state dicts that the checkpoint has too.
+        container_key: The checkpoint's key that had them; '' for a bare state
+            dict.
+        outside: Keys outside the backbone, in a detector or segmentor.
+        unread: Keys of other state dicts in the checkpoint.
     """
 
     state_dict: dict[str, Tensor]
-    nest: str = ''
+    container_key: str = ''
     outside: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read the tensors of a backbone, without the prefixes of their keys.
+    """Read the tensors of a backbone, and remove the prefixes of their keys.
 
     Args:
         path: As for :func:`read_state_dict`.
@@ -68,13 +70,13 @@ def read_state_dict(path: str | Path) -> Weights:
     """Read a state dict, bare or nested, of a whole model or a part of it.
 
     Args:
-        path: What torch.save wrote, or a ``.safetensors`` file. Only tensors
-            and plain containers are unpickled: nothing in it is run.
+        path: A file of torch.save, or a ``.safetensors`` file. Only tensors and
+            plain containers are unpickled; no code in the file is run.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no checkpoint, holds what is not safe to unpickle,
-            has no state dict, or safetensors is not installed.
+        ValueError: It is no checkpoint, holds objects that are not safe to
+            unpickle, has no state dict, or safetensors is not installed.
     """
     path = Path(path)
     weights = find_state_dict(read_checkpoint(path), path)
@@ -84,31 +86,31 @@ def read_state_dict(path: str | Path) -> Weights:
 
 
 def read_checkpoint(path: str | Path) -> object:
-    """What a file holds; it is read without running anything in it.
+    """Read the content of a checkpoint without running code in it.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no checkpoint, holds what is not safe to unpickle,
-            or safetensors is not installed.
+        ValueError: It is no checkpoint, holds objects that are not safe to
+            unpickle, or safetensors is not installed.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder, not a checkpoint')
-    with path.open('rb') as file:  # a missing file is no broken one
+    with path.open('rb') as file:  # a missing file raises FileNotFoundError
         if path.suffix == '.safetensors':
             return _load_safetensors(path)
         return _load_torch(path, file)
 
 
 def peek(path: str | Path) -> object:
-    """Read what a file of torch.save holds, its tensors only when looked at.
+    """Read a file of torch.save, but load tensors only on access.
 
-    File systems that cannot map a file into memory have it read as a whole.
+    If the file system cannot map files into memory, all is loaded at once.
 
     Raises:
         OSError: The file cannot be read.
         RuntimeError: It is damaged.
-        UnpicklingError: It holds what is not safe to unpickle.
+        UnpicklingError: It holds objects that are not safe to unpickle.
     """
     try:
         return torch.load(
@@ -118,14 +120,14 @@ def peek(path: str | Path) -> object:
 
 
 def fetch_state_dict(url: str) -> Weights:
-    """Download a checkpoint into torch's cache, or find it there, and read it.
+    """Read a checkpoint from a URL, through torch's download cache.
 
-    Where its name ends in the digits of its SHA-256, as OpenMMLab's do, they
-    are checked; also of a file that is there, as others may have left it.
+    If the file name ends with digits of its SHA-256, as OpenMMLab's do, they are
+    checked, also for a cached file.
 
     Raises:
         OSError: It cannot be downloaded.
-        RuntimeError: Its digest is another one.
+        RuntimeError: Its SHA-256 differs from its name.
         ValueError: As :func:`read_state_dict`.
     """
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
@@ -146,12 +148,12 @@ def fetch_state_dict(url: str) -> Weights:
 
 def _load_torch(path: Path, file) -> object:
     try:
-        with warnings.catch_warnings():  # about formats: an error says enough
+        with warnings.catch_warnings():  # about formats; errors are enough
             warnings.simplefilter('ignore')
             return torch.load(file, map_location='cpu', weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # whatever else unpickling makes of other files
+    except Exception as error:  # unpickling other files raises many types
         match = re.search(r'GLOBAL ([\w.]+)', str(error))
         if match and not loads_safely():
             raise UnsafeFileError(
@@ -160,9 +162,9 @@ def _load_torch(path: Path, file) -> object:
                 from error
         if match:
             raise UnsafeFileError(
-                f'{path} holds {match[1]}, which is no tensor: it would have to '
-                'be run to be read, and that is not safe. Save the state dict '
-                'alone, where you trust the file.') from error
+                f'{path} holds {match[1]}, which is no tensor: reading it would '
+                'run code, and that is not safe. If you trust the file, save only '
+                'its state dict.') from error
         raise ValueError(f'{path} is not a checkpoint that torch.load reads '
                          f'({_reason(error)})') from error
 
@@ -182,7 +184,7 @@ def _load_safetensors(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what it says, without advice to load unsafely."""
+    """Return the first sentence of an error, without advice to load unsafely."""
     text = str(error).rpartition('WeightsUnpickler error:')[2].strip()
     text = text.partition('\n')[0].partition('. ')[0]
     name = type(error).__name__
@@ -190,13 +192,13 @@ def _reason(error: Exception) -> str:
 
 
 def find_state_dict(content: object, path: str | Path) -> Weights:
-    """The tensors in what a checkpoint holds, under the keys that they have.
+    """Find the tensors in the content of a checkpoint; their keys are kept.
 
     Raises:
-        ValueError: There is no state dict, neither by itself nor nested.
+        ValueError: There is no state dict, neither bare nor nested.
     """
-    nests = NESTS if isinstance(content, Mapping) else ()
-    found = [name for name in nests if _is_state_dict(content.get(name))]
+    keys = CONTAINER_KEYS if isinstance(content, Mapping) else ()
+    found = [key for key in keys if _is_state_dict(content.get(key))]
     if found:
         return Weights(_copied(content[found[0]]), found[0], unread=found[1:])
     if _is_state_dict(content):
@@ -206,12 +208,12 @@ def find_state_dict(content: object, path: str | Path) -> Weights:
                          'state dict')
     keys = ', '.join(str(key) for key in list(content)[:5]) or 'nothing'
     raise ValueError(
-        f'{path} holds no state dict, neither by itself nor under '
-        f"{', '.join(NESTS)}; it has {keys}")
+        f'{path} holds no state dict, neither bare nor under '
+        f"{', '.join(CONTAINER_KEYS)}; it has {keys}")
 
 
 def _copied(content: Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors, with the versions of modules, which tell of old keys."""
+    """Copy the tensors, and the module versions that torch uses for old keys."""
     state_dict = OrderedDict((key, value) for key, value in content.items()
                              if isinstance(value, Tensor))
     if hasattr(content, '_metadata'):
@@ -220,7 +222,7 @@ def _copied(content: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _is_state_dict(content: object) -> bool:
-    """Whether most of it are tensors: modules may have other states too."""
+    """Return whether most values are tensors; modules may add other states."""
     if not isinstance(content, Mapping) or not all(
             isinstance(key, str) for key in content):
         return False
@@ -230,28 +232,33 @@ def _is_state_dict(content: object) -> bool:
 
 
 def some(keys: Collection[str], limit: int = 4) -> str:
-    """The first keys, for a message."""
+    """Join the first keys for a message."""
     return ', '.join([*keys][:limit]) + (', ...' if len(keys) > limit else '')
 
 
 def summarised(keys: Collection[str], among: Collection[str]) -> list[str]:
-    """Keys, with modules of which all keys are there as ``module.*``."""
-    given, whole = set(keys), {}
+    """Replace the keys of a module by ``module.*`` where all of them are given.
+
+    Args:
+        keys: The keys to summarise.
+        among: All keys, which define the modules.
+    """
+    given, complete = set(keys), {}
     for key in among:
         parts = key.split('.')
         for end in range(1, len(parts)):
             module = '.'.join(parts[:end])
-            whole[module] = whole.get(module, True) and key in given
+            complete[module] = complete.get(module, True) and key in given
     found: dict[str, None] = {}
     for key in keys:
         parts = key.split('.')
         modules = ('.'.join(parts[:end]) for end in range(1, len(parts)))
-        found[next((f'{m}.*' for m in modules if whole.get(m)), key)] = None
+        found[next((f'{m}.*' for m in modules if complete.get(m)), key)] = None
     return list(found)
 
 
 def _strip(weights: Weights, path: Path) -> Weights:
-    """Take off ``backbone.`` where any key has it."""
+    """Keep only the keys of the backbone, without their prefix, if there are any."""
     state_dict = weights.state_dict
     if any(key.startswith('backbone.') for key in state_dict):
         weights.outside = [
@@ -284,11 +291,11 @@ def write_weights(state_dict: dict[str, Tensor], out: str | Path) -> None:
     """Write a checkpoint for ``init_cfg=dict(type='Pretrained', ...)``.
 
     Raises:
-        OSError: It cannot be written; nothing of it is left.
+        OSError: It cannot be written; no partial file remains.
     """
     with replacing(out) as temporary:
         try:
             torch.save(dict(state_dict=state_dict), temporary)
-        except RuntimeError as error:  # torch's own writer on a full disk
+        except RuntimeError as error:  # torch's writer, on a full disk
             raise OSError(f'{out} could not be written '
                           f'({_reason(error)})') from error

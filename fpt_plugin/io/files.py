@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-# Names of the temporary folders of this process. A process may have the number
-# of one that was killed, in a container nearly always.
-_OURS: set[str] = set()
+# Names of the temporary folders that this process uses. Its process ID may be that
+# of a killed process, which is common in containers.
+_ACTIVE: set[str] = set()
 
 
 def check_writable(out: str | Path,
@@ -25,21 +25,22 @@ def check_writable(out: str | Path,
                    force: bool = True,
                    flag: str = '--force',
                    name: str = 'out') -> None:
-    """Require a name that can be written to without harm.
+    """Check that a file can be written without overwriting anything needed.
 
     Args:
         out: The file to write.
-        suffixes: Endings that it may have; empty: any.
-        refused: Endings that it must not have, and why.
-        read: What the caller reads; only strings and paths are looked at.
-        force: Whether a file that is there may be replaced.
-        flag: What a user sets to replace it.
-        name: The argument, for messages.
+        suffixes: Allowed suffixes; empty: any.
+        refused: Forbidden suffixes, and why.
+        read: Files that the caller reads; other types than strings and paths are
+            ignored.
+        force: Whether an existing file may be replaced.
+        flag: The user's option to replace it, for messages.
+        name: Name of the argument, for messages.
 
     Raises:
-        FileExistsError: The file is there.
+        FileExistsError: The file exists and ``force`` is False.
         IsADirectoryError: It is a folder.
-        ValueError: It has another ending, or is one of the files that are read.
+        ValueError: Its suffix is not allowed, or the caller reads the file.
     """
     out = Path(out)
     if out.is_dir():
@@ -53,15 +54,15 @@ def check_writable(out: str | Path,
                          f'{refused[out.suffix]}')
     if any(isinstance(path, (str, Path)) and _same_file(out, Path(path))
            for path in read):
-        raise ValueError(f'{name} must name another file than those that are '
-                         f'read, but {out} is read here')
+        raise ValueError(f'{name} must name another file than the input files, but '
+                         f'{out} is read here')
     if out.exists() and not force:
-        raise FileExistsError(f'{name} must name a new file, but {out} is there '
+        raise FileExistsError(f'{name} must name a new file, but {out} exists '
                               f'already: {flag} replaces it')
 
 
 def _same_file(a: Path, b: Path) -> bool:
-    """Whether two names, which may not exist yet, lead to one file."""
+    """Return whether two paths, which need not exist, are the same file."""
     return a.resolve() == b.resolve() or (
         a.exists() and b.exists() and a.samefile(b))
 
@@ -70,36 +71,36 @@ def _same_file(a: Path, b: Path) -> bool:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file or folder under a temporary name, then rename it.
 
-    The body gets a path that does not exist yet, in a hidden folder beside
-    ``path``, and creates a file or a folder there. Only when it ends without
-    an exception does the result take its final name; otherwise what was there
-    stays as it was.
+    The body of the ``with`` statement creates a file or folder at the temporary
+    path, in a hidden folder beside ``path``. It is renamed only if the body ends
+    without an exception; otherwise an existing ``path`` is not changed.
 
     Args:
-        path: The final name. Its folder is made where it is missing.
+        path: The final name. Its parent folder is created if it is missing.
 
     Yields:
-        The temporary path; its name is that of ``path``.
+        The temporary path, which does not exist yet; its name is that of
+        ``path``.
 
     Raises:
         FileNotFoundError: The body created nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_after_the_dead(path)
+    _remove_leftovers(path)
     folder = Path(
         tempfile.mkdtemp(
             prefix=f'.{path.name}.{os.getpid()}.',
             suffix='.partial',
             dir=path.parent))
-    _OURS.add(folder.name)
+    _ACTIVE.add(folder.name)
     try:
         temporary = folder / path.name
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f'nothing was written for {path}')
-        # A folder cannot be renamed over another one: the old one steps
-        # aside, and back again where the rename fails.
+        # A folder cannot be renamed over another one. Move the old one away
+        # first, and back if the rename fails.
         old = folder / 'old'
         if path.is_dir() and not path.is_symlink():
             os.replace(path, old)
@@ -111,19 +112,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _OURS.discard(folder.name)
+        _ACTIVE.discard(folder.name)
 
 
-def _clear_after_the_dead(path: Path) -> None:
-    """Remove what killed processes left of ``path``, other writers' not.
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary folders that killed processes left beside ``path``.
 
-    Where one died between the two renames of a folder, the old folder is put
-    back.
+    Those of running processes are kept. If a process was killed between the two
+    renames of a folder, the old folder is restored.
     """
     pattern = re.compile(rf'\.{re.escape(path.name)}\.(\d+)\.\w{{8}}\.partial')
     for folder in list(path.parent.iterdir()):
         match = pattern.fullmatch(folder.name)
-        if match is None or folder.name in _OURS or (
+        if match is None or folder.name in _ACTIVE or (
                 int(match[1]) != os.getpid() and _alive(int(match[1]))):
             continue
         if (folder / 'old').exists() and not path.exists():
@@ -142,17 +143,17 @@ def _alive(pid: int) -> bool:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content``, whole or not at all, and onto the disk.
+    """Write ``content`` atomically and flush it to the disk.
 
-    After a loss of power, too, there is the old file or the new one: a name
-    that reaches the disk before the bytes would stand for an empty file.
+    Without the flush, a power failure could leave an empty file under the final
+    name, because the name can reach the disk before the content.
     """
     path = Path(path)
     with replacing(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    if os.name == 'posix':  # elsewhere folders cannot be opened
+    if os.name == 'posix':  # other systems cannot open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -161,7 +162,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write ``content`` as indented JSON, whole or not at all.
+    """Write ``content`` as indented JSON, atomically.
 
     Raises:
         IsADirectoryError: ``path`` is a folder.
@@ -172,7 +173,7 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""What knows the OpenMMLab libraries: pins, mends, registries, models from configs.
+"""Code specific to OpenMMLab: versions, fixes, registries, models from configs.
 
-Importing this package imports none of the libraries; its modules do.
+Importing this package imports no OpenMMLab library; its modules do.
 """

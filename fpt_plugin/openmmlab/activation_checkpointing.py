@@ -1,8 +1,9 @@
-"""Activation checkpointing of mmengine's runner, with the gradients of without.
+"""Fix activation checkpointing in mmengine's runner, so that no gradient is lost.
 
-mmengine wraps ``forward`` in torch's reentrant checkpoint. That form finds the
-graph through single tensors that need a gradient: a tuple of maps, or an image,
-cuts it, and the parameters inside never move. It takes no keyword arguments.
+mmengine wraps ``forward`` in torch's reentrant checkpoint. It follows the graph
+only through single tensors that need a gradient. A tuple of maps, or an image
+as input, breaks the graph, and the parameters inside are never updated. It
+also takes no keyword arguments.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from ..functional.checks import is_compiled
 
 
 def keep_checkpointed_gradients() -> None:
-    """Let ``activation_checkpointing`` of a config keep all gradients."""
+    """Make a config's ``activation_checkpointing`` keep all gradients."""
     activation_checkpointing.wrap_forward = wrap_forward
 
 
 def wrap_forward(forward: Callable) -> Callable:
-    """Return a forward that is computed again in the backward pass.
+    """Return a ``forward`` that is recomputed in the backward pass.
 
     Args:
-        forward: Of a module. One that is wrapped already stays as it is. Of a
-            list or dict of modules, which nobody calls, theirs are wrapped.
+        forward: A module's method. If it is wrapped already, it is returned
+            unchanged. A ModuleList or ModuleDict is never called itself: its
+            children are wrapped instead.
     """
     module = _owner(forward)
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        for part in module.children():
-            part.forward = wrap_forward(part.forward)
+        for child in module.children():
+            child.forward = wrap_forward(child.forward)
         return forward
     if getattr(forward, 'recomputes', False):
         return forward
@@ -47,10 +49,11 @@ def wrap_forward(forward: Callable) -> Callable:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         options = {}
-        if module is not None and not is_compiled():  # which keeps state itself
+        # torch.compile keeps the state by itself.
+        if module is not None and not is_compiled():
             state = _StateBefore(module)
             options['context_fn'] = lambda: (nullcontext(), state)
-        # torch keeps random states of the devices of positional arguments.
+        # torch saves the random state only of devices of positional arguments.
         return checkpoint(run, args, kwargs, use_reentrant=False, **options)
 
     wrapper.recomputes = True
@@ -58,7 +61,7 @@ def wrap_forward(forward: Callable) -> Callable:
 
 
 def _owner(forward: Callable) -> nn.Module | None:
-    """The module of a bound method, also below decorators."""
+    """Return the module of a bound method, also if the method is decorated."""
     while not hasattr(forward, '__self__') and hasattr(forward, '__wrapped__'):
         forward = forward.__wrapped__
     owner = getattr(forward, '__self__', None)
@@ -66,11 +69,12 @@ def _owner(forward: Callable) -> nn.Module | None:
 
 
 class _StateBefore:
-    """Runs the second forward pass on the state from before the first one.
+    """Run the second forward pass on the state from before the first one.
 
-    Buffers and counters that change in a forward pass would change twice: the
-    running statistics of batch norms, the warm-up of mmdet's DropBlock, which
-    also sets the size of its mask. What the second pass changes is dropped.
+    Otherwise buffers and counters that change in a forward pass would change
+    twice: the running statistics of batch norms, and the warm-up counter of
+    mmdet's DropBlock, which also sets the size of its mask. Changes made by the
+    second pass are dropped.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -82,29 +86,29 @@ class _StateBefore:
                     for name, buffer in part._buffers.items()
                 }
                 self.saved.append((part, buffers, _counters(part)))
-        self.outside = []  # a stack: passes may be nested
+        self.current = []  # a stack: passes may be nested
 
     def __enter__(self) -> None:
-        """Put the state from before the first pass in place."""
-        self.outside.append([(part, dict(part._buffers), _counters(part))
+        """Set the state from before the first pass."""
+        self.current.append([(part, dict(part._buffers), _counters(part))
                              for part, *_ in self.saved])
         for part, buffers, counters in self.saved:
-            # Copies, for a graph that is run through twice.
-            _put(part, {name: None if buffer is None else buffer.clone()
-                        for name, buffer in buffers.items()}, counters)
+            # Clone, because a retained graph runs backward more than once.
+            _set_state(part, {name: None if buffer is None else buffer.clone()
+                              for name, buffer in buffers.items()}, counters)
 
     def __exit__(self, *error: object) -> None:
-        """Put the state of the training back."""
-        for part, buffers, counters in self.outside.pop():
-            _put(part, buffers, counters)
+        """Restore the current state."""
+        for part, buffers, counters in self.current.pop():
+            _set_state(part, buffers, counters)
 
 
 def _counters(module: nn.Module) -> dict[str, int | float]:
-    """Numbers among a module's attributes."""
+    """Return the numeric attributes of a module."""
     return {name: value for name, value in vars(module).items()
             if type(value) in (int, float)}
 
 
-def _put(module: nn.Module, buffers: dict, counters: dict) -> None:
+def _set_state(module: nn.Module, buffers: dict, counters: dict) -> None:
     module._buffers.update(buffers)
     vars(module).update(counters)

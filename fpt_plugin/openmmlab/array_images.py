@@ -1,9 +1,9 @@
-"""Images that are given as arrays are read as the same images in files are.
+"""Load images given as arrays in the same way as image files.
 
-The hosts rewrite the first step of a model's test pipeline when the first image
-is an array; later paths, or arrays after paths, end in a KeyError. Grey arrays
-do not fit the mean of three channels. Arrays of 16 bits or of 0 to 1 are
-normalised as if they were of 0 to 255, in silence.
+mmdet and mmseg rewrite the first step of the test pipeline when the first image
+is an array. A path after an array, or an array after a path, then raises a
+KeyError. Grey arrays do not fit the mean of three channels. Arrays of 16 bits or
+with values from 0 to 1 are silently normalised as if they were from 0 to 255.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from mmcv.transforms import LoadImageFromFile
 
 
 def load_arrays_as_files() -> None:
-    """Let the hosts' loaders take paths and arrays, whichever they are."""
+    """Make the image loaders of mmdet and mmseg accept both paths and arrays."""
     LoadImageFromFile.__call__ = _load
 
 
 def _load(loader: LoadImageFromFile, results: dict) -> dict | None:
-    """Load an image as ``loader.transform`` does, from what is given."""
+    """Load an image as ``loader.transform`` does, from a path or an array."""
     if not isinstance(results, dict):
         return loader.transform(results)
     cls, reads_files = type(loader), LoadImageFromFile.transform
@@ -41,13 +41,13 @@ def _load(loader: LoadImageFromFile, results: dict) -> dict | None:
 
 
 def _decodes_to_bytes(loader: LoadImageFromFile) -> bool:
-    """Whether the loader makes 0 to 255 of every file."""
+    """Return whether the loader decodes every file to values from 0 to 255."""
     return loader.color_type != 'unchanged' \
         and loader.imdecode_backend != 'tifffile'
 
 
 def _as_decoded(image: np.ndarray, color_type: str) -> np.ndarray:
-    """What a decoder would have made of the file of an array.
+    """Convert an array to the image that decoding its file would give.
 
     Raises:
         ValueError: The shape is not (H, W) or (H, W, C), or the values are not
@@ -61,7 +61,7 @@ def _as_decoded(image: np.ndarray, color_type: str) -> np.ndarray:
             'an image must be an array (H, W), (H, W, 1) or (H, W, 3), several '
             f'images a list of them, got an array of shape {shape}')
     if channels not in (1, 3):
-        return image  # of a sensor whose range is not known
+        return image  # from a sensor with an unknown range of values
     image = _in_bytes_range(image)
     if channels == 1 and color_type.startswith('color'):
         image = np.repeat(image.reshape(*shape[:2], 1), 3, axis=2)
@@ -69,16 +69,16 @@ def _as_decoded(image: np.ndarray, color_type: str) -> np.ndarray:
 
 
 def _in_bytes_range(image: np.ndarray) -> np.ndarray:
-    """The image, of values from 0 to 255.
+    """Return the image with values from 0 to 255, or raise a ValueError.
 
-    Floats may leave that range a little, as interpolation does.
+    Floats may exceed that range a little, as after interpolation.
     """
     if image.dtype == np.uint8:
         return image
     low, high = image.min(), image.max()
     if image.dtype.kind in 'iu' and 0 <= low and high <= 255:
         return image.astype(np.uint8)
-    # Nearly black images have such values too, and can be given as uint8.
+    # A nearly black float image is refused as well: it can be given as uint8.
     if image.dtype.kind == 'f' and (
             low == high == 0 or -128 < low and 3 < high < 383):
         return image

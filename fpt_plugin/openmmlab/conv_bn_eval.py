@@ -15,11 +15,11 @@ NECKS = f'{__package__.partition(".")[0]}.necks.'
 
 
 def switch_necks_by_module() -> None:
-    """Let ``efficient_conv_bn_eval=['neck']`` take our necks.
+    """Make ``efficient_conv_bn_eval=['neck']`` work with the package's necks.
 
-    mmengine traces what it is to change. Necks look at their maps, and tracing
-    ends there with an error; what they have of convolutions with norms are
-    mmcv's ConvModules, which have a switch of their own for it.
+    mmengine traces the module. Tracing fails in necks that depend on the sizes
+    of their maps. Their convolutions with norms are mmcv's ConvModules, which
+    have their own switch for this option.
     """
     name = 'turn_on_efficient_conv_bn_eval_for_single_model'
     original = getattr(host, name, None)

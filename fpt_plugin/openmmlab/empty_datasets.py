@@ -1,4 +1,4 @@
-"""A data set without samples says why it has none."""
+"""Explain why a dataset has no samples."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmengine.dataset import BaseDataset
 
 
 def name_empty_datasets() -> None:
-    """Let mmengine's datasets say why no sample is left.
+    """Make mmengine's datasets explain why no sample is left.
 
-    Whatever the cause is, mmengine ends in numpy's ``need at least one array to
+    Without it, every cause ends in numpy's ``need at least one array to
     concatenate``.
     """
     original = BaseDataset._serialize_data
-    if getattr(original, 'names_causes', False):
+    if getattr(original, 'explains_empty', False):
         return
 
     @wraps(original)
@@ -26,33 +26,33 @@ def name_empty_datasets() -> None:
                              f'{why_empty(self)}')
         return original(self)
 
-    _serialize_data.names_causes = True
+    _serialize_data.explains_empty = True
     BaseDataset._serialize_data = _serialize_data
 
 
 def why_empty(dataset: BaseDataset) -> str:
-    """What left a data set without samples: its files, a filter, or indices."""
+    """Return the cause of an empty dataset: its files, a filter, or indices."""
     try:
         dataset.data_list = dataset.load_data_list()
         listed = len(dataset.data_list)
         if not listed:
             return why_nothing_is_listed(dataset)
         left = len(dataset.filter_data())
-    except Exception as error:  # one that cannot be loaded twice
-        return f'the cause cannot be told ({type(error).__name__}: {error})'
+    except Exception as error:  # a dataset that cannot be loaded twice
+        return f'the cause is unknown ({type(error).__name__}: {error})'
     if left:
         return f'indices={dataset._indices} leaves none of {left}'
-    text = f'filter_cfg={dataset.filter_cfg} leaves none of {listed} that ' \
-        f'{dataset.ann_file} lists'
+    text = f'filter_cfg={dataset.filter_cfg} leaves none of the {listed} in ' \
+        f'{dataset.ann_file}'
     classes = dataset.metainfo.get('classes')
-    if getattr(dataset, 'cat_ids', None) == [] or not _objects(dataset):
-        text += f'; no object is of the classes {_some(classes)}: they must be ' \
-            "named as in the annotations, by metainfo=dict(classes=(...))"
+    if getattr(dataset, 'cat_ids', None) == [] or not _has_objects(dataset):
+        text += f'; no object is of the classes {_some(classes)}: set the names ' \
+            "of the annotations in metainfo=dict(classes=(...))"
     return text
 
 
 def why_nothing_is_listed(dataset: BaseDataset) -> str:
-    """What folders and lists lack, as far as it can be told."""
+    """Describe what is missing in the dataset's folders and annotation file."""
     ann_file = getattr(dataset, 'ann_file', '')
     if ann_file and Path(ann_file).is_file():
         return f'{ann_file} lists none'
@@ -60,23 +60,23 @@ def why_nothing_is_listed(dataset: BaseDataset) -> str:
     for name, folder in dataset.data_prefix.items():
         if not isinstance(folder, str) or name.startswith('seg'):
             continue
-        there = f'the folder of data_prefix.{name}, {folder},'
+        subject = f'the folder of data_prefix.{name}, {folder},'
         if not Path(folder).is_dir():
-            return f'{there} is not there'
+            return f'{subject} does not exist'
         found = Counter(p.suffix for p in Path(folder).rglob('*') if p.is_file())
         if not found:
-            return f'{there} is empty'
+            return f'{subject} is empty'
         if suffix is not None and name.startswith('img'):
             kinds = ', '.join(f'{count} of {kind or "no suffix"}'
                               for kind, count in found.most_common(3))
             return (f'no file in {folder} ends with img_suffix={suffix!r}; it has '
                     f'{kinds}: set img_suffix of the dataset')
-    return f'its load_data_list gives none, with ann_file={ann_file!r} and ' \
+    return f'its load_data_list returns none, with ann_file={ann_file!r} and ' \
         f'data_prefix={dict(dataset.data_prefix)}'
 
 
-def _objects(dataset: BaseDataset) -> bool:
-    """Whether any sample has an object; True where samples have no objects."""
+def _has_objects(dataset: BaseDataset) -> bool:
+    """Return whether any sample has an object, or samples have no instances key."""
     return any(sample.get('instances', True) for sample in dataset.data_list
                if isinstance(sample, dict))
 

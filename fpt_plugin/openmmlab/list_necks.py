@@ -1,4 +1,4 @@
-"""Checkpoints of a plain neck for the list of necks that continues it."""
+"""Load checkpoints of a single neck into a list of necks that ends with FPT."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 def load_plain_necks_into_lists() -> None:
-    """Let ``neck=[FPN, FPT(pyramid=None)]`` load what ``neck=FPN`` saved.
+    """Make ``neck=[FPN, FPT(pyramid=None)]`` load checkpoints of ``neck=FPN``.
 
     mmengine makes a Sequential of a list of necks. Its keys begin with the
-    number of the neck, so all those of the plain neck would be left over. FPT
-    sees no keys but its own: only the list can rename them.
+    index of the neck, so all keys of the plain neck would be unexpected. FPT
+    sees only its own keys, so the Sequential has to rename them.
     """
     original = Sequential._load_from_state_dict
     if getattr(original, 'takes_plain_necks', False):
@@ -29,24 +29,26 @@ def load_plain_necks_into_lists() -> None:
 
 
 def adopt_plain_neck(state_dict: dict, prefix: str, necks: nn.Module) -> None:
-    """Give a single neck's keys to a list that FPT continues.
+    """Rename the keys of a single neck to those of a list of necks with FPT.
 
-    Those of a plain neck go to the first one. Of an FPT around a neck or a
-    list the pyramid's go to the necks before FPT, the others to FPT.
+    Keys of a plain neck become keys of the first neck in the list. If the
+    checkpoint's neck is an FPT that wraps a pyramid, the pyramid's keys become
+    keys of the necks before FPT, and the other keys become FPT's.
 
     Args:
-        state_dict: Changed in place. A key that is there under its new name is
-            left alone.
-        prefix: That of the necks, with its final dot, or ''.
-        necks: Nothing is done where it is no list, or no FPT continues it.
+        state_dict: Changed in place. A key is kept if its new name is taken.
+        prefix: Prefix of the necks' keys, with its final dot, or ''.
+        necks: The Sequential. Other modules, and lists without an FPT after the
+            first neck, are ignored.
     """
     if not isinstance(necks, nn.Sequential):
         return
-    places = [i for i, child in enumerate(necks) if i and _continues(child)]
-    if not places:
+    indices = [i for i, child in enumerate(necks) if i and _is_bare_fpt(child)]
+    if not indices:
         return
-    own = necks[places[0]].OWN_CHILDREN
-    wrapped = '' if places[0] > 1 else '0.'  # a list has numbers itself
+    own = necks[indices[0]].OWN_CHILDREN
+    # The keys of a wrapped list of necks begin with an index already.
+    wrapped = '' if indices[0] > 1 else '0.'
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix):]
         child, _, rest = name.partition('.')
@@ -57,11 +59,14 @@ def adopt_plain_neck(state_dict: dict, prefix: str, necks: nn.Module) -> None:
         elif child == 'pyramid':
             renamed = f'{prefix}{wrapped}{rest}'
         else:
-            renamed = f'{prefix}{places[0]}.{name}'
+            renamed = f'{prefix}{indices[0]}.{name}'
         if renamed not in state_dict:
             state_dict[renamed] = state_dict.pop(key)
 
 
-def _continues(module: nn.Module) -> bool:
-    """Whether it is FPT without a pyramid; necks stand above this package."""
+def _is_bare_fpt(module: nn.Module) -> bool:
+    """Return whether it is an FPT without a pyramid.
+
+    FPT's class cannot be imported here: necks import this package.
+    """
     return hasattr(module, 'OWN_CHILDREN') and module.pyramid is None

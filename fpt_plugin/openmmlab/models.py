@@ -1,4 +1,4 @@
-"""Detectors and segmentors of the OpenMMLab libraries, built from their configs."""
+"""Build detectors and segmentors of the OpenMMLab libraries from configs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .pins import SCOPES
 
-# Arguments by which constructors of the libraries fetch weights.
-_FETCHED = ('pretrained', 'teacher_ckpt')
-# Where wrappers keep the model that they wrap.
+# Constructor arguments that make the libraries download weights.
+_WEIGHT_ARGUMENTS = ('pretrained', 'teacher_ckpt')
+# Attributes in which wrappers keep the wrapped model.
 _WRAPPED = ('module', 'student', 'detector')
 
 
@@ -29,18 +29,18 @@ def load_config(config: str | Path | Config,
     """Read a config that has a model.
 
     Args:
-        config: A file, ``mmdet::`` or ``mmseg::`` and a file of that library's
-            configs, or a config.
+        config: A file; ``mmdet::`` or ``mmseg::`` followed by a file in that
+            library's configs; or a config.
         cfg_options: Settings that override the config's.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The config has no ``model`` or no ``default_scope``, or the
-            levels of its neck and its transformer differ in number.
+            library before ``::`` is unknown.
     """
     given = config if isinstance(config, (str, Path)) else 'the given config'
     if '::' in str(given):
-        # As a base it is found as the shipped configs find theirs.
+        # Read it as a base, so that it is found like bases of shipped configs.
         library = str(config).partition('::')[0]
         if library not in MODULE2PACKAGE:
             raise ValueError(f'the library before :: must be one of '
@@ -61,9 +61,9 @@ def load_config(config: str | Path | Config,
 
 
 def scope_of(config: Config) -> str | None:
-    """The ``default_scope`` of a config, or the library that its model is of.
+    """Return the ``default_scope`` of a config, or the library of its model.
 
-    Configs that import what they name need no scope and have none.
+    Configs in Python style import their classes and have no scope.
     """
     model = config.get('model')
     kind = model.get('type') if isinstance(model, Mapping) else None
@@ -73,16 +73,16 @@ def scope_of(config: Config) -> str | None:
 
 
 def build_model(config: Config) -> nn.Module:
-    """Build the model of a config; nothing is downloaded."""
+    """Build the model of a config without downloading weights."""
     with DefaultScope.overwrite_default_scope(config.default_scope):
         return MODELS.build(without_weights(config.model))
 
 
 def without_weights(node: object) -> object:
-    """A copy of nested configs without names of weights."""
+    """Copy nested configs without the settings that load weights."""
     if isinstance(node, Mapping):
         return type(node)({
-            key: None if key in _FETCHED and isinstance(value, str) else
+            key: None if key in _WEIGHT_ARGUMENTS and isinstance(value, str) else
             without_weights(value)
             for key, value in node.items()
             if not (key == 'init_cfg' and is_pretrained(value))
@@ -93,7 +93,7 @@ def without_weights(node: object) -> object:
 
 
 def is_pretrained(init_cfg: object) -> bool:
-    """Whether settings of an initialisation, or one of several, name weights."""
+    """Return whether an ``init_cfg``, or one of a list of them, loads weights."""
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     return any(isinstance(cfg, Mapping)
                and cfg.get('type') in ('Pretrained', PretrainedInit)
@@ -101,10 +101,10 @@ def is_pretrained(init_cfg: object) -> bool:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The detector inside test-time augmentation, a teacher's pair or DDP.
+    """Return the detector inside test-time augmentation, teacher-student or DDP.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The model has no backbone and wraps no model that has one.
     """
     inner = model
     while not hasattr(inner, 'backbone'):
@@ -120,44 +120,47 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
-class _Reached(Exception):
-    """The first layer with weights is about to run."""
+class _FirstLayerReached(Exception):
+    """Stops a forward pass at the first layer with weights."""
 
 
-# Names of a layer's number of channels, and the dimension of its input.
-_WIDTHS = dict(in_channels=1, num_features=1, in_features=-1)
+# Attributes that hold a layer's input channels: the channel dimension of its input.
+_CHANNEL_DIMENSIONS = dict(in_channels=1, num_features=1, in_features=-1)
 
 
 @torch.no_grad()
 def image_channels(model: nn.Module) -> int:
-    """The channels of the images that a model takes.
+    """Return the number of channels of a model's input images.
 
-    The first layer that runs tells them, whatever the backbone does before it.
+    A forward pass is started and stopped at the first layer with weights. This
+    also works for backbones that reshape the image before that layer.
 
     Args:
-        model: A detector, a segmentor or a backbone; it is left as it is.
+        model: A detector, a segmentor or a backbone; it is not changed.
     """
     backbone = getattr(model, 'backbone', model)
     layers = [(layer, name) for layer in backbone.modules()
               if next(layer.children(), None) is None
-              for name in _WIDTHS if isinstance(getattr(layer, name, None), int)
+              for name in _CHANNEL_DIMENSIONS
+              if isinstance(getattr(layer, name, None), int)
               and next(layer.parameters(), None) is not None]
     if not layers:
         return 3
     guess = max(getattr(*layers[0]), 1)
     found = []
 
-    def ask(layer: nn.Module, args: tuple, name: str) -> None:
+    def record(layer: nn.Module, args: tuple, name: str) -> None:
+        # Modules before the layer may multiply the channels (space-to-depth).
         found.append(guess * getattr(layer, name)
-                     // args[0].shape[_WIDTHS[name]])
-        raise _Reached
+                     // args[0].shape[_CHANNEL_DIMENSIONS[name]])
+        raise _FirstLayerReached
 
-    handles = [layer.register_forward_pre_hook(partial(ask, name=name))
+    handles = [layer.register_forward_pre_hook(partial(record, name=name))
                for layer, name in layers]
     parameter = next(backbone.parameters())
     try:
         backbone(parameter.new_zeros(1, guess, 64, 64))
-    except Exception:  # code of the libraries and of anyone
+    except Exception:  # any backbone's code, and _FirstLayerReached
         pass
     finally:
         for handle in handles:
@@ -166,9 +169,9 @@ def image_channels(model: nn.Module) -> int:
 
 
 def data_samples(images: Tensor) -> list[BaseDataElement]:
-    """What the libraries' data samples tell the models, of images of full size.
+    """Return data samples for images without padding or scaling.
 
-    Some models ask for annotations in training: one object an image.
+    Each has one annotated object, which some models need in training.
     """
     height, width = images.shape[2:]
     sizes = {
@@ -191,7 +194,7 @@ def data_samples(images: Tensor) -> list[BaseDataElement]:
 
 
 def describe(error: Exception) -> str:
-    """An exception in one line."""
+    """Return an exception's type and message in one line."""
     lines = str(error).strip().splitlines() or ['']
     message = textwrap.shorten(lines[0], 120, placeholder=' ...')
     return f'{type(error).__name__}: {message}'.rstrip(': ')

@@ -1,4 +1,4 @@
-"""Errors of images and label maps get the names of the files."""
+"""Add file names to the errors of broken images and label maps."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from multiprocessing.context import get_spawning_popen
 
 from mmengine.dataset import BaseDataset
 
-# Where the hosts' datasets keep the paths of a sample.
+# Keys of a sample's paths in datasets of mmdet and mmseg.
 PATHS = ('img_path', 'seg_map_path')
 
 
 def name_broken_samples() -> None:
-    """Let mmengine's datasets say which sample it was that failed.
+    """Make mmengine's datasets name the sample that failed.
 
-    An empty file, a label map that cannot be decoded or a transform that does
-    not fit end in errors of OpenCV or of numpy that name no file. Processes
-    that are forked to load data inherit it; those that are spawned import the
-    package with the data set that they are given.
+    Without it, an empty file, a label map that cannot be decoded, or a transform
+    that does not fit raises an error of OpenCV or numpy that names no file.
+    Forked data loader workers inherit the fix; spawned workers import the package
+    when they unpickle the dataset.
     """
     if getattr(BaseDataset.prepare_data, 'names_samples', False):
         return
@@ -31,35 +31,35 @@ def name_broken_samples() -> None:
         except Exception as error:
             paths = _paths(self.get_data_info(idx))
             if not paths or any(path in str(error) for path in paths):
-                raise  # it names the file by itself
-            # One type of error: OpenCV's cannot be made from a text.
+                raise  # the message has the file name already
+            # One type for all: an OpenCV error cannot be built from a text.
             raise RuntimeError(
                 f'the sample {" with ".join(paths)} cannot be used: is the file '
                 f'whole? {type(error).__name__}: {error}') from error
 
     prepare_data.names_samples = True
     BaseDataset.prepare_data = prepare_data
-    _bring_the_package_along()
+    _import_in_spawned_workers()
 
 
-def _bring_the_package_along() -> None:
-    """Let a data set that is sent to a spawned process import this module there."""
+def _import_in_spawned_workers() -> None:
+    """Make spawned processes import this module when they unpickle a dataset."""
     original = BaseDataset.__reduce_ex__
 
     @wraps(original)
     def __reduce_ex__(self, protocol):
         reduced = original(self, protocol)
         if get_spawning_popen() is None or not isinstance(reduced, tuple):
-            return reduced  # a copy, or one for a file
-        make, arguments, *rest = reduced
-        return _make, (make, arguments), *rest
+            return reduced  # copied, or pickled into a file
+        constructor, arguments, *rest = reduced
+        return _reconstruct, (constructor, arguments), *rest
 
     BaseDataset.__reduce_ex__ = __reduce_ex__
 
 
-def _make(make: Callable, arguments: tuple) -> object:
-    """Begin to unpickle a data set; this module's import has mended the host."""
-    return make(*arguments)
+def _reconstruct(constructor: Callable, arguments: tuple) -> object:
+    """Unpickle a dataset; importing this function has applied the fixes."""
+    return constructor(*arguments)
 
 
 def _paths(sample: object) -> list[str]:

@@ -1,12 +1,12 @@
-"""Versions of the OpenMMLab libraries: which ones fit, and which ones to install.
+"""Versions of the OpenMMLab libraries: which are supported, which to install.
 
-The only place that names them. It imports nothing of the libraries, so that the
-doctor can read it where they are broken; setup.py and tools/environment.sh run it
-as a file.
+This is the only place that lists them. It imports none of the libraries, so the
+doctor can read it where they are broken. setup.py and tools/environment.sh run
+it as a file.
 """
 
-# By import name: the distributions that bring a library, and the versions that
-# fit, those that have mmengine's registries and configs: from, up to (excluded).
+# By import name: the distributions of a library, and the supported versions, which
+# are those with mmengine's registries and configs: from, up to (excluded).
 LIBRARIES = {
     'mmengine': (('mmengine', 'mmengine-lite', 'onedl-mmengine'), '0.7.1', '1'),
     'mmcv': (('mmcv', 'mmcv-lite', 'onedl-mmcv'), '2.0.0', '3'),
@@ -14,11 +14,11 @@ LIBRARIES = {
     'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.0.0', '2'),
 }
 
-# The registry scopes of the libraries that have detectors and segmentors, in the
-# order in which a name is looked up that the active scope does not know.
+# Registry scopes of the libraries with detectors and segmentors, in the order in
+# which they are searched for a name that is not in the active scope.
 SCOPES = ('mmdet', 'mmseg')
 
-# What to install, by stack and import name: the versions that are tested.
+# Tested versions to install, by stack and import name.
 REQUIREMENTS = {
     'stock': {
         'mmengine': 'mmengine==0.10.7',
@@ -33,20 +33,20 @@ REQUIREMENTS = {
         'mmseg': 'onedl-mmsegmentation>=1.4.2',
     },
 }
-# Stock mmengine imports pkg_resources, which newer setuptools do not have.
+# Stock mmengine imports pkg_resources, which newer setuptools lack.
 SETUPTOOLS = 'setuptools<81'
 # mmseg imports ftfy and regex without requiring them.
 BESIDES = {
     'stock': ('ftfy', 'regex', SETUPTOOLS),
     'onedl': ('ftfy', 'regex'),
 }
-# For the environment that the tests run in. Plain "torch" may resolve to a build
-# with several GB of CUDA libraries.
+# For the test environment. Plain "torch" may resolve to a build with several GB
+# of CUDA libraries.
 TORCH = 'torch==2.13.0'
 BUILT = {'stock': REQUIREMENTS['stock']['mmcv'], 'onedl': 'onedl-mmcv==2.3.6'}
 BUILD_TOOLS = {'stock': SETUPTOOLS, 'onedl': 'setuptools'}
 
 
 def stack_of(distribution: str) -> str:
-    """Return the stack that a distribution belongs to: ``stock`` or ``onedl``."""
+    """Return the stack of a distribution: ``stock`` or ``onedl``."""
     return 'onedl' if distribution.startswith('onedl-') else 'stock'

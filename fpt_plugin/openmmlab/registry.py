@@ -1,4 +1,4 @@
-"""mmengine's registries: how the libraries are reached, and find what is ours."""
+"""Register classes in mmengine's registries, and look up those of the libraries."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mmengine.registry import Registry
 
 
 def register(registry: Registry) -> Callable[[Callable], Callable]:
-    """Make a decorator that registers a class or function under its name.
+    """Return a decorator that registers a class or function under its name.
 
-    A reloaded module, as notebooks do it after each edit, replaces its own
-    earlier entries. Entries of others are never replaced.
+    A reloaded module, as in a notebook after an edit, replaces its own earlier
+    entries. Entries of other modules are never replaced.
 
     Raises:
-        KeyError: The name is someone else's.
+        KeyError: Another module has registered the name.
     """
 
     def decorate(item: Callable) -> Callable:
@@ -27,12 +27,12 @@ def register(registry: Registry) -> Callable[[Callable], Callable]:
 
 
 def lookup(registry: Registry, name: str | type) -> type | None:
-    """What a registry holds under a name; None where it does not know it."""
+    """Return the entry of a registry, or None if the name is not registered."""
     if not isinstance(name, str):
         return name
     try:
         found = registry.get(name)
-    except RuntimeError:  # what Registry.get makes of an unknown name
+    except RuntimeError:  # raised for some unknown names
         return None
     return found if callable(found) else None
 
@@ -42,7 +42,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def unknown_arguments(cls: type, args: dict) -> list[str]:
-    """Names in ``args`` that the constructor of ``cls`` does not take."""
+    """Return the names in ``args`` that the constructor of ``cls`` does not take."""
     parameters = _parameters(cls)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return []
@@ -50,7 +50,7 @@ def unknown_arguments(cls: type, args: dict) -> list[str]:
 
 
 def missing_arguments(cls: type, args: dict) -> list[str]:
-    """Names that the constructor of ``cls`` requires and ``args`` lacks."""
+    """Return the required arguments of ``cls`` that are not in ``args``."""
     return [
         name for name, p in _parameters(cls).items()
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL,

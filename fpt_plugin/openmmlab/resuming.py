@@ -1,4 +1,4 @@
-"""A training can only go on from a checkpoint of the same model and optimizer."""
+"""Explain why a training cannot resume from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch.optim import Optimizer
 
 from ..io.checkpoints import some, summarised
 
-# What optimizers keep in the shape of a parameter.
-_LIKE_PARAMETERS = ('momentum_buffer', 'exp_avg', 'exp_avg_sq')
+# Optimizer states that have the shape of their parameter.
+_PARAMETER_SHAPED = ('momentum_buffer', 'exp_avg', 'exp_avg_sq')
 
 
-def name_what_cannot_be_resumed() -> None:
-    """Let mmengine's runner say why a training cannot go on from a checkpoint.
+def explain_failed_resumes() -> None:
+    """Make mmengine's runner explain why a training cannot resume.
 
-    A plain model's checkpoint that is resumed with a neck more ends in
-    ``parameter group that doesn't match the size of optimizer's group``,
-    another optimizer's in ``KeyError: 'step'``, bare weights in
-    ``KeyError: 'meta'``; where the numbers of tensors agree by chance, the
-    optimizer's state goes to other parameters in silence.
+    Without it, the checkpoint of a plain model resumed with another neck ends in
+    ``parameter group that doesn't match the size of optimizer's group``, the
+    checkpoint of another optimizer in ``KeyError: 'step'``, and bare weights in
+    ``KeyError: 'meta'``. Where the numbers of tensors agree by chance, the
+    optimizer's state is silently given to other parameters.
     """
     original = Runner.resume
-    if getattr(original, 'names_what_differs', False):
+    if getattr(original, 'explains_failures', False):
         return
 
     @wraps(original)
@@ -40,12 +40,12 @@ def name_what_cannot_be_resumed() -> None:
         finally:
             self._hooks.remove(check)
 
-    resume.names_what_differs = True
+    resume.explains_failures = True
     Runner.resume = resume
 
 
 class _ResumeCheck(Hook):
-    """Looks at a checkpoint before anything of it is loaded."""
+    """Check a checkpoint before any part of it is loaded."""
 
     def __init__(self, filename: str, resume_optimizer: bool) -> None:
         self.filename, self.resume_optimizer = filename, resume_optimizer
@@ -54,51 +54,52 @@ class _ResumeCheck(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) \
             else runner.model
         wrapper = runner.optim_wrapper if self.resume_optimizer else None
-        reasons = list(what_differs(checkpoint, model, wrapper))
+        reasons = list(resume_obstacles(checkpoint, model, wrapper))
         if reasons:
             raise ValueError(
-                f'no training can go on from {self.filename}: it '
-                f'{" and ".join(reasons)}. To begin one with its weights, set '
-                f'load_from={str(self.filename)!r} and leave out resume '
+                f'the training cannot resume from {self.filename}: it '
+                f'{" and ".join(reasons)}. To start a training with its weights, '
+                f'set load_from={str(self.filename)!r} and leave out resume '
                 '(--cfg-options load_from=..., without --resume)')
 
 
-def what_differs(checkpoint: Mapping, model: nn.Module,
-                 wrapper: object = None) -> Iterator[str]:
-    """Say why the state of a training is not that of a model's.
+def resume_obstacles(checkpoint: Mapping, model: nn.Module,
+                     wrapper: object = None) -> Iterator[str]:
+    """Compare the state of a training with the model that would resume it.
 
     Args:
-        checkpoint: What mmengine's runner saved.
-        model: The model to go on with.
-        wrapper: The optimizer's; None: its state is not looked at.
+        checkpoint: A checkpoint of mmengine's runner.
+        model: The model to train further.
+        wrapper: The optimizer wrapper; None: the optimizer is not compared.
 
     Yields:
-        Reasons, each to follow the word ``it``; none where all is well.
+        Reasons against resuming, as predicates of the word ``it``.
     """
-    lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
-    if lacking:
-        yield f'holds weights alone, without {" and ".join(lacking)}'
+    missing = [key for key in ('meta', 'message_hub') if key not in checkpoint]
+    if missing:
+        yield f'holds only weights, without {" and ".join(missing)}'
         return
     if wrapper is None:
         return
     saved = _optimizers(checkpoint.get('optimizer') or {}, wrapper)
-    unlike = [reason for state, optimizer in saved
-              for reason in _optimizer_differs(state, optimizer)]
+    different = [reason for state, optimizer in saved
+                 for reason in _optimizer_differences(state, optimizer)]
     new, gone = _parameters_that_differ(checkpoint.get('state_dict', {}), model)
     if new:
         yield f'was trained without {new}'
-    if gone and (new or unlike):
-        yield f'was trained with {gone}, which the model has not'
-    yield from unlike if not (new or gone) else [
-        reason for reason in unlike if 'another optimizer' in reason]
-    if not (new or unlike):  # an optimizer without a state compares no shapes
+    if gone and (new or different):
+        yield f'was trained with {gone}, which the model lacks'
+    yield from different if not (new or gone) else [
+        reason for reason in different if 'another optimizer' in reason]
+    # Shapes were not compared if the optimizer has no state.
+    if not (new or different):
         yield from _parameters_of_another_shape(
             checkpoint.get('state_dict', {}), model)
 
 
 def _optimizers(saved: Mapping,
                 wrapper: object) -> Iterator[tuple[Mapping, Optimizer]]:
-    """Each saved state and the optimizer that would get it."""
+    """Yield each saved optimizer state with the optimizer that would load it."""
     if isinstance(wrapper, OptimWrapperDict):
         for name, part in wrapper.items():
             yield from _optimizers(saved.get(name) or {}, part)
@@ -106,28 +107,29 @@ def _optimizers(saved: Mapping,
         yield saved, wrapper.optimizer
 
 
-def _optimizer_differs(saved: Mapping, optimizer: Optimizer) -> Iterator[str]:
+def _optimizer_differences(saved: Mapping,
+                           optimizer: Optimizer) -> Iterator[str]:
     before, now = saved['param_groups'], optimizer.param_groups
-    # Versions of torch add settings; another optimizer lacks some as well.
-    known, wanted = ({name for group in groups for name in group
-                      if not name.startswith(('initial_', 'param'))}
-                     for groups in (before, now))
-    if known - wanted and wanted - known:
-        yield ('was trained by another optimizer than this '
+    # A new version of torch only adds settings. Another optimizer also lacks some.
+    old, new = ({name for group in groups for name in group
+                 if not name.startswith(('initial_', 'param'))}
+                for groups in (before, now))
+    if old - new and new - old:
+        yield ('was trained with another optimizer than this '
                f'{type(optimizer).__name__}, one with '
-               f'{some(sorted(known - wanted))} instead of '
-               f'{some(sorted(wanted - known))}')
+               f'{some(sorted(old - new))} instead of '
+               f'{some(sorted(new - old))}')
     counts = [[len(group['params']) for group in groups]
               for groups in (before, now)]
     if counts[0] != counts[1]:
         yield (f'was trained with {sum(counts[0])} tensors in {len(before)} groups '
-               f'of the optimizer, where there are {sum(counts[1])} in {len(now)}')
+               f'of the optimizer, now there are {sum(counts[1])} in {len(now)}')
         return
     numbers = [number for group in before for number in group['params']]
     parameters = [p for group in now for p in group['params']]
     for number, parameter in zip(numbers, parameters):
         state = saved['state'].get(number) or {}
-        for name in _LIKE_PARAMETERS:
+        for name in _PARAMETER_SHAPED:
             value = state.get(name)
             if value is not None and value.shape != parameter.shape:
                 yield (f'has the state of other parameters: {name} of '
@@ -137,10 +139,10 @@ def _optimizer_differs(saved: Mapping, optimizer: Optimizer) -> Iterator[str]:
 
 def _parameters_that_differ(state_dict: Mapping,
                             model: nn.Module) -> tuple[str, str]:
-    """Parameters that are not in a checkpoint, and what only the checkpoint has."""
+    """Describe parameters missing in the checkpoint, and keys missing in the model."""
     own = model.state_dict()
     given = {key.removeprefix('module.') for key in state_dict}
-    # FPT takes the keys of the plain pyramid for those of the wrapped one.
+    # FPT accepts the keys of the plain pyramid for the wrapped one.
     aliases = {key: _without_pyramid(key) for key in own}
     new = [name for name, _ in model.named_parameters()
            if name in own and not given & {name, aliases[name]}]
@@ -152,16 +154,16 @@ def _parameters_that_differ(state_dict: Mapping,
 
 def _parameters_of_another_shape(state_dict: Mapping,
                                  model: nn.Module) -> Iterator[str]:
-    """What mmengine would leave out with a warning, so that it begins anew."""
+    """Find parameters that mmengine would skip with a warning and train anew."""
     own = model.state_dict()
     given = {key.removeprefix('module.'): value
              for key, value in state_dict.items()}
-    wrong = [name for name, _ in model.named_parameters() if name in own
-             and name in given and given[name].shape != own[name].shape]
-    if wrong:
-        name = wrong[0]
-        yield (f'has {len(wrong)} parameters of another shape, such as {name} of '
-               f'{[*given[name].shape]} for {[*own[name].shape]}')
+    reshaped = [name for name, _ in model.named_parameters() if name in own
+                and name in given and given[name].shape != own[name].shape]
+    if reshaped:
+        name = reshaped[0]
+        yield (f'has {len(reshaped)} parameters of another shape, such as {name} '
+               f'of {[*given[name].shape]} for {[*own[name].shape]}')
 
 
 def _without_pyramid(key: str) -> str:

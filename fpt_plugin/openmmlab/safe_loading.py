@@ -1,4 +1,4 @@
-"""Let torch's safe loading read the checkpoints that mmengine writes."""
+"""Make torch's safe loading read the checkpoints that mmengine writes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,30 @@ try:
 except ImportError:  # numpy < 2
     from numpy.core import multiarray
 
-NUMBERS = 'biufc'  # numpy's letters: bool, integers, floats, complex
+NUMBERS = 'biufc'  # numpy's kinds: bool, integers, floats, complex
 
 
 def allow_safe_resume() -> None:
-    """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
+    """Make ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
-    Since torch 2.6 the safe loading is the default, and mmengine stores its
-    log in the checkpoint: a HistoryBuffer of numpy arrays, whose methods
-    pickle as ``getattr(HistoryBuffer, 'mean')``. Loading such a file fails
-    with ``Weights only load failed ... HistoryBuffer``. What it holds is put
-    on torch's list of safe globals, with stand-ins where the real thing would
-    let a file do more than hold numbers: ``builtins.getattr`` answers
-    HistoryBuffer's methods and OneCycleLR's annealing only,
-    ``numpy.ndarray`` can be named but not called (called with bytes of a file
-    it makes an array of raw pointers), and arrays are of numbers, of either
-    byte order. What the user allowed himself, under the same names, counts:
-    torch picks one of two entries by chance, so each of them works with all
-    the others, and a stand-in gives way.
+    Since torch 2.6 safe loading is the default. mmengine stores its log in the
+    checkpoint: a HistoryBuffer of numpy arrays, whose methods are pickled as
+    ``getattr(HistoryBuffer, 'mean')``. Loading such a file fails with ``Weights
+    only load failed ... HistoryBuffer``.
+
+    This function adds the needed types to torch's list of safe globals. Where the
+    real object would let a file do more than hold numbers, a restricted
+    replacement is added instead:
+
+    - ``builtins.getattr`` returns only methods of HistoryBuffer and the
+      annealing functions of OneCycleLR.
+    - ``numpy.ndarray`` can be named but not called: called with bytes from a
+      file, it makes an array of raw pointers.
+    - Arrays hold only numbers, of either byte order.
+
+    If the user has added an object of the same name to the list, torch picks one
+    of the two entries by chance. Therefore each entry works with all others, and
+    a replacement then behaves like the user's object.
     """
     if not loads_safely():
         return
@@ -48,20 +54,20 @@ def allow_safe_resume() -> None:
         (LoadedArray, 'numpy.ndarray'),
         (_number_dtype, 'numpy.dtype'),
         (np.ndarray, _by_type_only('numpy.ndarray')),
-        (bytes, 'builtins.bytes'),  # of an array without numbers
+        (bytes, 'builtins.bytes'),  # used by empty arrays
     ]
-    # Numpy 2 moved its core; files from either side of the move are read.
+    # numpy 2 moved its core; files of both versions are read.
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
         allowed.append((_empty_array, f'{module}._reconstruct'))
         allowed.append((_number, f'{module}.scalar'))
-    # By name, too: who allows the same types for a while takes those off the
-    # list again that are on it without one.
+    # With a name: torch's safe_globals context removes entries without a name
+    # on exit, if it was given the same types.
     for kind in (HistoryBuffer, slice):
         allowed.append((kind, f'{kind.__module__}.{kind.__qualname__}'))
     for kind in {type(np.dtype(code)) for code in np.typecodes['All']
                  if np.dtype(code).kind in NUMBERS}:
         allowed.append((kind, _by_type_only(f'numpy.dtypes.{kind.__name__}')))
-    # Without those of this module before it was reloaded.
+    # Drop the entries that this module added before it was reloaded.
     others = [entry for entry in torch.serialization.get_safe_globals()
               if getattr(_real(entry), '__module__', '') != __name__]
     torch.serialization.clear_safe_globals()
@@ -69,43 +75,44 @@ def allow_safe_resume() -> None:
 
 
 def _by_type_only(name: str) -> str:
-    """A name that cannot be spelt in a pickle, so that nothing calls it.
+    """Return a name that no pickle can contain, so that a file cannot call it.
 
-    torch looks an object's type up before it calls __setstate__.
+    torch also looks up an object's type on the list before it calls
+    __setstate__, and that works with any name.
     """
     return f'{name}\nby type only'
 
 
-def _users(real: object) -> bool:
-    """Whether the user put the real thing on torch's list; we never do."""
+def _user_allowed(real: object) -> bool:
+    """Return whether the user has put the real object on torch's list."""
     return any(real is _real(entry)
                for entry in torch.serialization.get_safe_globals())
 
 
 def _real(entry: object) -> object:
-    """What an entry of torch's list allows, with or without a name."""
+    """Return the object of an entry of torch's list, which may have a name."""
     return entry[0] if isinstance(entry, tuple) else entry
 
 
 class LoadedArray(np.ndarray):
-    """An array of a checkpoint; it is saved and copied as a plain one.
+    """An array from a checkpoint; it is saved and copied as a plain array.
 
-    A subclass, because that is what numpy's own ``_reconstruct`` takes and
-    what sees the dtype before the bytes are read by it.
+    A subclass is used because numpy's ``_reconstruct`` accepts it, and because
+    its ``__setstate__`` can check the dtype before the bytes are read.
     """
 
     def __new__(cls, *args, **kwargs) -> LoadedArray:
-        """Refuse calls: a file's bytes would become raw pointers."""
+        """Refuse calls, in which bytes from the file would become raw pointers."""
         raise UnpicklingError('a checkpoint may hold numpy arrays, but not call '
                               'numpy.ndarray')
 
     def __setstate__(self, state: tuple) -> None:
-        """Take shape and numbers from a file, in the machine's byte order.
+        """Set shape and numbers from a file, in native byte order.
 
         Raises:
-            UnpicklingError: They are no numbers.
+            UnpicklingError: The dtype is not numeric.
         """
-        if not _users(np.dtype):
+        if not _user_allowed(np.dtype):
             *version, shape, dtype, by_columns, content = state
             saved = _plain(dtype)
             native = np.dtype(saved.str[1:])
@@ -115,29 +122,29 @@ class LoadedArray(np.ndarray):
         super().__setstate__(state)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        """Save it as numpy would save a plain array."""
+        """Pickle it as a plain array."""
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict) -> np.ndarray:
-        """Copy it into a plain array."""
+        """Copy it to a plain array."""
         return np.array(self)
 
     def __array_wrap__(self, array, context=None, return_scalar=False):
-        """Give plain arrays as results."""
+        """Return plain arrays from numpy functions."""
         return array[()] if return_scalar else array.view(np.ndarray)
 
 
 def _number_dtype(code: str, align: bool = False,
                   copy: bool = False) -> np.dtype:
-    """The stand-in for numpy.dtype: a copy, which takes the byte order.
+    """Replace numpy.dtype: return a copy, whose byte order the file may set.
 
-    It takes any state from the file, fields of pointers too; so nothing but
-    its kind, size and byte order is used, see :func:`_plain`.
+    The file can set any state of the copy, including fields of pointers.
+    Therefore only its kind, size and byte order are used, see :func:`_plain`.
 
     Raises:
-        UnpicklingError: The checkpoint asks for anything but numbers.
+        UnpicklingError: The dtype is not numeric.
     """
-    if not _users(np.dtype) and not (
+    if not _user_allowed(np.dtype) and not (
             isinstance(code, str) and re.fullmatch(rf'[{NUMBERS}]\d+', code)):
         raise UnpicklingError('a checkpoint may hold numpy arrays of numbers, '
                               f'got some of dtype {code!r}')
@@ -145,28 +152,28 @@ def _number_dtype(code: str, align: bool = False,
 
 
 def _plain(dtype: np.dtype) -> np.dtype:
-    """The numbers that a dtype of a file stands for.
+    """Return a new numeric dtype like that of a file.
 
     Raises:
-        UnpicklingError: There are none.
+        UnpicklingError: The dtype is not numeric.
     """
     code = dtype.str if isinstance(dtype, np.dtype) else repr(dtype)
     try:
         if re.fullmatch(rf'[<>|=][{NUMBERS}]\d+', code):
             return np.dtype(code)
-    except TypeError:  # numbers of no such size
+    except TypeError:  # numpy has no number of that size
         pass
     raise UnpicklingError('a checkpoint may hold numpy arrays of numbers, got '
                           f'some of dtype {code!r}')
 
 
 def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
-    """The stand-in for numpy's _reconstruct: __setstate__ fills the array.
+    """Replace numpy's _reconstruct: return an array that __setstate__ fills.
 
     Raises:
-        UnpicklingError: The checkpoint asks for anything but a plain array.
+        UnpicklingError: The type is not numpy.ndarray.
     """
-    if _users(multiarray._reconstruct):
+    if _user_allowed(multiarray._reconstruct):
         return multiarray._reconstruct(subtype, shape, code)
     if subtype is not np.ndarray and _origin(subtype) != _origin(LoadedArray):
         raise UnpicklingError(
@@ -175,23 +182,23 @@ def _empty_array(subtype: type, shape: tuple, code: bytes) -> np.ndarray:
 
 
 def _origin(kind: type) -> tuple[str, str]:
-    """Where a class is from, the same for the one from before a reload."""
+    """Return module and name of a class; a reload of the module keeps them."""
     return kind.__module__, kind.__qualname__
 
 
 def _number(dtype: np.dtype, content: bytes) -> np.generic:
-    """The stand-in for numpy's scalar.
+    """Replace numpy's scalar.
 
     Raises:
-        UnpicklingError: The checkpoint asks for anything but a number.
+        UnpicklingError: The dtype is not numeric.
     """
-    if not _users(multiarray.scalar) and not _users(np.dtype):
+    if not _user_allowed(multiarray.scalar) and not _user_allowed(np.dtype):
         dtype = _plain(dtype)
     return multiarray.scalar(dtype, content)
 
 
 class _OneCycle:
-    """The stand-in for OneCycleParamScheduler, whose annealing is a function."""
+    """Replaces OneCycleParamScheduler, whose annealing functions files refer to."""
 
     def __new__(cls, *args, **kwargs) -> _OneCycle:
         """Refuse calls."""
@@ -200,13 +207,13 @@ class _OneCycle:
 
 
 def _method(owner: type, name: str) -> FunctionType:
-    """The stand-in for getattr while a checkpoint is read.
+    """Replace getattr while a checkpoint is read.
 
     Raises:
-        UnpicklingError: Anything but a public method of HistoryBuffer or the
-            annealing of OneCycleLR is asked for.
+        UnpicklingError: It is neither a public method of HistoryBuffer nor an
+            annealing function of OneCycleLR.
     """
-    if _users(getattr):
+    if _user_allowed(getattr):
         return getattr(owner, name)
     if owner is _OneCycle and name in ('_annealing_cos', '_annealing_linear'):
         return getattr(OneCycleParamScheduler, name)
@@ -218,29 +225,30 @@ def _method(owner: type, name: str) -> FunctionType:
     return method
 
 
-def keep_the_stand_ins() -> None:
-    """Let the fork's loader read by our list instead of its own.
+def keep_restricted_globals() -> None:
+    """Make the fork's loader use torch's list of safe globals instead of its own.
 
-    Its list has the real ``builtins.getattr`` and ``numpy.ndarray``; beside our
-    stand-ins it would be a matter of chance which of them a file gets.
+    The fork's list has the real ``builtins.getattr`` and ``numpy.ndarray``.
+    Together with the restricted replacements it would be a matter of chance
+    which of them torch uses.
     """
     if loads_safely() and hasattr(checkpoint, 'get_torch_safe_globals'):
-        checkpoint.get_torch_safe_globals = _nothing_more
+        checkpoint.get_torch_safe_globals = _no_more_globals
 
 
-def _nothing_more() -> list:
-    """No further safe globals."""
+def _no_more_globals() -> list:
+    """Return no further safe globals."""
     return []
 
 
 def refuse_pickles() -> None:
-    """Let this process load nothing but weights; the tools call it.
+    """Make this process load checkpoints only safely; the commands call it.
 
-    mmengine leaves it to torch how a file is read, and torch reads what comes
-    from a URL unsafely; the fork reads a file again unsafely that the safe way
-    refuses. Where the user has set one of torch's two environment variables
-    for it, that counts. Older torch reads unsafely: its safe way has no list
-    of what mmengine's checkpoints hold.
+    By default torch reads files from URLs unsafely, and the fork of mmengine
+    reads a file again unsafely if safe loading fails. If the user has set one of
+    torch's two environment variables for this choice, nothing is changed. torch
+    before 2.6 reads unsafely: it has no list of safe globals to which the types
+    in mmengine's checkpoints could be added.
     """
     if loads_safely() and not os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')

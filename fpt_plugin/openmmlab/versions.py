@@ -1,4 +1,4 @@
-"""Which OpenMMLab versions are installed, and whether the package supports them."""
+"""Check that the installed OpenMMLab versions are supported."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .pins import LIBRARIES
 
 @cache
 def check_versions() -> None:
-    """Refuse OpenMMLab versions that the package cannot work with.
+    """Refuse unsupported OpenMMLab versions.
 
-    Called when a model is built, so that importing the package never fails.
-    A host that is not installed is not missed.
+    It is called when a model is built, so that importing the package never
+    fails. Libraries that are not installed are skipped.
 
     Raises:
         ImportError: A version is out of its range, or two distributions of
-            one host lie over each other.
+            one library are installed over each other.
     """
     for module, (names, low, high) in LIBRARIES.items():
         found = {name: version_of(name) for name in names}
@@ -30,9 +30,8 @@ def check_versions() -> None:
             raise ImportError(
                 f'{module} must come from one distribution, got {given}: their '
                 'files overwrite each other. Uninstall all of them, then '
-                f'install the one that is wanted: pip uninstall '
-                f'{" ".join(found)}')
-        # What is imported counts; a source checkout has no metadata.
+                f'install one: pip uninstall {" ".join(found)}')
+        # The imported version takes precedence; a checkout has no metadata.
         given = getattr(sys.modules.get(module), '__version__', None) \
             or next(iter(found.values()), None)
         if given is None:
@@ -45,7 +44,7 @@ def check_versions() -> None:
 
 
 def version_of(distribution: str) -> str | None:
-    """Return the version of an installed distribution; None without it."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""``doctor --data CONFIG``: all data of a config, its heads and loaded samples."""
+"""``doctor --data CONFIG`` checks the data of a config, its heads and samples."""
 
 import json
 
@@ -29,25 +29,15 @@ def statuses(cfg):
     return {finding.name: finding.status for finding in examine(cfg)}
 
 
-def write(cfg, path):
-    cfg.dump(str(path))
-    return str(path)
-
-
 def run(*flags):
     return doctor.main(doctor.parser().parse_args(list(flags)))
-
-
-def test_good_data(tmp_path):
-    cfg = config(write_coco(tmp_path))
-    assert statuses(cfg) == dict(
-        model=OK, train_dataloader=OK, val_dataloader=OK, test_dataloader=OK)
 
 
 def test_the_command(tmp_path, capfd):
     content = coco_content()
     del content['annotations'][1]['area']
-    path = write(config(write_coco(tmp_path, content)), tmp_path / 'c.py')
+    path = str(tmp_path / 'c.py')
+    config(write_coco(tmp_path, content)).dump(path)
     diagnosis = run('--data', path, '--json')
     printed = json.loads(capfd.readouterr().out)
     assert printed == json.loads(json.dumps(diagnosis.to_dict()))
@@ -57,9 +47,6 @@ def test_the_command(tmp_path, capfd):
     assert "1 annotations without 'area'" in finding.text
     cfg_options = [f'{split}_dataloader={None}' for split in ('train', 'val', 'test')]
     assert run('--data', path, '--cfg-options', *cfg_options).exit_code == 0
-
-
-def test_a_config_that_is_not_there(tmp_path):
     with pytest.raises(doctor.ERRORS, match='nothing.py'):
         run('--data', str(tmp_path / 'nothing.py'))
     with pytest.raises(doctor.ERRORS, match='--data'):
@@ -68,10 +55,12 @@ def test_a_config_that_is_not_there(tmp_path):
 
 def test_heads_of_other_classes(tmp_path):
     cfg = config(write_coco(tmp_path))
+    assert statuses(cfg) == dict(
+        model=OK, train_dataloader=OK, val_dataloader=OK, test_dataloader=OK)
     cfg.model.bbox_head.num_classes = 80
     assert statuses(cfg)['model'] == FAIL
     cfg.model.bbox_head.type = 'Misspelt'
-    assert statuses(cfg)['model'] == WARN  # the rest is looked at
+    assert statuses(cfg)['model'] == WARN  # the data are checked all the same
 
 
 def test_samples_that_do_not_load(tmp_path):
@@ -89,7 +78,7 @@ def test_samples_that_do_not_load(tmp_path):
     (dict(indices=[]), 'indices'),
     (dict(ann_file='b.json'), 'b.json is not there'),
 ])
-def test_data_sets_without_samples(tmp_path, settings, words):
+def test_datasets_without_samples(tmp_path, settings, words):
     cfg = config(write_coco(tmp_path))
     cfg.train_dataloader.dataset.update(settings)
     found = [finding.text for finding in examine(cfg) if finding.status == FAIL]

@@ -18,7 +18,7 @@ MODEL = dict(type='IPT', tasks=('noise30', 'sr2'), channels=4, crop=12, depth=1,
 
 @pytest.fixture
 def files(tmp_path):
-    """Config, checkpoint and a grey-blue image of 30 x 41 pixels, as strings."""
+    """Return a model and the paths of its config, checkpoint and an image (30, 41)."""
     Config(dict(default_scope='mmengine', model=MODEL)).dump(tmp_path / 'config.py')
     torch.manual_seed(0)
     model = MODELS.build(MODEL)
@@ -34,7 +34,7 @@ def run(*args):
     return restore.main(restore.parser().parse_args(list(args)))
 
 
-def test_a_degraded_image(files, tmp_path):
+def test_a_low_resolution_image(files, tmp_path):
     model, names = files
     out = tmp_path / 'out.png'
     found = run(*names, '--task', 'sr2', '--out', str(out))
@@ -64,7 +64,7 @@ def test_a_clean_image_is_degraded(files, tmp_path, capsys, task, width, least, 
     assert f'PSNR {found["psnr"]:.2f} dB' in capsys.readouterr().out
 
 
-def test_refused(files, tmp_path):
+def test_bad_input(files, tmp_path):
     names = files[1]
     out = ['--out', str(tmp_path / 'a.png')]
     with pytest.raises(ValueError, match="task must be one of .*got 'rain'"):

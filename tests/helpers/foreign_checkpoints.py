@@ -10,7 +10,7 @@ DEEP_STEM = ((32, 3), (32, 3), (64, 3))
 
 
 def command(name):
-    """The subcommand that converts a lambda net."""
+    """Return the subcommand that converts a lambda network."""
     return ['d-li14'] if name.startswith('d') else ['timm-lambda', '--arch', name]
 
 
@@ -19,29 +19,29 @@ def task(*words):
 
 
 def build(name):
-    """The statement of a lambda net."""
+    """Build the reference implementation of a lambda network."""
     return DLi14Net() if name.startswith('d') else TimmNet(name)
 
 
 def meta_state(name):
-    """The keys and shapes of a statement, without memory."""
+    """Return the state dict of a lambda network on the meta device."""
     with torch.device('meta'):
         return build(name).state_dict()
 
 
 def resnet_state(blocks, *, stem=((64, 7), ), average=False, groups=1, width=64,
                  basic=False, device='meta'):
-    """Drawn tensors, or shapes alone, under the keys of a ResNet.
+    """Return random tensors, or only shapes, with the keys of a ResNet.
 
     Args:
-        blocks: Blocks a stage.
+        blocks: Blocks per stage.
         stem: Channels and kernel of the stem's convolutions: one is ``conv1``,
             several are ``stem.0``, ``stem.3``, ...
-        average: Shortcuts begin with an average pool, as in ResNet-D.
-        groups: Of the 3x3 convolutions.
-        width: Of the first stage, inside.
-        basic: Blocks of two 3x3 convolutions.
-        device: 'meta' for shapes alone.
+        average: Whether shortcuts start with average pooling, as in ResNet-D.
+        groups: Groups of the 3x3 convolutions.
+        width: Inner width of the first stage.
+        basic: Whether blocks have two 3x3 convolutions.
+        device: 'meta' for shapes only.
     """
     state = {}
 

@@ -1,4 +1,4 @@
-"""Small detectors of mmdet's own parts, for grafts."""
+"""Small detectors of mmdet for grafts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NECKS = {
 
 
 def retinanet(neck: dict | list | None, levels: int = 5) -> Config:
-    """RetinaNet with a neck of 16 channels and so many maps."""
+    """Return the config of a RetinaNet with a neck of 16 channels and some maps."""
     model = dict(
         type='RetinaNet',
         data_preprocessor=dict(
@@ -76,7 +76,7 @@ def config(model: dict, **more) -> Config:
 
 
 def wrapped(cfg: Config) -> Config:
-    """The detector as SoftTeacher's student and teacher."""
+    """Return the config of a SoftTeacher around the detector."""
     return config(
         dict(
             type='SoftTeacher',
@@ -90,7 +90,7 @@ def wrapped(cfg: Config) -> Config:
 
 
 def write(cfg: Config, path) -> str:
-    """A config file of a user."""
+    """Write a config file and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(str(path))
     return str(path)

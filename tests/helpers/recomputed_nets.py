@@ -1,4 +1,4 @@
-"""Nets with state of all kinds, trained with and without recomputation."""
+"""Networks with many kinds of state, trained with and without checkpointing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKBONES = {
 }
 
 class Scaled(nn.Module):
-    """State of all kinds: what is computed depends on it, and it moves."""
+    """Modules whose outputs depend on a state that changes in each forward."""
 
     def __init__(self):
         super().__init__()
@@ -69,12 +69,19 @@ class Net(nn.Module):
             self.neck(self.backbone(x)), scale=2.))
 
 
-def steps(net, named=None, autocast=False, share=slice(None)):
-    """Gradients of two passes, and what the net is afterwards."""
+def steps(net, parts=None, autocast=False, share=slice(None)):
+    """Return the gradients of two steps, and the buffers and counters afterwards.
+
+    Args:
+        net: The network, or DDP around it.
+        parts: Names of the parts to checkpoint; None: none.
+        autocast: Whether to run in bfloat16.
+        share: The images of this process.
+    """
     net.train()
-    if named is not None:
+    if parts is not None:
         inner = net.module if hasattr(net, 'module') else net
-        turn_on_activation_checkpointing(inner, named)
+        turn_on_activation_checkpointing(inner, parts)
     gradients = []
     for step in range(2):
         torch.manual_seed(step)
@@ -89,12 +96,12 @@ def steps(net, named=None, autocast=False, share=slice(None)):
     return gradients, dict(net.named_buffers()), counts
 
 
-def of_ddp(named):
-    """Steps in a process, without recomputation and with it."""
+def of_ddp(parts):
+    """Return the steps of a process without and with checkpointing."""
     rank = distributed.get_rank()
     found = []
-    for parts in (None, named):
+    for chosen in (None, parts):
         torch.manual_seed(0)
-        found.append(steps(DistributedDataParallel(Net()), parts,
+        found.append(steps(DistributedDataParallel(Net()), chosen,
                            share=slice(2 * rank, 2 * rank + 2)))
     return found

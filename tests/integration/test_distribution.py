@@ -20,7 +20,7 @@ from mmengine.hub import get_config
 from packaging.requirements import Requirement
 
 import fpt_plugin
-from fpt_plugin.openmmlab import mends
+from fpt_plugin.openmmlab import fixes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'fpt/faster-rcnn_r50_fpt_1x_coco.py'
@@ -301,12 +301,12 @@ def test_bases_of_the_fork(monkeypatch):
     """Its mmseg is a distribution that mmengine's table does not name."""
     monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
     installed = {'mmsegmentation': '1.2.2'}
-    monkeypatch.setattr(mends, 'version_of', installed.get)
-    mends.find_config_packages()
+    monkeypatch.setattr(fixes, 'version_of', installed.get)
+    fixes.find_config_packages()
     assert MODULE2PACKAGE['mmseg'] == 'mmsegmentation'
     installed.clear()
     installed['onedl-mmsegmentation'] = '1.4.2'
-    mends.find_config_packages()
+    fixes.find_config_packages()
     assert MODULE2PACKAGE['mmseg'] == 'onedl-mmsegmentation'
 
 

@@ -1,4 +1,4 @@
-"""Recomputing in the backward pass changes no gradient and no state."""
+"""Activation checkpointing changes no gradient and no state."""
 
 import copy
 
@@ -14,8 +14,8 @@ from mmengine.runner.activation_checkpointing import (
     turn_on_activation_checkpointing,
 )
 
-# Where the wrapping begins, and which parts of the model are named.
-NAMED = {
+# Parts of the model that are checkpointed.
+PARTS = {
     'neck': ['neck'],
     'backbone': 'backbone',
     'both': ['backbone', 'neck'],
@@ -28,8 +28,8 @@ NAMED = {
         'neck.pyramid', 'neck'],
     'a pyramid': 'neck.pyramid',
     'lists of modules': ['neck.self_transformers', 'neck.fusions'],
-    'the whole': ['backbone', 'neck', 'norms'],
 }
+ALL = ['backbone', 'neck', 'norms']
 
 
 def assert_same(got, want):
@@ -38,33 +38,28 @@ def assert_same(got, want):
 
 
 @pytest.mark.parametrize('backbone', BACKBONES)
-def test_backbones_learn_as_without(backbone):
+@pytest.mark.parametrize('autocast', [False, True])
+def test_backbones_are_trained_as_without(backbone, autocast):
     net = Net(backbone)
-    assert_same(steps(copy.deepcopy(net), NAMED['the whole']), steps(net))
+    assert_same(steps(copy.deepcopy(net), ALL, autocast=autocast),
+                steps(net, autocast=autocast))
 
 
-@pytest.mark.parametrize('named', NAMED.values(), ids=NAMED)
-def test_parts_learn_as_without(named):
+@pytest.mark.parametrize('parts', PARTS.values(), ids=PARTS)
+def test_parts_are_trained_as_without(parts):
     net = Net()
-    assert_same(steps(copy.deepcopy(net), named), steps(net))
-
-
-def test_bfloat16_learns_as_without():
-    net = Net()
-    assert_same(steps(copy.deepcopy(net), NAMED['the whole'], autocast=True),
-                steps(net, autocast=True))
+    assert_same(steps(copy.deepcopy(net), parts), steps(net))
 
 
 @pytest.mark.slow
-def test_processes_learn_as_without(tmp_path):
-    for without, wrapped in processes.together(
-            of_ddp, NAMED['the whole'], folder=tmp_path):
+def test_processes_are_trained_as_without(tmp_path):
+    for without, wrapped in processes.together(of_ddp, ALL, folder=tmp_path):
         assert_same(wrapped, without)
 
 
-def test_graphs_that_are_run_through_twice():
+def test_backward_twice_through_one_graph():
     net = Net()
-    turn_on_activation_checkpointing(net, ['backbone', 'neck', 'norms'])
+    turn_on_activation_checkpointing(net, ALL)
     loss = net(torch.randn(2, 3, 64, 64))
     found = []
     for _ in range(2):
@@ -74,34 +69,24 @@ def test_graphs_that_are_run_through_twice():
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-def test_nothing_is_kept_for_a_prediction():
-    net = Net()
-    turn_on_activation_checkpointing(net, 'backbone')
-    with torch.no_grad():
-        assert net.backbone(torch.randn(1, 3, 64, 64))[0].grad_fn is None
+def test_fewer_activations_are_saved():
 
-
-def test_activations_are_not_kept():
-    """What it is for."""
-    def saved(named):
+    def saved(parts):
         net = Net()
-        if named:
-            turn_on_activation_checkpointing(net, named)
-        count = 0
-
-        def pack(x):
-            nonlocal count
-            count += x.numel()
-            return x
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        turn_on_activation_checkpointing(net, parts)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda x: sizes.append(x.numel()) or x, lambda x: x):
             net(torch.randn(2, 3, 64, 64))
-        return count
+        with torch.no_grad():
+            assert net.backbone(torch.randn(1, 3, 64, 64))[0].grad_fn is None
+        return sum(sizes)
 
-    assert saved(['backbone', 'neck']) < saved(None) / 3
+    assert saved(['backbone', 'neck']) < saved([]) / 3
 
 
 @pytest.mark.slow
-def test_compiled_models_learn_as_without():
+def test_compiled_models_are_trained_as_without():
     net = Net().train()
     torch._dynamo.reset()
     wrapped = copy.deepcopy(net)
@@ -117,36 +102,24 @@ def test_compiled_models_learn_as_without():
                                dict(net.backbone.named_buffers()))
 
 
-@pytest.fixture(scope='module')
-def train(tmp_path_factory):
-    """Train by mmengine's own runner, through a config; the weights."""
-    folder = tmp_path_factory.mktemp('squares')
-    write_coco_squares(folder / 'data', count=4)
+def test_trainings_by_a_config_are_the_same(tmp_path):
+    write_coco_squares(tmp_path / 'data', count=4)
 
-    def run(**settings):
+    def train(**settings):
         cfg = Config.fromstring(DETECTOR, '.py')
         cfg.merge_from_dict(dict(
-            settings, work_dir=str(folder / 'run'), log_level='ERROR',
+            settings, work_dir=str(tmp_path / 'run'), log_level='ERROR',
             val_dataloader=None, val_cfg=None, val_evaluator=None,
             default_hooks=dict(checkpoint=dict(interval=9)),
             train_dataloader=dict(
-                dataset=dict(data_root=str(folder / 'data')))))
+                dataset=dict(data_root=str(tmp_path / 'data')))))
         cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
         cfg.model.backbone.norm_eval = False
         del cfg.default_hooks.visualization
         with runs.alone():
             return Runner.from_cfg(cfg).train().state_dict()
 
-    return run
-
-
-@pytest.fixture(scope='module')
-def trained(train):
-    return train()
-
-
-@pytest.mark.parametrize('named', [
-    'backbone', ['neck'], ['neck.self_transformers.0_0', 'bbox_head']])
-def test_a_training_is_the_same(train, trained, named):
-    torch.testing.assert_close(
-        train(activation_checkpointing=named), trained, rtol=0, atol=0)
+    plain = train()
+    for parts in ('backbone', ['neck'], ['neck.self_transformers.0_0', 'bbox_head']):
+        torch.testing.assert_close(
+            train(activation_checkpointing=parts), plain, rtol=0, atol=0)

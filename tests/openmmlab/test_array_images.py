@@ -1,4 +1,4 @@
-"""Arrays are images like files, and one model takes both."""
+"""Arrays are loaded like image files, and one model takes both."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS, init_default_scope
 
-import fpt_plugin  # noqa: F401  applies the mend
+import fpt_plugin  # noqa: F401  applies the fix
 
 LOADERS = ('LoadImageFromFile', 'mmdet.LoadImageFromNDArray',
            'mmseg.LoadImageFromNDArray')
@@ -15,14 +15,10 @@ COLOUR = RANDOM.integers(0, 256, (6, 8, 3), np.uint8)
 GREY = COLOUR[..., 0]
 
 
-def loader(kind='LoadImageFromFile', **options):
-    init_default_scope(kind.partition('.')[0] if '.' in kind else 'mmdet')
-    return TRANSFORMS.build(dict(type=kind, **options))
-
-
 def load(image, kind='LoadImageFromFile', **options):
-    given = dict(img_path=image) if isinstance(image, str) else dict(img=image)
-    return loader(kind, **options)(dict(given, img_id=0))
+    init_default_scope(kind.partition('.')[0] if '.' in kind else 'mmdet')
+    key = 'img_path' if isinstance(image, str) else 'img'
+    return TRANSFORMS.build(dict(type=kind, **options))({key: image, 'img_id': 0})
 
 
 @pytest.fixture
@@ -40,10 +36,6 @@ def test_loaders_take_paths_and_arrays(path, kind):
     for found in (from_file, from_array):
         assert (found.pop('img') == COLOUR).all()
         assert found == dict(img_id=0, img_shape=(6, 8), ori_shape=(6, 8))
-
-
-@pytest.mark.parametrize('kind', LOADERS)
-def test_options_of_a_loader_count(path, kind):
     for image in (path, COLOUR):
         assert load(image, kind, to_float32=True)['img'].dtype == np.float32
 
@@ -51,18 +43,21 @@ def test_options_of_a_loader_count(path, kind):
 @pytest.mark.parametrize('kind', LOADERS)
 @pytest.mark.parametrize('grey', [GREY, GREY[..., None], GREY.astype(np.int64),
                                   GREY[..., None].astype(np.float32)])
-def test_grey_arrays_are_as_grey_files(tmp_path, kind, grey):
+def test_grey_arrays_are_loaded_like_grey_files(tmp_path, kind, grey):
     path = str(tmp_path / 'grey.png')
     cv2.imwrite(path, GREY)
     found = load(grey, kind)['img']
     assert found.shape == (6, 8, 3) and (found == load(path)['img']).all()
 
 
-@pytest.mark.parametrize('options', [
-    dict(color_type='grayscale'), dict(color_type='unchanged'),
-    dict(imdecode_backend='tifffile')])
-def test_grey_models_get_grey(options):
-    assert load(GREY, **options)['img'] is GREY
+@pytest.mark.parametrize('options, images', [
+    (dict(color_type='grayscale'), [GREY]),
+    *((options, [GREY, COLOUR / 255, GREY.astype(np.uint16) * 257]) for options in (
+        dict(color_type='unchanged'), dict(imdecode_backend='tifffile'))),
+    (dict(), [RANDOM.normal(size=(6, 8, 12))])])  # a sensor with 12 channels
+def test_arrays_that_are_not_changed(options, images):
+    for image in images:
+        assert load(image, **options)['img'] is image
 
 
 @pytest.mark.parametrize('kind', LOADERS)
@@ -88,22 +83,10 @@ def test_other_ranges_are_refused(kind, image):
 @pytest.mark.parametrize('image', [
     COLOUR.astype(np.uint16), COLOUR.astype(np.float32), COLOUR * 1.1 - 10,
     np.zeros((6, 8, 3)), np.zeros_like(COLOUR), np.ones_like(COLOUR)])
-def test_the_usual_range_is_taken(image):
+def test_values_from_0_to_255(image):
     found = load(image)['img']
     assert (found == image).all()
     assert found.dtype == np.uint8 or found.dtype == image.dtype
-
-
-@pytest.mark.parametrize('options', [
-    dict(color_type='unchanged'), dict(imdecode_backend='tifffile')])
-def test_models_of_other_ranges_get_them(options):
-    for image in (COLOUR / 255, GREY.astype(np.uint16) * 257):
-        assert load(image, **options)['img'] is image
-
-
-def test_many_channels_are_left_to_the_model():
-    image = RANDOM.normal(size=(6, 8, 12))
-    assert load(image)['img'] is image
 
 
 @pytest.mark.parametrize('shape', [(2, 6, 8, 3), (3, 6, 8), (1, 6, 8), (8, ),
@@ -113,7 +96,7 @@ def test_other_shapes_are_refused(shape):
         load(np.zeros(shape, np.uint8))
 
 
-def test_subclasses_load_by_themselves(path):
+def test_subclasses_with_their_own_transform(path):
     class Mine(LoadImageFromFile):
         def transform(self, results):
             return dict(mine=results)

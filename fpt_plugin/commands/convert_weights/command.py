@@ -1,7 +1,7 @@
-"""Weights of other projects for our backbones: what convert_weights.py does.
+"""The convert_weights command: convert weights of other projects for backbones.
 
-What is written is for ``init_cfg=dict(type='Pretrained', checkpoint=OUT)`` of
-the backbone. A checkpoint of another net is refused rather than read in part.
+The new file is for ``init_cfg=dict(type='Pretrained', checkpoint=OUT)`` of the
+backbone. A checkpoint of another network is refused, not loaded in part.
 """
 
 from __future__ import annotations
@@ -55,18 +55,19 @@ OUTSIDE = 'not of the backbone'
 
 @dataclass(frozen=True)
 class Task:
-    """One subcommand with its options.
+    """A subcommand with its options.
 
     Attributes:
-        asked: The subcommand with its options, for messages.
-        net: The net that it takes, as :func:`~.nets.name_of` calls it.
+        command: The subcommand with its options, for messages.
+        net: The network that it converts, as :func:`~.nets.name_of` names it.
         backbone: The config of the backbone that gets the weights.
-        convert: The key map; it is given the state dict and the backbone's
-            shapes.
-        may_lack: Whether a key of the backbone may be without a source.
+        convert: Function from a state dict and the backbone's shapes to a
+            :class:`Conversion`.
+        may_lack: Function that returns whether a key of the backbone may be
+            missing in the checkpoint.
     """
 
-    asked: str
+    command: str
     net: str
     backbone: dict
     convert: Callable[[Mapping[str, Tensor], Shapes], Conversion]
@@ -75,24 +76,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
-        task: What was asked for.
+        task: The subcommand.
         source: The checkpoint.
         out: The file that was written.
-        nest: Where in the checkpoint the weights were.
-        unread: Other state dicts in it.
-        mapped: New keys by the old ones.
-        skipped: Why, by the old keys.
-        new: Keys of the backbone that stay as they are initialised.
-        shapes: All keys of the backbone.
+        container_key: The checkpoint's key that had the weights.
+        unread: Keys of other state dicts in it.
+        mapped: New keys by old keys.
+        skipped: Reasons by old keys.
+        new: Keys of the backbone without a source.
+        shapes: Shapes by all keys of the backbone.
     """
 
     task: Task
     source: Path
     out: Path
-    nest: str
+    container_key: str
     unread: tuple[str, ...]
     mapped: dict[str, str]
     skipped: dict[str, str]
@@ -100,12 +101,12 @@ class Report:
     shapes: Shapes
 
     def lines(self) -> list[str]:
-        """The report, line by line."""
+        """Return the lines of the report."""
         old = [*self.mapped, *self.skipped]
-        nest = f', its {self.nest}' if self.nest else ''
+        container = f', its {self.container_key}' if self.container_key else ''
         unread = f" (not its {', '.join(self.unread)})" if self.unread else ''
         lines = [
-            f'read      {self.source}{nest}{unread}: {self.task.net}',
+            f'read      {self.source}{container}{unread}: {self.task.net}',
             f'mapped    {len(self.mapped)} of {len(old)} keys',
         ]
         reasons: dict[str, list[str]] = {}
@@ -115,7 +116,7 @@ class Report:
             lines.append(f'skipped   {len(keys)}, {why}: '
                          f"{', '.join(summarised(keys, old))}")
         new = ', '.join(summarised(self.new, self.shapes)) or 'nothing'
-        lines.append(f'stays new {len(self.new)} of {len(self.shapes)} keys of '
+        lines.append(f'no source {len(self.new)} of {len(self.shapes)} keys of '
                      f'the backbone: {new}')
         options = ', '.join(f'{k}={v!r}' for k, v in self.task.backbone.items())
         lines += [
@@ -130,20 +131,20 @@ class Report:
 
 
 def timm_lambda(arch: str) -> Task:
-    """A lambda_resnet26t, 26rpt_256 or 50ts of timm for the preset ``arch``."""
+    """Convert timm's lambda_resnet26t, 26rpt_256 or 50ts for the preset ``arch``."""
     return Task(f'timm-lambda --arch {arch}', TIMM_NAMES[arch],
                 dict(type='LambdaResNet', depth=arch),
                 lambda state_dict, _: map_timm_lambda(state_dict), _is_counter)
 
 
 def d_li14() -> Task:
-    """d-li14's LambdaResNet-50 for the preset of its name."""
+    """Convert d-li14's LambdaResNet-50 for the preset of its name."""
     return Task('d-li14', D_LI14, dict(type='LambdaResNet', depth='d-li14-50'),
                 lambda state_dict, _: map_d_li14(state_dict), _is_counter)
 
 
 def torchvision_resnet(depth: int = 50) -> Task:
-    """The convolutions of a ResNet for the hybrid LambdaResNet of its depth."""
+    """Convert the convolutions of a ResNet for the hybrid LambdaResNet."""
     return Task(
         f'torchvision-resnet --depth {depth}', resnet_name(depth),
         dict(type='LambdaResNet', depth=depth), map_resnet,
@@ -152,7 +153,7 @@ def torchvision_resnet(depth: int = 50) -> Task:
 
 
 def torchvision_mobilenetv2(library: str = 'mmdet') -> Task:
-    """MobileNetV2 of torchvision for the backbone of a library."""
+    """Convert torchvision's MobileNetV2 for the backbone of a library."""
     return Task(f'torchvision-mobilenetv2 --host {library}', MOBILENET_V2,
                 dict(type=f'{library}.MobileNetV2'),
                 lambda state_dict, _: map_mobilenet_v2(state_dict, library),
@@ -160,7 +161,7 @@ def torchvision_mobilenetv2(library: str = 'mmdet') -> Task:
 
 
 def _is_counter(key: str, _: Shapes) -> bool:
-    """Counters of norms are absent from old checkpoints, and not needed."""
+    """Return whether it is a norm's counter, which old checkpoints lack."""
     return key.endswith('.num_batches_tracked')
 
 
@@ -168,17 +169,18 @@ def _is_counter(key: str, _: Shapes) -> bool:
 
 
 def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
-    """Convert a checkpoint and write the result, or nothing.
+    """Convert a checkpoint and write the result. On an error nothing is written.
 
     Args:
-        task: What it is and what for.
+        task: The conversion.
         source: The checkpoint.
-        out: The file to write. Its folder is made where it is missing.
+        out: The file to write. Its folder is created if it is missing.
 
     Raises:
         OSError: A file cannot be read or written.
-        ValueError: ``source`` is no checkpoint, or of another net; ``out``
-            would harm it; or the library of the backbone is not installed.
+        ValueError: ``source`` is no checkpoint, or of another network; ``out`` is
+            the same file or has a suffix that is not allowed; or the library of
+            the backbone is not installed.
     """
     source, out = Path(source), Path(out)
     check_writable(out, refused=UNWRITABLE, read=[source])
@@ -191,7 +193,7 @@ def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
         task=task,
         source=source,
         out=out,
-        nest=weights.nest,
+        container_key=weights.container_key,
         unread=tuple(weights.unread),
         mapped={old: key for key, old in conversion.sources.items()},
         skipped={
@@ -203,25 +205,25 @@ def convert_weights(task: Task, source: str | Path, out: str | Path) -> Report:
 
 
 def converted(task: Task, weights: Weights, shapes: Shapes) -> Conversion:
-    """Map the keys, and compare what comes out with the backbone.
+    """Map the keys, and compare the result with the backbone.
 
     Raises:
-        ValueError: The weights are of another net, key by key or as a whole.
+        ValueError: The weights, or some of them, are of another network.
     """
     found = name_of(weights.state_dict)
     if found != task.net:
         command = command_for(found)
         hint = f'; use {command}' if command else ''
-        raise ValueError(f'{task.asked} wants {task.net}, got {found}{hint}')
+        raise ValueError(f'{task.command} needs {task.net}, got {found}{hint}')
     conversion = task.convert(weights.state_dict, shapes)
     for key, value in conversion.state_dict.items():
         old = conversion.sources[key]
         if key not in shapes:
-            raise ValueError(f'{task.asked} wants {task.net}, whose keys have no '
+            raise ValueError(f'{task.command} needs {task.net}, which has no key '
                              f'{old}: the backbone has no {key}')
         if value.shape != shapes[key]:
             raise ValueError(
-                f'{task.asked}: {old} has the shape '
+                f'{task.command}: {old} has the shape '
                 f'{tuple(weights.state_dict[old].shape)}, which does not give '
                 f'the {tuple(shapes[key])} of {key}')
     missing = [
@@ -229,14 +231,14 @@ def converted(task: Task, weights: Weights, shapes: Shapes) -> Conversion:
         if key not in conversion.state_dict and not task.may_lack(key, shapes)
     ]
     if missing:
-        raise ValueError(f'{task.asked} wants {task.net}, got one without '
+        raise ValueError(f'{task.command} needs {task.net}, got one without '
                          f'{len(missing)} of its tensors: nothing for '
                          f'{some(summarised(missing, shapes), 5)}')
     return conversion
 
 
 def shapes_of(backbone: dict) -> dict[str, torch.Size]:
-    """The state dict's shapes of a backbone, which gets no memory.
+    """Return the shapes of a backbone's state dict, built on the meta device.
 
     Raises:
         ValueError: Its library is not installed.
@@ -254,13 +256,12 @@ def shapes_of(backbone: dict) -> dict[str, torch.Size]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/convert_weights.py."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
         description='Convert weights of other projects for our backbones and for '
         'the MobileNetV2 of mmdet and mmseg, and weights of pre-training for a '
-        'detector or segmentor. IN is a state dict that torch.save '
-        'wrote, bare or under state_dict, model or state_dict_ema, or a '
-        '.safetensors file; '
+        'detector or segmentor. IN is a state dict written by torch.save, bare or '
+        'under state_dict, model or state_dict_ema, or a .safetensors file; '
         "OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT) of the "
         'backbone.')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -276,7 +277,7 @@ def parser() -> argparse.ArgumentParser:
             '--arch',
             required=True,
             choices=list(TIMM_NAMES),
-            help='which of them, and the depth of the LambdaResNet')
+            help='the network, and depth of the LambdaResNet')
     add('d-li14', 'LambdaResNet-50 of d-li14/lambda.pytorch')
     add(
         'torchvision-resnet',
@@ -287,13 +288,13 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=50,
         choices=list(RESNET_DEPTHS.values()),
-        help='of both (default: 50)')
+        help='depth of both (default: 50)')
     add('torchvision-mobilenetv2',
         "torchvision's MobileNetV2 for a library's backbone").add_argument(
             '--host',
             default='mmdet',
             choices=SCOPES,
-            help='(default: mmdet)')
+            help='library of the backbone (default: mmdet)')
     pretrained = add(
         'pretrained', 'backbone, neck and decode head of a pre-training, such as '
         "GreenMIM's, for the model of a config")
@@ -301,19 +302,19 @@ def parser() -> argparse.ArgumentParser:
         '--into',
         required=True,
         metavar='CONFIG',
-        help='the detector or segmentor, as in train')
+        help='config of the detector or segmentor')
     pretrained.add_argument(
         '--onto',
         metavar='TRAINED',
-        help='checkpoint of that model with the plain pyramid, trained, which goes '
-        'into OUT: its outputs stay the same, bit for bit. For pre-training with '
+        help='trained checkpoint of that model with the plain pyramid, to add to '
+        'OUT: its outputs stay the same, bit for bit. It needs a pre-training with '
         'keep_identity=True')
     add_cfg_options(pretrained)
     return parser
 
 
 def task_of(args: argparse.Namespace) -> Task:
-    """The task that parsed arguments ask for."""
+    """Return the task of the parsed arguments."""
     if args.command == 'timm-lambda':
         return timm_lambda(args.arch)
     if args.command == 'd-li14':
@@ -324,7 +325,7 @@ def task_of(args: argparse.Namespace) -> Task:
 
 
 def main(args: argparse.Namespace) -> Report | Transfer:
-    """What tools/convert_weights.py does."""
+    """Run the command."""
     if args.command == 'pretrained':
         report = convert_pretrained(
             args.source, args.out, args.into, args.cfg_options, args.onto)

@@ -1,11 +1,10 @@
-"""Key maps: other projects' state dicts with the names of our backbones.
+"""Map the keys of other projects' state dicts to those of our backbones.
 
-Each map takes a state dict and returns a :class:`Conversion`; nothing is read
-or written, and the given state dict stays as it is. A lambda layer sits where a
-ResNet has ``conv2``; its position embedding E is (k, u, r, r) and its
-convolution's bias, which the sources have, is the ``content_bias`` (k,): the
-convolution adds it to every position, the content lambda carries it just as
-well.
+Each function takes a state dict, which is not changed, and returns a
+:class:`Conversion`. A lambda layer replaces the ``conv2`` of a ResNet block. Its
+position embedding is (k, u, r, r). In the other projects it is a convolution with a
+bias (k,). This bias is the same at all positions, so it becomes the
+``content_bias`` (k,) of the content lambda.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from torch import Tensor
 from .mobilenet import convert_mobilenet_v2
 
 CLASSIFIER = 'classifier head'
-STEM = 'the stem is another one'
+STEM = 'the stem differs'
 LAMBDA = 'replaced by a lambda layer'
 NO_PART = 'the backbone has no such part'
-NO_CONV2 = "mmseg's MobileNetV2 ends before it"
+NO_CONV2 = "not in mmseg's MobileNetV2"
 
 Shapes = Mapping[str, torch.Size]
 
 
 @dataclass
 class Conversion:
-    """What became of the tensors of a checkpoint.
+    """The converted tensors of a checkpoint.
 
     Attributes:
-        state_dict: The converted tensors by their new keys.
-        sources: The old key of each new one.
-        skipped: The old keys that were left out, and why.
+        state_dict: The converted tensors by new keys.
+        sources: The old keys by new keys.
+        skipped: Reasons by the old keys that were left out.
     """
 
     state_dict: dict[str, Tensor] = field(default_factory=dict)
@@ -43,10 +42,10 @@ class Conversion:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def take(self, source: str, key: str, value: Tensor) -> None:
-        """Put a tensor under its new key.
+        """Add a tensor under its new key.
 
         Raises:
-            ValueError: Another one is there.
+            ValueError: The new key is used already.
         """
         if key in self.sources:
             raise ValueError(f'{self.sources[key]} and {source} would both be '
@@ -71,7 +70,8 @@ _TIMM_MODULES = {
     'shortcut.conv': 'downsample.0',
     'shortcut.bn': 'downsample.1',
 }
-# A convolution, its norm and its activation are three steps of our stem.
+# Our stem is a Sequential with three modules for each convolution of timm's stem:
+# convolution, norm, activation.
 _TIMM_STEM = {
     f'conv{i}.{part}': f'stem.{3 * (i - 1) + step}'
     for i in (1, 2, 3)
@@ -80,23 +80,25 @@ _TIMM_STEM = {
 
 
 def _conv3d_last(weight: Tensor) -> Tensor:
-    """(k, u, r, r, 1), a convolution over (H, W, v), to (k, u, r, r)."""
+    """Convert (k, u, r, r, 1), a convolution over (H, W, v), to (k, u, r, r)."""
     fits = weight.dim() == 5 and weight.shape[-1] == 1
     return weight[..., 0] if fits else weight
 
 
 def _conv3d_first(weight: Tensor) -> Tensor:
-    """(k, u, 1, r, r), a convolution over (v, H, W), to (k, u, r, r)."""
+    """Convert (k, u, 1, r, r), a convolution over (v, H, W), to (k, u, r, r)."""
     fits = weight.dim() == 5 and weight.shape[2] == 1
     return weight[:, :, 0] if fits else weight
 
 
 def _relative_positions(table: Tensor) -> Tensor:
-    """(2H-1, 2W-1, k) by offset of the context to the query, to (k, 1, ...).
+    """Convert a table (2H-1, 2W-1, k) to an embedding (k, 1, 2H-1, 2W-1).
 
-    A global table of an HxW map reaches from any position to any other: as a
-    local embedding of that size it is the same layer, and runs at any size.
+    The table is indexed by the offset of the context to the query. As a local
+    embedding of that size it covers all offsets in an HxW map, so the layer is
+    the same, and it runs at any size.
     """
+    # (2H-1, 2W-1, k) -> (k, 1, 2H-1, 2W-1)
     return table.permute(2, 0, 1)[:, None] if table.dim() == 3 else table
 
 
@@ -118,20 +120,20 @@ def map_timm_lambda(state_dict: Mapping[str, Tensor]) -> Conversion:
         if key.startswith('head.'):
             conversion.skipped[key] = CLASSIFIER
             continue
-        place, rest, modules = '', key, _TIMM_STEM
+        block, rest, modules = '', key, _TIMM_STEM
         if match := re.fullmatch(r'stages\.([0-3])\.(\d+)\.(.+)', key):
-            place = f'layer{int(match[1]) + 1}.{match[2]}.'
+            block = f'layer{int(match[1]) + 1}.{match[2]}.'
             rest, modules = match[3], _TIMM_MODULES
         elif key.startswith('stem.'):
             rest = key[len('stem.'):]
         else:
             raise _foreign(key, "timm's lambda nets")
         module, _, name = rest.rpartition('.')
-        if place and rest in _TIMM_TENSORS:
+        if block and rest in _TIMM_TENSORS:
             new, convert = _TIMM_TENSORS[rest]
-            conversion.take(key, place + new, convert(value))
+            conversion.take(key, block + new, convert(value))
         elif module in modules:
-            conversion.take(key, f'{place}{modules[module]}.{name}', value)
+            conversion.take(key, f'{block}{modules[module]}.{name}', value)
         else:
             raise _foreign(key, "timm's lambda nets")
     return conversion
@@ -176,14 +178,14 @@ def map_d_li14(state_dict: Mapping[str, Tensor]) -> Conversion:
 
 
 def map_resnet(state_dict: Mapping[str, Tensor], target: Shapes) -> Conversion:
-    """Keep of a ResNet what a hybrid LambdaResNet has too.
+    """Keep the weights of a ResNet that a hybrid LambdaResNet has too.
 
     Args:
-        state_dict: With the keys of torchvision's ResNet or of mmdet's ResNet,
-            ResNetV1c or ResNetV1d.
-        target: The shapes of the LambdaResNet. Its shortcuts begin with an
-            average pool, as those of ResNetV1d: the convolution and norm that
-            torchvision has at ``downsample.0`` and ``.1`` are at 1 and 2.
+        state_dict: Keys of torchvision's ResNet, or of mmdet's ResNet, ResNetV1c
+            or ResNetV1d.
+        target: The shapes of the LambdaResNet. Its shortcuts start with average
+            pooling, as in ResNetV1d, so torchvision's ``downsample.0`` and ``.1``
+            (convolution and norm) become 1 and 2.
     """
     conversion = Conversion()
     pooled = any(
@@ -208,7 +210,7 @@ def map_resnet(state_dict: Mapping[str, Tensor], target: Shapes) -> Conversion:
 
 
 def is_lambda(key: str, target: Shapes) -> bool:
-    """Whether a key is of a block whose ``conv2`` is a lambda layer."""
+    """Return whether a key is of a block whose ``conv2`` is a lambda layer."""
     block = '.'.join(key.split('.')[:2])
     return f'{block}.conv2.qkv.weight' in target
 
@@ -221,8 +223,8 @@ def map_mobilenet_v2(state_dict: Mapping[str, Tensor],
     """Rename torchvision's MobileNetV2 for a library's backbone.
 
     Args:
-        state_dict: torchvision's.
-        library: ``'mmdet'``, or ``'mmseg'``, whose last layer is the seventh.
+        state_dict: The weights of torchvision.
+        library: ``'mmdet'``, or ``'mmseg'``, whose backbone has no ``conv2``.
 
     Raises:
         ValueError: A key is not of torchvision's MobileNetV2.

@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV2 weights with the names of mmdet and mmseg."""
+"""Map the keys of torchvision's MobileNetV2 to those of mmdet and mmseg."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def convert_mobilenet_v2(state_dict: dict[str, Tensor],
     """Rename torchvision's MobileNetV2 keys to a library's backbone.
 
     Args:
-        state_dict: torchvision's, with ``features.*`` and ``classifier.*``.
+        state_dict: The weights of torchvision: ``features.*``, ``classifier.*``.
         library: ``'mmdet'`` or ``'mmseg'``.
 
     Returns:
-        The backbone's state dict; the classifier is left out, and
-        ``features.18``, which mmseg's backbone does not have.
+        The backbone's state dict without the classifier, and for mmseg without
+        ``features.18``, which its backbone lacks.
 
     Raises:
         ValueError: A key is not of torchvision's MobileNetV2, or the library is
@@ -53,9 +53,9 @@ def _library_key(key: str, library: str) -> str:
         layer = 'conv1' if index == 0 else 'conv2'
         return f'{layer}.{_unit_part(unit, key)}.{tail}'
     layer, block = _BLOCK_NAMES[index - 1]
-    # The first block does not expand: depthwise, linear. The others: expand,
-    # depthwise, linear. A ConvModule of torchvision is conv.i.0 and conv.i.1;
-    # the linear convolution and its norm are conv.i and conv.i+1.
+    # The first block has no expansion: depthwise, linear. The others have expand,
+    # depthwise, linear. In torchvision, expand and depthwise convolutions and norms
+    # are conv.i.0 and conv.i.1; those of linear are conv.i and conv.(i + 1).
     units = ['depthwise_conv'] if index == 1 else [
         'expand_conv', 'depthwise_conv'
     ]

@@ -1,4 +1,4 @@
-"""Which net a state dict is of, by its keys, for messages and refusals."""
+"""Recognise the network of a state dict by its keys."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 D_LI14 = "d-li14's LambdaResNet-50"
 MOBILENET_V2 = "torchvision's MobileNetV2"
 
-# timm's nets by the depths of our presets.
+# timm's networks by the depths of our presets.
 TIMM_NAMES = {
     '26t': "timm's lambda_resnet26t",
     '26rpt': "timm's lambda_resnet26rpt_256",
     '50ts': "timm's lambda_resnet50ts",
 }
-# Blocks a stage and the lambda layers, stage.block from 0: those with a
-# position convolution, those with a table of relative positions.
+# By the blocks per stage, the lambda layers with a position convolution (stage.block,
+# 0-based), and those with a table of relative positions.
 _TIMM_NETS = {
     ('2-2-2-2', '2.1 3.0 3.1', ''): TIMM_NAMES['26t'],
     ('2-2-2-2', '', '2.1 3.0 3.1'): TIMM_NAMES['26rpt'],
@@ -36,13 +36,13 @@ RESNET_DEPTHS = {
 
 
 def resnet_name(depth: int) -> str:
-    """ResNet with the blocks of a depth, as :func:`name_of` calls it."""
+    """Return the name of the ResNet of a depth, as from :func:`name_of`."""
     blocks = {number: text for text, number in RESNET_DEPTHS.items()}[depth]
     return f'ResNet-{depth} ({blocks} blocks)'
 
 
 def name_of(state_dict: Mapping[str, Tensor]) -> str:
-    """The net that a state dict is of, or what its keys are like."""
+    """Return the network of a state dict, or a description of its keys."""
     for recognise in (_timm, _resnet, _mobilenet):
         name = recognise(state_dict)
         if name is not None:
@@ -52,7 +52,7 @@ def name_of(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def command_for(name: str) -> str | None:
-    """The subcommand of tools/convert_weights.py that takes a net."""
+    """Return the subcommand of convert_weights for a network."""
     for arch, net in TIMM_NAMES.items():
         if name == net:
             return f'timm-lambda --arch {arch}'
@@ -76,9 +76,9 @@ def _timm(state_dict: Mapping[str, Tensor]) -> str | None:
     known = _TIMM_NETS.get((blocks, *kinds))
     if known is not None:
         return known
-    at = ' '.join(filter(None, kinds))
-    return (f"another of timm's nets ({blocks} blocks, lambda layers "
-            f"{'at ' + at if at else 'nowhere'})")
+    blocks_with = ' '.join(filter(None, kinds))
+    layers = f'lambda layers at {blocks_with}' if blocks_with else 'no lambda layers'
+    return f"another of timm's nets ({blocks} blocks, {layers})"
 
 
 def _resnet(state_dict: Mapping[str, Tensor]) -> str | None:
@@ -89,19 +89,19 @@ def _resnet(state_dict: Mapping[str, Tensor]) -> str | None:
         return f"fpt_plugin's LambdaResNet ({blocks} blocks), converted already"
     lambdas = sum(key.endswith('.conv2.conv_qkv.weight') for key in state_dict)
     if lambdas:
-        everywhere = lambdas == sum(map(int, blocks.split('-')))
-        if everywhere and blocks == '3-4-6-3':
+        in_all_blocks = lambdas == sum(map(int, blocks.split('-')))
+        if in_all_blocks and blocks == '3-4-6-3':
             return D_LI14
         return (f"another of d-li14's LambdaResNets ({blocks} blocks, "
                 f'{lambdas} of them lambda)')
     if not any(key.endswith('.conv3.weight') for key in state_dict):
         return f'a ResNet of basic blocks ({blocks})'
-    inner = _shape(state_dict, 'layer1.0.conv1.weight')
+    conv1 = _shape(state_dict, 'layer1.0.conv1.weight')
     conv2 = _shape(state_dict, 'layer1.0.conv2.weight')
-    if inner and conv2 and conv2[1:2] != inner[:1]:
+    if conv1 and conv2 and conv2[1:2] != conv1[:1]:  # grouped convolution
         return f'a ResNeXt ({blocks} blocks)'
-    if inner and inner[0] != 64:
-        return f'a ResNet of another width ({inner[0]}, {blocks} blocks)'
+    if conv1 and conv1[0] != 64:
+        return f'a ResNet of another width ({conv1[0]}, {blocks} blocks)'
     depth = RESNET_DEPTHS.get(blocks)
     return f'a ResNet of {blocks} blocks' if depth is None else resnet_name(depth)
 
@@ -113,7 +113,7 @@ def _mobilenet(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def _blocks(state_dict: Mapping[str, Tensor], pattern: str) -> str:
-    """Blocks of each stage, such as 3-4-6-3; '' where no key matches."""
+    """Return the blocks of each stage, such as 3-4-6-3; '' if no key matches."""
     stages: dict[int, int] = {}
     for key in state_dict:
         if match := re.fullmatch(pattern, key):

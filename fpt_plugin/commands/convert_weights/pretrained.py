@@ -1,7 +1,7 @@
-"""Weights of pre-training for a detector or a segmentor.
+"""Transfer weights of pre-training to a detector or a segmentor.
 
-What is written fits the model of one config, tensor by tensor. A checkpoint of
-another backbone is refused: mmdet and mmseg would load what fits and go on.
+All tensors of the new file fit the model of the config. A checkpoint of another
+backbone is refused; mmdet and mmseg would load only the tensors that fit.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ...io.files import check_writable
 from ...necks import FPT
 from ..common import load_model
 
-# What pre-training and the models of the libraries have in common, by name.
+# Key prefixes that pre-training models share with detectors and segmentors.
 PARTS = ('backbone.', 'neck.', 'decode_head.')
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
-# What is taken of a RestorationPretrainer with this key: FPT's branches only.
+# A checkpoint of RestorationPretrainer with this key gives only FPT's branches.
 IDENTITY = 'keep_identity'
 BRANCHES = tuple(f'neck.{child}.' for child in FPT.OWN_CHILDREN[1:4])
-# Norms of maps that one of the models does not give, counters, and the layer of the
-# classes, which pre-training does not have.
+# Keys that either side may lack: norms of output maps that only one model has,
+# counters, and the classification layer, which pre-training lacks.
 _MAY_LACK = re.compile(
     r'backbone\.norm\d+\.(weight|bias)|.*\.num_batches_tracked'
     r'|decode_head\.conv_seg\.(weight|bias)')
@@ -43,17 +43,17 @@ _MAY_LACK = re.compile(
 
 @dataclass
 class Transfer:
-    """What a model takes of a checkpoint.
+    """Transfer of a checkpoint to a model.
 
     Attributes:
-        state_dict: The tensors that it takes, by its own keys.
-        resized: Of these, the bias tables of another window.
-        new: Keys of the model that stay as they are initialised.
-        left: Keys of the checkpoint that the model does not take.
+        state_dict: The transferred tensors, by keys of the model.
+        resized: Keys of bias tables that were resized to another window.
+        new: Keys of the model that are not in the checkpoint.
+        left: Keys of the checkpoint that are not used.
         keys: All keys of the model.
-        trained: Keys of the model that a checkpoint of the trained one fills.
-        source: The checkpoint, once it is read from a file.
-        onto: The checkpoint of the trained model, if there is one.
+        trained: Keys of the model from the checkpoint of the trained model.
+        source: The checkpoint of pre-training; None if not read from a file.
+        onto: The checkpoint of the trained model, if any.
         out: The file that was written.
         usage: Lines of a config that load it.
     """
@@ -70,7 +70,7 @@ class Transfer:
     usage: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report, line by line."""
+        """Return the lines of the report."""
         taken = [key for key in self.state_dict if key not in set(self.trained)]
         given = [*taken, *self.left]
         onto = [] if self.onto is None else [
@@ -83,9 +83,9 @@ class Transfer:
             f'resized   {len(self.resized)} tables of another window: '
             + self._names(self.resized, self.resized),
             *onto,
-            f'stays new {len(self.new)} of {len(self.keys)} keys of the model: '
+            f'no source {len(self.new)} of {len(self.keys)} keys of the model: '
             + self._names(self.new, self.keys),
-            f'left over {len(self.left)} keys of the checkpoint: '
+            f'not used  {len(self.left)} keys of the checkpoint: '
             + self._names(self.left, given),
             f'written   {self.out}, for',
             *self.usage,
@@ -101,26 +101,26 @@ def convert_pretrained(source: str | Path,
                        config: str | Path | Config,
                        cfg_options: dict | None = None,
                        onto: str | Path | None = None) -> Transfer:
-    """Write the weights of pre-training that the model of a config takes.
+    """Write the weights of pre-training that fit the model of a config.
 
-    The model is built and loaded with them before anything is written. Of a
-    RestorationPretrainer with ``keep_identity=True`` the branches of FPT are taken
-    and nothing else: its fusions start at zero.
+    The weights are loaded into the model before the file is written. From a
+    RestorationPretrainer with ``keep_identity=True`` only the branches of FPT are
+    used, so that its fusions start at zero.
 
     Args:
         source: A checkpoint of pre-training.
         out: The file to write.
-        config: Of the detector or segmentor.
+        config: The config of the detector or segmentor.
         cfg_options: Settings that override the config's.
-        onto: A checkpoint of the same model with the plain pyramid, trained. Its
-            weights are written, too, and the model of both computes what it did,
-            bit for bit. It needs ``keep_identity=True``.
+        onto: A trained checkpoint of the same model with the plain pyramid. Its
+            weights are added to the file. The outputs of the trained model stay
+            the same, bit for bit. It needs ``keep_identity=True``.
 
     Raises:
         OSError: A file cannot be read or written.
         ValueError: ``source`` is no checkpoint of pre-training, or of another
-            backbone, neck or head; ``onto`` is of another model; ``out`` would
-            harm them.
+            backbone, neck or head; ``onto`` is of another model; ``out`` is one
+            of them or has a suffix that is not allowed.
     """
     source, out = Path(source), Path(out)
     onto = None if onto is None else Path(onto)
@@ -142,7 +142,7 @@ def convert_pretrained(source: str | Path,
 
 def transferred(given: Mapping[str, Tensor], model: nn.Module,
                 source: str) -> Transfer:
-    """Compare a checkpoint with a model, key by key.
+    """Select the tensors of a checkpoint that fit a model, key by key.
 
     Args:
         given: Tensors of a pre-trained model.
@@ -152,47 +152,47 @@ def transferred(given: Mapping[str, Tensor], model: nn.Module,
     Raises:
         ValueError: A part that both have does not fit.
     """
-    wanted = model.state_dict()
-    for what, keys in ((f'{source} must be a checkpoint of pre-training', given),
-                       (f'{type(model).__name__} must be a detector or segmentor',
-                        wanted)):
+    target = model.state_dict()
+    for requirement, keys in (
+        (f'{source} must be a checkpoint of pre-training', given),
+        (f'{type(model).__name__} must be a detector or segmentor', target)):
         if not _has(keys, 'backbone.'):
-            raise ValueError(f'{what}, with keys that begin with backbone., got '
-                             f'{some(keys)}')
+            raise ValueError(f'{requirement}, with keys that begin with backbone., '
+                             f'got {some(keys)}')
     identity = IDENTITY in given
     parts = tuple(part for part in (BRANCHES if identity else PARTS)
-                  if _has(given, part) and _has(wanted, part))
+                  if _has(given, part) and _has(target, part))
     if identity and not parts:
         raise ValueError(f'{source} was pre-trained with keep_identity=True, and the '
                          f'neck of {type(model).__name__} must be an FPT')
-    taken, resized, wrong = {}, [], []
+    taken, resized, mismatches = {}, [], []
     for key, value in given.items():
         if not key.startswith(parts) or key.endswith(INDEX):
-            continue  # the index is computed from the window
-        if key not in wanted:
+            continue  # the index is computed from the window size
+        if key not in target:
             if not _MAY_LACK.fullmatch(key):
-                wrong.append(f'the model has no {key}')
+                mismatches.append(f'the model has no {key}')
             continue
-        if key.endswith(TABLE) and value.shape[1:] == wanted[key].shape[1:] \
-                and len(value) != len(wanted[key]):
-            value = resize_table(value, len(wanted[key]))
+        if key.endswith(TABLE) and value.shape[1:] == target[key].shape[1:] \
+                and len(value) != len(target[key]):
+            value = resize_table(value, len(target[key]))
             resized.append(key)
-        if value.shape != wanted[key].shape:
-            wrong.append(f'{key} is {tuple(value.shape)}, in the model '
-                         f'{tuple(wanted[key].shape)}')
+        if value.shape != target[key].shape:
+            mismatches.append(f'{key} is {tuple(value.shape)}, in the model '
+                              f'{tuple(target[key].shape)}')
         taken[key] = value
-    wrong += [
-        f'{source} has no {key}' for key in wanted
+    mismatches += [
+        f'{source} has no {key}' for key in target
         if key.startswith(parts) and key not in taken and not key.endswith(INDEX)
         and not _MAY_LACK.fullmatch(key)
     ]
-    if wrong:
+    if mismatches:
         raise ValueError(
             f'{source} was pre-trained with another '
             f"{' or '.join(part[:-1] for part in parts)} than that of "
-            f'{type(model).__name__}; {len(wrong)} tensors differ: '
-            f"{'; '.join(wrong[:3])}")
-    keys = [key for key in wanted if not key.endswith(INDEX)]
+            f'{type(model).__name__}; {len(mismatches)} tensors differ: '
+            f"{'; '.join(mismatches[:3])}")
+    keys = [key for key in target if not key.endswith(INDEX)]
     return Transfer(
         taken, resized,
         new=[key for key in keys if key not in taken],
@@ -202,16 +202,16 @@ def transferred(given: Mapping[str, Tensor], model: nn.Module,
 
 def _add_trained(transfer: Transfer, model: nn.Module, onto: Path,
                  pretrained: Mapping[str, Tensor]) -> None:
-    """Add the weights of a trained model that has the plain pyramid.
+    """Add the weights of a trained model with the plain pyramid.
 
     Raises:
-        ValueError: They are of another model or of one with FPT, or not those that
-            the branches were pre-trained on.
+        ValueError: They are of another model or of one with FPT, or differ from
+            the weights that the branches were pre-trained with.
     """
     if IDENTITY not in pretrained:
         raise ValueError('onto needs a checkpoint that was pre-trained with '
-                         'keep_identity=True, so that the trained model computes '
-                         'what it did')
+                         'keep_identity=True, so that the outputs of the trained '
+                         'model stay the same')
     given = read_state_dict(onto).state_dict
     own = (*BRANCHES, 'neck.fusions.')
     found = [key for key in given if key.startswith(own)]
@@ -227,35 +227,36 @@ def _add_trained(transfer: Transfer, model: nn.Module, onto: Path,
     if lacks or result.unexpected_keys:
         raise ValueError(
             f'onto={str(onto)!r} is of another model than this '
-            f'{type(model).__name__}: it lacks {some(lacks) or "nothing"} and has '
-            f'{some(result.unexpected_keys) or "nothing"} beside it')
+            f'{type(model).__name__}: it lacks {some(lacks) or "no keys"}, and the '
+            f'model lacks {some(result.unexpected_keys) or "no keys"}')
     state_dict = model.state_dict()
     transfer.trained = [key for key in transfer.keys if not key.startswith(own)]
-    other = [key for key in transfer.trained if key in pretrained
-             and not torch.equal(state_dict[key], pretrained[key])]
-    if other:
+    different = [key for key in transfer.trained if key in pretrained
+                 and not torch.equal(state_dict[key], pretrained[key])]
+    if different:
         raise ValueError(
             f'onto={str(onto)!r} must be the load_from of the pre-training, whose '
-            f'backbone and pyramid are others: {len(other)} tensors differ, '
-            f'{some(other)}')
+            f'backbone and pyramid differ: {len(different)} tensors, '
+            f'{some(different)}')
     transfer.state_dict.update({key: state_dict[key] for key in transfer.trained})
     transfer.new = [key for key in transfer.new if key.startswith(own)]
     transfer.onto = onto
 
 
 def resize_table(table: Tensor, rows: int) -> Tensor:
-    """Position biases of another window, as mmdet and mmseg resize them."""
+    """Resize a table of position biases to another window, as mmdet and mmseg do."""
     old, new = (round(count**0.5) for count in (len(table), rows))
-    maps = table.t().reshape(1, -1, old, old)
-    maps = F.interpolate(maps.float(), (new, new), mode='bicubic')
-    return maps.view(-1, rows).t().to(table.dtype).contiguous()
+    maps = table.t().reshape(1, -1, old, old)  # (old * old, h) -> (1, h, old, old)
+    maps = F.interpolate(
+        maps.float(), (new, new), mode='bicubic')  # (1, h, new, new)
+    return maps.view(-1, rows).t().to(table.dtype).contiguous()  # (new * new, h)
 
 
 def usage(state_dict: Mapping[str, Tensor], model: nn.Module, cfg: Config,
           out: Path) -> list[str]:
-    """Lines of a config that load a file of weights into its model."""
+    """Return the lines of a config that load the weights into its model."""
     backbone_only = all(key.startswith('backbone.') for key in state_dict)
-    # Both libraries fail on positions in a file that a backbone begins with.
+    # init_cfg of backbones fails in both libraries on absolute position embeddings.
     if not backbone_only or 'backbone.absolute_pos_embed' in state_dict:
         return [f'load_from = {str(out)!r}']
     parameters = inspect.signature(type(model.backbone)).parameters

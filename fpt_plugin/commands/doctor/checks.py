@@ -1,7 +1,6 @@
-"""What an environment's facts mean, and what cures it: functions of facts.
+"""Judge the facts about an environment, and say how to fix it.
 
-Nothing but the standard library is imported: the checks work where nothing
-else does.
+Only the standard library is imported, so the checks work in a broken environment.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ OLDER_SETUPTOOLS = f"pip install '{SETUPTOOLS}'"
 
 @dataclass(frozen=True)
 class Result:
-    """How a step of probe.py went.
+    """Result of a step of probe.py.
 
     Attributes:
-        ok: None where the step was not tried.
-        detail: What the step found out.
-        error: What it raised, with the type.
-        because: The step that it needs, which failed.
+        ok: Whether it succeeded; None if it was not tried.
+        detail: Information from the step.
+        error: Type and message of its exception.
+        because: The failed step that it depends on.
     """
 
     ok: bool | None
@@ -41,14 +40,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about the environment.
+    """Facts about the environment.
 
     Attributes:
         python: Version of Python.
-        installed: Versions by distribution, of DISTRIBUTIONS.
+        installed: Versions of the installed DISTRIBUTIONS.
         results: Results by step.
-        wanted: The hosts that must work.
-        package: Folder of the package that the tool belongs to.
+        wanted: The libraries that must work, of mmdet and mmseg.
+        package: Folder of the package that this doctor belongs to.
     """
 
     python: tuple[int, ...]
@@ -58,7 +57,7 @@ class Facts:
     package: str = ''
 
     def of(self, host: str) -> dict[str, str]:
-        """Versions by distribution of those that carry a host."""
+        """Return the installed distributions of a library, with versions."""
         return {
             name: self.installed[name]
             for name in LIBRARIES[host][0] if name in self.installed
@@ -71,17 +70,17 @@ class Facts:
         return 'mixed' if len(stacks) > 1 else next(iter(stacks), 'none')
 
     def requirement(self, host: str) -> str:
-        """What to install to get a host of the stack that is there."""
+        """Return the requirement of a library for the installed stack."""
         return REQUIREMENTS['onedl' if self.stack == 'onedl' else 'stock'][host]
 
     def works(self, step: str) -> bool:
-        """Whether a step was tried and succeeded."""
+        """Return whether a step was tried and succeeded."""
         return step in self.results and self.results[step].ok is True
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis."""
+    """One line of the diagnosis; ``cure`` says how to fix the problem."""
 
     name: str
     status: str
@@ -90,29 +89,29 @@ class Finding:
 
 
 class Judged:
-    """What has findings, and whether they let a run fail."""
+    """Base class of diagnoses with findings."""
 
     findings: tuple[Finding, ...]
 
     @property
     def failed(self) -> bool:
-        """Whether something would fail or go wrong; warnings do not count."""
+        """Whether there are failures; warnings do not count."""
         return any(finding.status == FAIL for finding in self.findings)
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 1 where something would fail."""
+        """Exit code of the command: 1 if there are failures."""
         return int(self.failed)
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``2.1.0rc1`` is (2, 1, 0)."""
+    """Return the leading numbers of a version: ``2.1.0rc1`` is (2, 1, 0)."""
     return tuple(map(int, re.match(r'(\d+(?:\.\d+)*)?', version)[0].split('.'))) \
         if version[:1].isdigit() else ()
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """All findings, from what everything rests on to what uses it."""
+    """Return all findings, starting with Python and the distributions."""
     found = [check_python(facts), check_stack(facts)]
     for check in (check_hosts, check_setuptools, check_mmseg_needs, check_opencv,
                   check_steps):
@@ -120,38 +119,39 @@ def diagnose(facts: Facts) -> list[Finding]:
     return found
 
 
-# ----------------------------------------------------------------- what is there
+# ----------------------------------------------------------------- installed
 
 
 def check_python(facts: Facts) -> Finding:
-    """The versions that the package and mmcv are built for."""
+    """Check the version of Python."""
     given = '.'.join(map(str, facts.python))
-    cure = 'make an environment of Python 3.11: tools/environment.sh'
+    cure = 'create an environment with Python 3.11: tools/environment.sh'
     if facts.python < (3, 9):
         return Finding('python', FAIL, f'{given} is older than 3.9', cure)
     if facts.python >= (3, 13):
         return Finding('python', WARN,
-                       f'{given}: the hosts were not tried beyond 3.12', cure)
+                       f'{given}: OpenMMLab was not tested with Python above 3.12',
+                       cure)
     return Finding('python', OK, given)
 
 
 def check_stack(facts: Facts) -> Finding:
-    """Whether one distribution of OpenMMLab is there."""
+    """Check that one stack of OpenMMLab is installed."""
     name, stack = 'distribution', facts.stack
     if stack == 'none':
         return Finding(
             name, FAIL, 'neither OpenMMLab nor its fork onedl is installed',
-            'tools/environment.sh makes an environment with either')
+            'tools/environment.sh creates an environment with either')
     if stack == 'mixed':
         given = ', '.join(name for host in LIBRARIES for name in facts.of(host))
         return Finding(
             name, WARN, f'OpenMMLab and its fork onedl are mixed: {given}',
-            'keep one of the two: uninstall the packages of the other')
+            'uninstall the packages of one of them')
     return Finding(name, OK, stack)
 
 
 def check_hosts(facts: Facts) -> Iterator[Finding]:
-    """One distribution a host, of a version that fits."""
+    """Check that each library has one distribution, of a supported version."""
     for host, (_, low, high) in LIBRARIES.items():
         given = facts.of(host)
         text = ', '.join(f'{name} {version}' for name, version in given.items())
@@ -161,13 +161,13 @@ def check_hosts(facts: Facts) -> Iterator[Finding]:
                 host, FAIL, f'{text}: their files overwrite each other',
                 f"pip uninstall -y {' '.join(given)}; then {cure}")
         elif not given:
-            # A source checkout on the path has no metadata.
+            # A source checkout on the path works without metadata.
             if not facts.works(host) and (host not in ('mmdet', 'mmseg')
                                           or host in facts.wanted):
                 other = [h for h in facts.wanted if h != host]
-                alone = f'; or --hosts {other[0]}, if {host} is not wanted' \
+                skip = f'; or --hosts {other[0]}, if {host} is not needed' \
                     if host in facts.wanted and other else ''
-                yield Finding(host, FAIL, 'is not installed', cure + alone)
+                yield Finding(host, FAIL, 'is not installed', cure + skip)
         else:
             version = release(*given.values())
             if not release(low) <= version < release(high):
@@ -178,19 +178,19 @@ def check_hosts(facts: Facts) -> Iterator[Finding]:
 
 
 def check_setuptools(facts: Facts) -> Iterator[Finding]:
-    """Stock mmengine imports pkg_resources, which setuptools 82 left out."""
+    """Check setuptools: stock mmengine imports pkg_resources, removed in 82."""
     given = facts.installed.get('setuptools')
     needed = any(
         stack_of(name) == 'stock' and release(version) < (0, 11)
         for name, version in facts.of('mmengine').items())
-    if not needed:  # what else may import it, the bases show
+    if not needed:  # other imports of it fail in the step of the bases
         if given:
             yield Finding('setuptools', OK, given)
     elif given is None or release(given) >= (82, ):
         yield Finding(
             'setuptools', FAIL,
-            f"{given or 'is not installed'}: there is no pkg_resources, so that "
-            'no mmdet:: or mmseg:: base loads', OLDER_SETUPTOOLS)
+            f"{given or 'is not installed'}: there is no pkg_resources, so "
+            'mmdet:: and mmseg:: bases do not load', OLDER_SETUPTOOLS)
     elif release(given) >= (81, ):
         yield Finding('setuptools', WARN,
                       f'{given} is the last one with pkg_resources', OLDER_SETUPTOOLS)
@@ -199,17 +199,16 @@ def check_setuptools(facts: Facts) -> Iterator[Finding]:
 
 
 def check_mmseg_needs(facts: Facts) -> Iterator[Finding]:
-    """What mmseg imports without requiring it."""
+    """Check the packages that mmseg imports but does not require."""
     missing = [n for n in ('ftfy', 'regex') if n not in facts.installed]
     if 'mmseg' in facts.wanted and facts.of('mmseg') and missing \
             and not facts.works('mmseg.models'):
-        yield Finding('mmseg', FAIL, f"imports {' and '.join(missing)}, which it "
-                      'does not require and which is not installed',
-                      f"pip install {' '.join(missing)}")
+        yield Finding('mmseg', FAIL, f"imports {' and '.join(missing)}, which is "
+                      'not installed', f"pip install {' '.join(missing)}")
 
 
 def check_opencv(facts: Facts) -> Iterator[Finding]:
-    """One build of OpenCV."""
+    """Check that only one build of OpenCV is installed."""
     given = [name for name in OPENCV if name in facts.installed]
     if len(given) > 1:
         yield Finding(
@@ -218,11 +217,11 @@ def check_opencv(facts: Facts) -> Iterator[Finding]:
             f"pip uninstall -y {' '.join(given)}; then pip install {given[0]}")
 
 
-# ------------------------------------------------------------------ what was tried
+# ------------------------------------------------------------------ tried
 
 
 def check_steps(facts: Facts) -> Iterator[Finding]:
-    """What the steps of the probe say."""
+    """Convert the results of the probe's steps to findings."""
     for step, result in facts.results.items():
         if result.ok:
             yield from _success(facts, step, result.detail)
@@ -230,11 +229,11 @@ def check_steps(facts: Facts) -> Iterator[Finding]:
             yield Finding(step, SKIP, f'not tried, as {result.because} fails')
         elif step in LIBRARIES and not facts.of(step) and result.error.endswith(
                 f'No module named {step!r}'):
-            continue  # check_hosts said so
+            continue  # check_hosts has reported it
         elif _never_installed(step, result.error):
             yield Finding(
                 step, WARN, 'this checkout was never installed, so its configs '
-                'are found by their paths alone', INSTALL_SELF)
+                'are found only by their paths', INSTALL_SELF)
         else:
             yield Finding(step, FAIL, _shortened(result.error),
                           cure_for(facts, step, result.error))
@@ -249,19 +248,19 @@ def _success(facts: Facts, step: str, detail: dict) -> Iterator[Finding]:
         given = detail['path']
         if facts.package and given != facts.package:
             yield Finding(
-                step, WARN, f'{given} is imported, while this tool belongs to '
+                step, WARN, f'{given} is imported, but this doctor belongs to '
                 f'{facts.package}', INSTALL_SELF)
         else:
             yield Finding(step, OK, f"{detail['version']}, {given}")
     elif step in LIBRARIES:
-        # The version was judged by its distribution; here it is a checkout.
+        # check_hosts has judged distributions; this is a checkout without one.
         if not facts.of(step):
             yield Finding(step, OK, f"{detail['version']}, {detail['path']}")
     elif step == 'resume':
         torch = facts.results['torch'].detail['version']
         yield Finding(
-            step, OK, "checkpoints of mmengine's training load safely" +
-            (', once fpt_plugin is imported; torch alone refuses them'
+            step, OK, "mmengine's training checkpoints load safely" +
+            (' after fpt_plugin is imported; torch refuses them without it'
              if release(torch) >= (2, 6) else ''))
     elif step.endswith('names'):
         yield Finding(step, OK, ', '.join(detail['names']))
@@ -276,7 +275,7 @@ def _torch(detail: dict) -> Iterator[Finding]:
     version, cuda = detail['version'], detail['built_for']
     if release(version) < (2, 1):
         yield Finding('torch', FAIL, f'{version} is older than 2.1',
-                      "pip install 'torch>=2.1', then build mmcv anew")
+                      "pip install 'torch>=2.1', then rebuild mmcv")
         return
     yield Finding('torch', OK, version)
     if detail['devices']:
@@ -284,7 +283,7 @@ def _torch(detail: dict) -> Iterator[Finding]:
     elif cuda:
         yield Finding(
             'cuda', WARN, f'this torch is for CUDA {cuda} and finds no device',
-            "look at nvidia-smi; on a machine without a GPU a CPU build of torch "
+            'check nvidia-smi; on a machine without a GPU a CPU build of torch '
             'does the same and is smaller')
     else:
         yield Finding('cuda', OK, 'none: this torch is for CPUs')
@@ -314,17 +313,17 @@ def _shortened(error: str, length: int = 300) -> str:
     return text if len(text) <= length else f'{text[:length]} ...'
 
 
-# ------------------------------------------------------------------------- cures
+# ------------------------------------------------------------------------- fixes
 
-# What an error says, and what cures it; {0} is what the first group found.
+# Patterns of error messages, and how to fix them; {0} is the first group.
 CURES = (
     (r'libc10|libtorch|libcud|undefined symbol', '{rebuild}'),
     (r'lib(?:GL|EGL|gthread|glib|SM|X\w+)[\w.-]*: cannot open shared',
      'pip uninstall -y opencv-python; pip install opencv-python-headless; or '
-     'the library from the system (Debian, Ubuntu: apt-get install libgl1 '
+     'install the system library (Debian, Ubuntu: apt-get install libgl1 '
      'libglib2.0-0)'),
     (r'(lib[\w.+-]+): cannot open shared',
-     'install {0} with the packages of the system'),
+     'install {0} with the system package manager'),
     (r"No module named 'pkg_resources'", OLDER_SETUPTOOLS),
     (r"No module named 'mmcv\.(?:_ext|ops)", '{rebuild}'),
     (r'(?:not compiled with|without) (?:GPU|CUDA)|no kernel image', '{rebuild}'),
@@ -333,15 +332,15 @@ CURES = (
     (r'MMEngine==\S+ is used but incompatible', '{install_mmengine}'),
     (r'_ARRAY_API not found|NumPy 1\.x|multiarray failed to import'
      r'|numpy\.dtype size changed',
-     "pip install 'numpy<2', or newer builds of what was compiled for it"),
+     "pip install 'numpy<2', or newer builds of the packages compiled for it"),
     (r'Weights only load failed',
-     'import fpt_plugin before the checkpoint is read; where it was, update it'),
+     'import fpt_plugin before the checkpoint is read; otherwise update it'),
     (r'fpt_plugin/\.mim', INSTALL_SELF),
     (r'(mmdet|mmseg)/\.mim', 'pip install, not a bare checkout: {install_host}'),
     (r'is not in the .* registry',
      "custom_imports = dict(imports=['fpt_plugin']) in the config"),
     (r'must come from one distribution|fpt_plugin needs (?:mm\w+)',
-     'as the message says'),
+     'see the message'),
     (r"No module named '(mmengine|mmcv|mmdet|mmseg)\b", '{install_host}'),
     (r"No module named 'fpt_plugin'", INSTALL_SELF),
     (r"No module named 'torch'",
@@ -349,14 +348,14 @@ CURES = (
     (r"No module named 'cv2'", 'pip install opencv-python-headless'),
     (r"No module named '(\w+)", 'pip install {0}'),
 )
-# Where the distribution has another name than the module.
+# Distributions whose names differ from those of their modules.
 _PACKAGES = {'PIL': 'pillow', 'yaml': 'pyyaml', 'sklearn': 'scikit-learn'}
 
 
 def cure_for(facts: Facts, step: str, error: str) -> str:
-    """What cures an error, by its words; else how to see all of it."""
+    """Return how to fix an error, by its message; else how to see more of it."""
     if step == 'torch' and 'No module named' not in error:
-        return f'pip install --force-reinstall {TORCH}, then build mmcv anew'
+        return f'pip install --force-reinstall {TORCH}, then rebuild mmcv'
     for pattern, cure in CURES:
         match = re.search(pattern, error)
         if match is None:
@@ -370,11 +369,11 @@ def cure_for(facts: Facts, step: str, error: str) -> str:
             install_mmengine=_install(facts, 'mmengine'),
             install_host=host and _install(facts, host))
     module = step.partition(':')[0]
-    return f"unknown; python -X faulthandler -c 'import {module}' may say more"
+    return f"unknown; python -X faulthandler -c 'import {module}' may show more"
 
 
 def rebuild(facts: Facts) -> str:
-    """How mmcv is compiled against the torch that is installed."""
+    """Return the commands that compile mmcv against the installed torch."""
     given = ' '.join(facts.of('mmcv')) or facts.requirement('mmcv')
     return (f'pip uninstall -y {re.split("[=>]", given)[0]}; '
             'pip install ninja psutil; MMCV_WITH_OPS=1 pip install '
@@ -383,7 +382,7 @@ def rebuild(facts: Facts) -> str:
 
 def _install(facts: Facts, host: str) -> str:
     variable = 'MMCV_WITH_OPS=1 ' if host == 'mmcv' else ''
-    # Their setup.py imports torch, which an isolated build does not see.
+    # Their setup.py imports torch, which is missing in an isolated build.
     option = '--no-build-isolation ' if host == 'mmcv' or \
         facts.requirement(host).startswith('onedl-mmdet') else ''
     return f'{variable}pip install {option}{_quoted(facts, host)}'

@@ -1,7 +1,7 @@
-"""Diagnosis of the environment, with cures: what the doctor does.
+"""The doctor command: diagnose the environment, and say how to fix it.
 
-It must work where nothing else does: here the standard library alone is
-imported, and what may fail or crash is tried in another process.
+It must work in a broken environment. Only the standard library is imported here;
+everything that may fail or crash runs in another process.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .data import DataDiagnosis, examine_data
 ERRORS = (OSError, RuntimeError, ValueError)
 
 PROBE = Path(__file__).with_name('probe.py')
-TIMEOUT = 600.  # of all steps together, seconds; a cold disk is slow
+TIMEOUT = 600.  # seconds for all steps; imports from a cold disk are slow
 STYLES = {OK: 'green', WARN: 'yellow', FAIL: 'bold red', SKIP: 'dim'}
 
 
 @dataclass(frozen=True)
 class Diagnosis(Judged):
-    """Facts and what they mean."""
+    """Facts and findings on the environment."""
 
     facts: Facts
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict:
-        """All of it in plain types."""
+        """Return the diagnosis as plain types for JSON."""
         return dict(
             ok=not self.failed,
             distribution=self.facts.stack,
@@ -68,11 +68,11 @@ class Diagnosis(Judged):
 
 def examine(wanted: Sequence[str] = ('mmdet', 'mmseg'),
             timeout: float = TIMEOUT) -> Diagnosis:
-    """Gather the facts and judge them.
+    """Collect the facts and judge them.
 
     Args:
-        wanted: The hosts that must work.
-        timeout: Seconds for all that is tried.
+        wanted: The libraries that must work.
+        timeout: Seconds for one run of the probe.
     """
     facts = Facts(
         python=tuple(sys.version_info[:3]),
@@ -84,7 +84,7 @@ def examine(wanted: Sequence[str] = ('mmdet', 'mmseg'),
 
 
 def installed() -> dict[str, str]:
-    """Versions by distribution, by their metadata; nothing is imported."""
+    """Return versions by distribution from the metadata, without imports."""
     found = {}
     for name in DISTRIBUTIONS:
         try:
@@ -97,7 +97,7 @@ def installed() -> dict[str, str]:
 
 
 def try_steps(wanted: Sequence[str], timeout: float) -> dict[str, Result]:
-    """Run probe.py, again after each step that kills it.
+    """Run probe.py, and restart it after each step that crashes it.
 
     Returns:
         Results by step, in order.
@@ -107,61 +107,61 @@ def try_steps(wanted: Sequence[str], timeout: float) -> dict[str, Result]:
         out = Path(folder, 'results')
         out.touch()
         while True:
-            why = _run_probe(out, wanted, list(results), timeout)
-            begun = _read_results(out, results)
-            if why is None:
+            crash = _run_probe(out, wanted, list(results), timeout)
+            started = _read_results(out, results)
+            if crash is None:
                 return results
-            # The step that was running is the last one that began.
-            step = next((s for s in reversed(begun) if s not in results), None)
+            # The step that crashed is the last one that started.
+            step = next((s for s in reversed(started) if s not in results), None)
             if step is None:  # the probe itself does not run
-                results['probe'] = Result(False, error=why)
+                results['probe'] = Result(False, error=crash)
                 return results
-            results[step] = Result(False, error=why)
-            if why.startswith('TimeoutExpired'):
+            results[step] = Result(False, error=crash)
+            if crash.startswith('TimeoutExpired'):
                 return results
 
 
 def _run_probe(out: Path, wanted: Sequence[str], done: Sequence[str],
                timeout: float) -> str | None:
-    """Why the probe did not end by itself; None where it did."""
+    """Run the probe; return how it crashed, or None if it did not."""
     command = [sys.executable, '-W', 'ignore', str(PROBE), str(out), *wanted,
                '--', *done]
     try:
-        # The hosts print: what is said here is for the results alone.
-        ended = subprocess.run(
+        # Imports may print to stdout; the results are written to a file.
+        process = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             timeout=timeout, errors='replace')
     except subprocess.TimeoutExpired:
         return f'TimeoutExpired: it takes more than {timeout:g} s'
-    if ended.returncode == 0:
+    if process.returncode == 0:
         return None
-    code = ended.returncode
+    code = process.returncode
     name = signal.Signals(-code).name if -code in {*signal.Signals} else ''
-    last = ended.stderr.strip().splitlines()[-1:] or ['']
+    last = process.stderr.strip().splitlines()[-1:] or ['']
     return f"it ends Python with {name or f'code {code}'}. {last[0]}".strip()
 
 
 def _read_results(out: Path, results: dict[str, Result]) -> list[str]:
-    """Add what the probe wrote; the steps that began, in order."""
-    begun = []
+    """Add the results that the probe wrote; return the started steps in order."""
+    started = []
     for line in out.read_text(encoding='utf-8').splitlines():
         try:
             read = json.loads(line)
-        except ValueError:  # half a line of a killed process
+        except ValueError:  # incomplete line of a killed process
             continue
         if read.get('begins'):
-            begun.append(read['step'])
+            started.append(read['step'])
         else:
             step = read.pop('step')
             results[step] = Result(**read)
-    return begun
+    return started
 
 
 # ----------------------------------------------------------------------- command
 
 
 def show(diagnosis: Diagnosis | DataDiagnosis) -> None:
-    """Print one line a finding, and its cure below it."""
+    """Print one line for each finding, and how to fix it below."""
     write = _writer()
     counts = dict.fromkeys(STYLES, 0)
     skipped = []
@@ -173,20 +173,20 @@ def show(diagnosis: Diagnosis | DataDiagnosis) -> None:
         write(f'{finding.status:<5}', f'{finding.name}: {finding.text}',
               STYLES[finding.status])
         if finding.cure:
-            write(' ' * 5, f'  cure: {finding.cure}', '')
+            write(' ' * 5, f'  fix: {finding.cure}', '')
     if skipped:
-        write(f'{SKIP:<5}', f"not tried, as something before fails: "
+        write(f'{SKIP:<5}', f"not tried, because an earlier step failed: "
               f"{', '.join(skipped)}", STYLES[SKIP])
-    verdict = 'something would fail' if diagnosis.failed else 'everything works'
+    verdict = 'there are problems' if diagnosis.failed else 'everything works'
     write('', f'{verdict}: {counts[FAIL]} failures, {counts[WARN]} warnings', '')
 
 
 def _writer():
-    """Prints by rich, or plainly where rich cannot be imported."""
+    """Return a function that prints with rich, or without it if it is broken."""
     try:
         from rich.console import Console
         from rich.text import Text
-    except Exception:  # a broken one, too
+    except Exception:  # missing or broken
         return lambda mark, text, style: print(f'{mark}{text}')
     console = Console()
 
@@ -197,16 +197,15 @@ def _writer():
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/doctor.py."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
         description=textwrap.dedent("""
-        Look for what would fail in this environment, and say what cures it:
-        versions, the two distributions of OpenMMLab, mmcv's operators, system
-        libraries, names in the registries, configs, and a forward pass. The
-        exit code is 1 where something would fail; warnings do not count. With
-        --data CONFIG the data of a config are looked at instead: all annotations,
-        the sizes of all images, all label maps, names and numbers of classes,
-        and a few samples as they are loaded.
+        Check this environment for problems, and say how to fix them: versions,
+        the two distributions of OpenMMLab, mmcv's operators, system libraries,
+        names in the registries, configs, and a forward pass. The exit code is 1
+        if there are failures; warnings do not count. With --data CONFIG, check
+        the data of a config instead: all annotations, the sizes of all images,
+        all label maps, names and numbers of classes, and a few loaded samples.
         """))
     parser.add_argument(
         '--hosts',
@@ -217,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--data',
         metavar='CONFIG',
-        help='look at the data of this config instead')
+        help='check the data of this config instead')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -230,10 +229,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> Diagnosis | DataDiagnosis:
-    """What tools/doctor.py does.
+    """Run the command.
 
     Raises:
-        ValueError: There are settings without a config.
+        ValueError: --cfg-options is given without --data.
     """
     if args.data is not None:
         diagnosis = examine_data(args.data, args.cfg_options)

@@ -1,8 +1,8 @@
-"""Looks at the data of a config; the doctor runs it in a process of its own.
+"""Check the data of a config; the doctor runs this module in its own process.
 
-    python -m fpt_plugin.commands.doctor.data_probe OUT CONFIG [KEY=VALUE ...]
+    python -m fpt_plugin.commands.doctor.data_probe OUT CONFIG [--cfg-options ...]
 
-The findings go to OUT as JSON.
+It writes the findings to OUT as JSON.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SPLITS = ('train', 'val', 'test')
 
 
 def examine(cfg: Config) -> Iterator[Finding]:
-    """Look at the files of a config, its heads, and a few loaded samples."""
+    """Check the files of a config, its heads, and a few loaded samples."""
     splits = [split for split in SPLITS if cfg.get(f'{split}_dataloader')]
     failed = set()
     for problem in inspect_data(cfg, *splits):
         yield Finding(problem.where, FAIL if problem.fatal else WARN, problem.text)
         if problem.fatal:
             failed.add(problem.where.partition('_')[0])
-    if cfg.default_scope in SCOPES:  # others learn without labels
+    if cfg.default_scope in SCOPES:  # other scopes train without labels
         yield from _heads(cfg, splits)
     for split in splits:
         if split not in failed:
@@ -45,9 +45,9 @@ def _heads(cfg: Config, splits: list[str]) -> Iterator[Finding]:
     try:
         with torch.device('meta'):
             model = build_model(cfg)
-    except Exception as error:  # of any model
-        yield Finding('model', WARN, f'is not built, so that its classes are not '
-                      f'compared: {describe(error)}')
+    except Exception as error:  # third-party code may raise anything
+        yield Finding('model', WARN, 'cannot be built, so its classes are not '
+                      f'checked: {describe(error)}')
         return
     try:
         check_model_classes(model, cfg, *splits)
@@ -57,11 +57,11 @@ def _heads(cfg: Config, splits: list[str]) -> Iterator[Finding]:
         for line in str(error).splitlines():
             yield Finding('model', FAIL, line)
     else:
-        yield Finding('model', OK, 'its heads count the classes of the data')
+        yield Finding('model', OK, 'num_classes of its heads fits the data')
 
 
 def _loaded(cfg: Config, split: str) -> Finding:
-    """Build a data set as the runner does, and load some of its samples."""
+    """Build a dataset as the runner does, and load some of its samples."""
     name = f'{split}_dataloader'
     settings = cfg[name].get('dataset')
     try:
@@ -74,11 +74,11 @@ def _loaded(cfg: Config, split: str) -> Finding:
     except Exception as error:
         return Finding(name, FAIL, f'{type(error).__name__}: {error}')
     return Finding(name, OK, f'{count} samples; the first, the middle and the last '
-                   'one load')
+                   'one can be loaded')
 
 
 def main() -> None:
-    """Write the findings of a config."""
+    """Write the findings on a config."""
     parser = argparse.ArgumentParser()
     parser.add_argument('out')
     parser.add_argument('config')

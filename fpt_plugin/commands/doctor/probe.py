@@ -1,10 +1,10 @@
-"""Tries what may fail or crash, step by step; doctor.py runs it as a script.
+"""Try everything that may fail or crash, step by step; the doctor runs this script.
 
     python probe.py OUT HOST... -- STEP...
 
-One JSON line a step goes to OUT: a first one when it begins, so that a crash
-can be told, and one with its result. STEPs are done or have crashed already.
-Nothing but the standard library is imported outside the steps.
+Each step writes two JSON lines to OUT: one when it starts, so that a crash can be
+assigned to it, and one with its result. The given STEPs are done or have crashed
+already. Outside the steps only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OWN_BASES = {
 
 
 def steps(hosts: list[str]) -> dict:
-    """All steps in order: the function, its arguments, the steps it needs."""
+    """Return all steps in order: function, arguments, and steps it depends on."""
     found = {
         'torch': (try_torch, (), ()),
         'numpy': (try_import, ('numpy', ), ()),
@@ -56,7 +56,7 @@ def steps(hosts: list[str]) -> dict:
 
 
 def try_import(name: str) -> dict:
-    """Import a module; where it is and which version."""
+    """Import a module, and return its version and path."""
     module = __import__(name)
     return dict(
         version=getattr(module, '__version__', None),
@@ -64,7 +64,7 @@ def try_import(name: str) -> dict:
 
 
 def try_torch() -> dict:
-    """Import torch, and ask it for its devices."""
+    """Import torch, and list its devices."""
     import torch
     torch.ones(2).sum()
     available = torch.cuda.is_available()
@@ -78,7 +78,7 @@ def try_torch() -> dict:
 
 
 def try_ops() -> dict:
-    """Run an operator of mmcv where models would run it."""
+    """Run an operator of mmcv on all devices that models use."""
     import torch
     from mmcv.ops import get_compiling_cuda_version, nms
     boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 5.], [8., 8., 9., 9.]])
@@ -93,7 +93,7 @@ def try_ops() -> dict:
 
 
 def try_plugin() -> dict:
-    """Import the package and let it judge the hosts' versions."""
+    """Import the package and check the versions of the libraries."""
     import fpt_plugin
     from fpt_plugin.openmmlab.versions import check_versions
     check_versions()
@@ -103,11 +103,11 @@ def try_plugin() -> dict:
 
 
 def try_resume() -> dict:
-    """Read what mmengine's training saves, under torch's safe loading."""
+    """Read a log of mmengine's training with torch's safe loading."""
     import torch
     from mmengine.logging import MessageHub
 
-    import fpt_plugin  # noqa: F401  (what mends it)
+    import fpt_plugin  # noqa: F401  (applies the fixes)
     hub = MessageHub('doctor')
     hub.update_scalar('loss', 0.5)
     with tempfile.TemporaryDirectory() as folder:
@@ -121,14 +121,14 @@ def try_resume() -> dict:
 
 
 def try_host(host: str) -> dict:
-    """Import all models of a host, and what inference needs."""
+    """Import all models of a library, and its modules for inference."""
     __import__(f'{host}.models')
     __import__(f'{host}.apis')
     return {}
 
 
 def try_names(host: str) -> dict:
-    """Find the package's modules as a config of the host does."""
+    """Look up the package's modules in the library's scope, as configs do."""
     from mmengine.registry import (
         DATASETS,
         HOOKS,
@@ -145,26 +145,26 @@ def try_names(host: str) -> dict:
         kind = next((kind for kind in kinds if name in kind.module_dict), MODELS)
         with kind.switch_scope_and_registry(host) as registry:
             found = registry.get(name)
-        where = f'the {host}::{kind.name} registry'
+        full_name = f'the {host}::{kind.name} registry'
         if found is None:
-            raise KeyError(f'{name} is not in {where}')
+            raise KeyError(f'{name} is not in {full_name}')
         if found is not getattr(fpt_plugin, name):
-            raise KeyError(f'{name} of {where} is '
+            raise KeyError(f'{name} of {full_name} is '
                            f'{found.__module__}.{found.__qualname__}')
     return dict(names=names)
 
 
 def try_base(base: str) -> dict:
-    """Read a shipped config by its name, as the base of another."""
+    """Read a shipped config by its name as a base."""
     from mmengine.config import Config
 
-    import fpt_plugin  # noqa: F401  (mends the hosts before)
+    import fpt_plugin  # noqa: F401  (applies the fixes)
     cfg = Config.fromstring(f'_base_ = {base!r}', '.py')
     return dict(base=base, model=cfg.model.type)
 
 
 def try_forward(host: str) -> dict:
-    """Run a small FPT around the host's FPN, and a lambda layer."""
+    """Run a small FPT around the library's FPN, and a lambda layer."""
     import torch
     from mmengine.registry import MODELS, DefaultScope
 
@@ -184,10 +184,11 @@ def try_forward(host: str) -> dict:
         torch.nn.init.ones_(neck.fusions[0].out_conv.weight)
         changed = neck(maps)[0]
         if torch.equal(changed, found[0]) or not changed.isfinite().all():
-            raise RuntimeError('a changed FPT gives the same or no numbers')
+            raise RuntimeError('a changed FPT returns the same values, or values '
+                               'that are not finite')
         layer = fpt_plugin.LambdaLayer(16).eval()
         if not layer(maps[1]).isfinite().all():
-            raise RuntimeError('a lambda layer gives no numbers')
+            raise RuntimeError('a lambda layer returns values that are not finite')
     return {}
 
 
@@ -218,7 +219,7 @@ def run(out: str, hosts: list[str], done: list[str]) -> None:
                 write(step=name, ok=True, detail=function(*arguments))
             except KeyboardInterrupt:
                 raise
-            # Whatever a broken installation raises, SystemExit too.
+            # A broken installation may raise anything, even SystemExit.
             except BaseException as error:
                 failed.add(name)
                 write(
@@ -228,7 +229,7 @@ def run(out: str, hosts: list[str], done: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    # Not the folder of this script: its neighbours are no top-level modules.
+    # Remove this script's folder: its other files must not be top-level modules.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p) != here]
     end = sys.argv.index('--')

@@ -1,4 +1,4 @@
-"""The command that exports backbone and neck of a config and its checkpoint."""
+"""The export command: export backbone and neck of a config and its checkpoint."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ERRORS = (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/export.py."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
         description='Write backbone and neck of a detector or segmentor as ONNX, '
         'or as a program of torch.export, and compare the file with torch at two '
         'sizes. The input is one normalised image (1, 3, H, W), the outputs are '
-        'the maps of the neck; heads and NMS are not part of it.')
+        'the maps of the neck; heads and NMS are not included.')
     add_config(parser)
-    parser.add_argument('checkpoint', help="checkpoint, or 'none': random weights")
+    parser.add_argument('checkpoint', help="checkpoint; 'none' for random weights")
     parser.add_argument('out', help='.onnx or .pt2 file to write')
     add_shape(parser, 'height and width to capture the graph at (default: 256 320)',
               default=(256, 320))
@@ -36,23 +36,23 @@ def parser() -> argparse.ArgumentParser:
         '--divisor',
         type=positive_int,
         default=32,
-        help='what height and width of later images are multiples of '
+        help='height and width of all images must be multiples of it '
         '(default: 32)')
     parser.add_argument(
-        '--fixed', action='store_true', help='take images of --shape alone')
+        '--fixed', action='store_true', help='take only images of --shape')
     parser.add_argument(
         '--opset',
         type=positive_int,
         default=OPSET,
         help=f'version of the operators of ONNX (default: {OPSET})')
     parser.add_argument(
-        '--force', action='store_true', help='replace the file if it is there')
+        '--force', action='store_true', help='replace an existing file')
     add_cfg_options(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> Export:
-    """What tools/export.py does."""
+    """Run the command."""
     check_writable(args.out, suffixes=FORMATS, force=args.force)
     model, _ = load_model(args.config, args.cfg_options)
     if args.checkpoint != 'none':
@@ -70,19 +70,19 @@ def main(args: argparse.Namespace) -> Export:
 
 
 def lines(result: Export) -> list[str]:
-    """The report, line by line."""
+    """Return the lines of the report."""
     kind = 'torch.export' if result.opset is None else f'ONNX opset {result.opset}'
-    taken = (
-        f'{result.shape[0]}x{result.shape[1]} alone' if result.divisor is None
+    sides = (
+        f'{result.shape[0]}x{result.shape[1]} only' if result.divisor is None
         else f'multiples of {result.divisor} from {SHORTEST * result.divisor} to '
         f'{LONGEST * result.divisor}')
     channels = ', '.join(map(str, result.outputs))
-    found = [
+    compared = [
         f'{height}x{width}  differs from torch by {error:.1e} of the largest '
-        'number'
+        'value'
         for (height, width), error in result.differences.items()
     ] or ['not compared with torch: onnxruntime is not installed']
     return [
-        f'{result.out}: {kind}, sides {taken}, maps of {channels} channels',
-        *found
+        f'{result.out}: {kind}, sides {sides}, maps of {channels} channels',
+        *compared
     ]

@@ -1,9 +1,9 @@
-"""Backbone and neck of a detector or segmentor as one graph for deployment.
+"""Export backbone and neck of a detector or segmentor as one graph.
 
-Heads, anchors and NMS are left to the deployment tools of the libraries. The graph
-is that of the eager twins (functional/), of plain operators alone. ONNX and
-``.pt2`` files take any height and width that are multiples of ``divisor``: the
-strides between the levels are then the same at every size, and are constants.
+Heads, anchors and NMS are left to deployment tools. The graph has only plain
+operators, because the eager versions of the functions in functional/ are used. The
+files take any height and width that are multiples of ``divisor``: then the strides
+between the levels are the same at every size, so they can be constants.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ from ...layers.checks import check_positive_int
 from ...necks import FPT
 from ...openmmlab.models import image_channels, unwrapped
 
-OPSET = 18  # the first one that torch's exporter writes without converting
+OPSET = 18  # the lowest that torch's exporter writes without conversion
 FORMATS = ('.onnx', '.pt2')
-# Shortest sides of an exported graph, in multiples of the divisor: torch takes
-# sides of 0 and 1 for constants.
+# Shortest and longest sides of an exported graph, in multiples of the divisor.
+# torch treats dimensions of 0 and 1 as constants.
 SHORTEST = 2
 LONGEST = 512
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """Description of an exported file.
 
     Attributes:
         out: The file.
-        opset: Of ONNX; None for ``.pt2``.
-        divisor: What height and width must be multiples of; None: they are
-            those of ``shape``.
-        shape: Height and width it was captured at.
+        opset: Version of ONNX's operators; None for ``.pt2``.
+        divisor: Height and width must be multiples of it; None: they must be
+            ``shape``.
+        shape: Height and width at which the graph was captured.
         outputs: Channels of each map.
-        differences: By height and width, the largest difference to torch,
-            relative to the largest number of its map; empty where there was
-            nothing to run the file with.
+        differences: The largest difference to torch by height and width, relative
+            to the largest value of the map; empty if the file could not be run.
     """
 
     out: Path
@@ -60,10 +59,10 @@ class Export:
 
 
 class Features(nn.Module):
-    """Backbone and neck alone: image in, maps out.
+    """Copy of a model's backbone and neck.
 
     Args:
-        model: A detector or segmentor, which is copied.
+        model: A detector or segmentor.
 
     Raises:
         ValueError: It has no backbone.
@@ -78,12 +77,12 @@ class Features(nn.Module):
             copy.deepcopy(part) for part in parts if part is not None)
         self.eval()
         for part in self.parts:
-            # mmdet's MobileNetV2.eval() returns None: nothing is chained
+            # Not chained: mmdet's MobileNetV2.eval() returns None.
             part.eval()
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Image (B, C, H, W), normalised, to the maps of the neck."""
+        """Compute the maps of the neck from a normalised image (B, C, H, W)."""
         x = image
         for part in self.parts:
             x = part(x)
@@ -103,23 +102,23 @@ def export(model: nn.Module,
     Args:
         model: A detector or segmentor, on the CPU.
         out: A ``.onnx`` file, or ``.pt2`` for torch.export.load.
-        shape: Height and width of the image that the graph is captured at,
+        shape: Height and width of the image at which the graph is captured,
             multiples of ``divisor``.
-        divisor: What height and width of later images are multiples of; None:
-            they are ``shape``.
+        divisor: Height and width of other images must be multiples of it; None:
+            they must be ``shape``.
         opset: Version of ONNX's operators, at least 18.
-        checks: Other heights and widths at which the file must agree with
-            torch; ``shape`` always is one. Without any, one is chosen.
+        checks: Heights and widths, besides ``shape``, at which the file is
+            compared with torch; empty: one is chosen.
         force: Whether to replace ``out``.
 
     Returns:
-        What was written and how far it is from torch.
+        Description of the file, with its differences to torch.
 
     Raises:
-        FileExistsError: ``out`` is there already.
+        FileExistsError: ``out`` exists already.
         OSError: It cannot be written.
         RuntimeError: The model cannot be exported, the file does not agree
-            with torch, or torch is too old; the message names what and why.
+            with torch, or torch is too old.
         TypeError: A number is not an int.
         ValueError: An argument is out of range.
         ImportError: ONNX is not installed.
@@ -128,7 +127,7 @@ def export(model: nn.Module,
     sizes = [_size('shape', shape, divisor)]
     sizes += [_size('checks', size, divisor) for size in checks]
     if divisor is not None and not checks:
-        # torch may find out only at another size that a side became constant
+        # Check a second size: a side may have become a constant in the graph.
         sizes.append(tuple(
             side + step if side + step <= LONGEST * divisor else side - step
             for side, step in zip(sizes[0], (divisor, 2 * divisor))))
@@ -157,11 +156,11 @@ def export(model: nn.Module,
                     _write_onnx(program, temporary, opset, len(maps))
                 else:
                     torch.export.save(program, str(temporary))
-                # The file takes its name only after it has been run.
+                # The file gets its final name only after it has been run.
                 differences = {
                     size: difference(temporary, features, size)
                     for size in dict.fromkeys(sizes)
-                } if out.suffix == '.pt2' or _there('onnxruntime') else {}
+                } if out.suffix == '.pt2' or _installed('onnxruntime') else {}
     return Export(
         out=out,
         opset=opset if out.suffix == '.onnx' else None,
@@ -171,19 +170,18 @@ def export(model: nn.Module,
         differences=differences)
 
 
-# ---------------------------------------------------------------- what is fixed
+# ---------------------------------------------------------------- strides
 
 
 def fix_strides(features: nn.Module, image: Tensor) -> None:
-    """Make constants of what FPT computes from the sizes of its maps.
+    """Replace the strides that FPT computes from the sizes of its maps by constants.
 
-    The strides of key pooling and of the Rendering Transformers are numbers of
-    the graph, not of its inputs. Where all levels halve exactly they are the
-    same at every size.
+    The strides of key pooling and of the Rendering Transformers must be constants
+    in the graph. If all levels halve exactly, they are the same at every size.
 
     Args:
-        features: Changed in place.
-        image: One to run it with.
+        features: The model, changed in place.
+        image: An image to run it with.
     """
     handles = [
         module.register_forward_pre_hook(
@@ -212,7 +210,7 @@ def _capture(features: nn.Module, image: Tensor,
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int,
                 outputs: int) -> None:
-    # It tells of operators of torchvision that are not there.
+    # torch.onnx warns of operators if torchvision is not installed.
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -231,10 +229,10 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int,
 
 
 def difference(path: Path, features: nn.Module, size: tuple[int, int]) -> float:
-    """How far a file is from torch on a random image of that size.
+    """Compare an exported file with torch on a random image.
 
     Returns:
-        The largest difference, relative to the largest number of its map.
+        The largest difference, relative to the largest value of its map.
 
     Raises:
         RuntimeError: It is more than 1e-3, or the maps have other sizes.
@@ -254,7 +252,7 @@ def difference(path: Path, features: nn.Module, size: tuple[int, int]) -> float:
         worst = max(worst, error.item())
     if not worst <= 1e-3:
         raise RuntimeError(f'the exported graph differs from torch by {worst:.1e} '
-                           f'of the largest number, at an image of {size}')
+                           f'of the largest value, at an image of {size}')
     return worst
 
 
@@ -274,10 +272,10 @@ def _run(path: Path, image: Tensor) -> list[Tensor]:
 
 
 def refuse_compiled_operators(features: nn.Module) -> None:
-    """Refuse operators of mmcv that are no operators of torch or ONNX.
+    """Refuse compiled operators of mmcv, which torch and ONNX do not have.
 
     Raises:
-        RuntimeError: There are such.
+        RuntimeError: The model has such operators.
     """
     found = {
         f'{type(m).__name__} ({name})': None
@@ -288,38 +286,38 @@ def refuse_compiled_operators(features: nn.Module) -> None:
     if found:
         raise RuntimeError(
             'compiled operators of mmcv have no place in an exported graph: '
-            f'{", ".join(list(found)[:4])}. Take a backbone and a pyramid '
-            'without them, or a deployment tool that brings its own')
+            f'{", ".join(list(found)[:4])}. Use a backbone and a pyramid '
+            'without them, or a deployment tool that supports them')
 
 
 def _check_environment() -> None:
     for name in ('FPT_ATTENTION', 'FPT_LAMBDA'):
         if os.environ.get(name) not in (None, '', 'eager'):
-            raise ValueError(f'{name} must not be set for an export, which takes '
-                             f'the eager operators, got {os.environ[name]!r}')
+            raise ValueError(f"{name} must be unset or 'eager' for an export, "
+                             f'got {os.environ[name]!r}')
 
 
 @contextmanager
 def _named_failures(features: nn.Module, divisor: int | None) -> Iterator[None]:
-    """Say what could not be exported and what may help."""
+    """Convert errors to one that names the model's parts and suggests a fix."""
     try:
         yield
     except (OSError, ImportError):
         raise
-    except Exception as error:  # what exporters raise is no one type
+    except Exception as error:  # exporters raise many types
         names = ', '.join(type(part).__name__ for part in features.parts)
         lines = [line.strip() for line in str(error).splitlines()]
-        # torch lists what it found below a headline
+        # torch writes a heading, then a list of the problems
         found = [line.lstrip('- ') for line in lines if line.startswith('- ')]
         found += [line for line in lines if line] + [type(error).__name__]
-        cure = (
-            'Capture it at a larger --shape, if a map is one pixel high or wide '
-            'there; or its code may compute with the size of the image: export '
-            'one fixed size (--fixed), or take another backbone or pyramid'
+        fix = (
+            'Use a larger --shape if a map is one pixel high or wide there. '
+            'If its code computes with the size of the image, export one fixed '
+            'size (--fixed), or use another backbone or pyramid'
             if divisor is not None else
-            'Its code is not for a graph: take another backbone or pyramid')
+            'Its code cannot be captured: use another backbone or pyramid')
         raise RuntimeError(
-            f'{names} cannot be exported: {found[0][:300]} {cure}') from error
+            f'{names} cannot be exported: {found[0][:300]} {fix}') from error
 
 
 def _size(name: str, size: Sequence[int],
@@ -339,7 +337,7 @@ def _size(name: str, size: Sequence[int],
     return tuple(size)
 
 
-def _there(package: str) -> bool:
+def _installed(package: str) -> bool:
     try:
         __import__(package)
     except ImportError:
@@ -348,7 +346,7 @@ def _there(package: str) -> bool:
 
 
 def _require(*packages: str) -> None:
-    missing = [name for name in packages if not _there(name)]
+    missing = [name for name in packages if not _installed(name)]
     if missing:
         raise ImportError(f'ONNX needs {" and ".join(missing)}: pip install '
                           f'{" ".join(missing)}, or write a .pt2 file')

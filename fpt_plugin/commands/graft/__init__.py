@@ -1,9 +1,9 @@
-"""Grafts: FPT and lambda layers put into the model of any config.
+"""Graft FPT and lambda layers into the model of any config.
 
-:func:`graft` makes the config. What is grafted starts as nothing, so the model
-keeps its weights and, until it is trained, its outputs: proof.py checks it,
-text.py writes the config down, costs.py says what it costs. The benchmark
-``graft-zoo`` tries it on every config of a library.
+:func:`graft` returns the new config. The grafted modules start as identity, so the
+model keeps its weights and, until it is trained, its outputs. proof.py checks this,
+text.py writes the config, costs.py measures the cost. The benchmark ``graft-zoo``
+tries the graft on every config of a library.
 """
 
 from .planning import Options, Plan, graft, plan

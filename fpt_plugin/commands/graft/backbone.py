@@ -1,4 +1,4 @@
-"""Lambda grafts: a LambdaResNet for a ResNet, or lambda layers into it."""
+"""Replace a ResNet by a LambdaResNet, or add lambda layers to it."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from .sites import Refusal, Site, Unbuildable, probe, type_name
 _RESNETS = ('ResNet', 'ResNetV1c', 'ResNetV1d')
 DEPTHS = tuple(RESNET_DEPTHS.values())
 
-# Arguments of the libraries' ResNet that a LambdaResNet has another answer to: a
-# stem and shortcuts of its own, and new layers that must learn.
+# Arguments of the libraries' ResNet that are not passed on: a LambdaResNet has its
+# own stem and shortcuts, and its new layers must be trained.
 _REPLACED = ('pretrained', 'init_cfg', 'frozen_stages', 'norm_eval',
              'norm_cfg', 'deep_stem', 'avg_down', 'stem_channels')
-# And those that it can only take with these values.
+# Arguments that may only have these values.
 _REQUIRED = dict(
     style=('pytorch', ), base_channels=(64, ), dcn=(None, ), plugins=(None, ),
     multi_grid=(None, ))
-# Follow from others that are refused.
+# Has no effect without dcn, which is refused.
 _IGNORED = ('stage_with_dcn', )
 
-# A branch in every block of C4 and C5. Trained ResNets keep batch norms in
-# evaluation mode, so the new layers have group norms.
+# A branch in every block of C4 and C5. Trained ResNets often keep batch norms in
+# evaluation mode, so the new layers use group norms.
 _FIRST_LAMBDA_STAGE = 2
 _PLUGIN = dict(
     type='LambdaLayer', residual=True, norm_cfg=dict(type='GN', num_groups=4))
 
 
 def replace_backbone(site: Site, name: str) -> dict:
-    """The LambdaResNet for the ResNet of a site.
+    """Return the config of the LambdaResNet that replaces the ResNet of a site.
 
     Args:
-        site: Its backbone is a ResNet of a library.
+        site: A site whose backbone is a ResNet of mmdet or mmseg.
         name: ``'lambda-resnet50'`` and so on for the depths of the paper.
 
     Raises:
         ValueError: There is no such LambdaResNet.
-        Refusal: The backbone is none that it can stand for.
+        Refusal: The LambdaResNet cannot replace the backbone.
     """
     match = re.fullmatch(r'lambda-resnet-?(\d+)', str(name))
     if match is None or int(match[1]) not in DEPTHS:
@@ -66,7 +66,7 @@ def replace_backbone(site: Site, name: str) -> dict:
     for key, value in old.items():
         if key in _REQUIRED and value not in _REQUIRED[key]:
             raise Refusal(
-                f'{name} can stand for a ResNet with {key}='
+                f'{name} can replace a ResNet with {key}='
                 f'{_REQUIRED[key][0]!r}, got {key}={value!r} in '
                 f'{site.name}.backbone')
         if key in _REPLACED or key in _REQUIRED or key in _IGNORED:
@@ -79,17 +79,17 @@ def replace_backbone(site: Site, name: str) -> dict:
         kept[key] = value
     norm = dict(old.get('norm_cfg') or dict(type='BN'))
     if norm['type'] in ('BN', 'SyncBN'):
-        # What is new learns, and so do its norms, of the images of all GPUs.
+        # The new layers are trained with norms over the images of all GPUs.
         norm.update(type='SyncBN', requires_grad=True)
     return dict(type='LambdaResNet', **kept, norm_cfg=norm, norm_eval=False)
 
 
 def add_lambda_plugins(site: Site) -> dict:
-    """The backbone of a site with gated lambda layers in C4 and C5.
+    """Return the config of a site's backbone with gated lambda layers in C4 and C5.
 
     Raises:
-        Refusal: It has no place for them.
-        Unbuildable: It does not build or run.
+        Refusal: The backbone does not support them.
+        Unbuildable: The backbone does not build or run.
     """
     old = site.cfg['backbone']
     kind = type_name(old)
@@ -101,7 +101,7 @@ def add_lambda_plugins(site: Site) -> dict:
                       f'{kind} in {site.name}')
     if type(old.get('depth')) is int and old['depth'] < 50:
         raise Refusal(f'lambda layers go into bottleneck blocks, which {kind} '
-                      f'of depth {old["depth"]} in {site.name} has not')
+                      f'of depth {old["depth"]} in {site.name} does not have')
     stages = tuple(stage >= _FIRST_LAMBDA_STAGE
                    for stage in range(old.get('num_stages', 4)))
     if not any(stages):
@@ -113,7 +113,7 @@ def add_lambda_plugins(site: Site) -> dict:
             *(old.get('plugins') or ()),
             dict(cfg=dict(_PLUGIN), stages=stages, position='after_conv2')
         ])
-    # Alone: what the neck makes of it does not matter here.
+    # Without the neck, which is not relevant here.
     plain, grafted = (
         Site(site.path, dict(site.cfg, backbone=backbone, neck=None),
              site.scope) for backbone in (old, new))
@@ -124,26 +124,25 @@ def add_lambda_plugins(site: Site) -> dict:
         raise Refusal(f'{kind} in {site.name} does not take lambda layers as '
                       f'plugins: {describe(error.__cause__)}') from error
     if after.outputs != before.outputs:
-        raise Refusal(f'{kind} in {site.name} makes other maps with plugins')
+        raise Refusal(f'{kind} in {site.name} returns other maps with plugins')
     return new
 
 
 def convert_backbones(
         state_dict: Mapping[str, Tensor],
         backbone: dict) -> tuple[dict[str, Tensor], dict[str, Conversion]]:
-    """A detector's checkpoint with its ResNets' weights for LambdaResNets.
+    """Convert the ResNet weights in a detector's checkpoint for LambdaResNets.
 
     Args:
-        state_dict: Of a detector or segmentor, or of several in a wrapper;
-            it stays as it is.
+        state_dict: Of a detector or segmentor, or of a wrapper of several; it
+            is not changed.
         backbone: The config of the LambdaResNet.
 
     Returns:
-        The new state dict, and what became of the tensors of each backbone by
-        its prefix.
+        The new state dict, and the conversions by the prefix of each backbone.
 
     Raises:
-        ValueError: There is no ResNet of that depth in it.
+        ValueError: It has no ResNet of that depth.
     """
     prefixes = [
         key[:-len('layer1.0.conv1.weight')] for key in state_dict

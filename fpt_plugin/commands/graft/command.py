@@ -1,4 +1,4 @@
-"""What tools/graft.py does: plan a graft, prove it, write it, show its costs."""
+"""The graft command: plan a graft, prove it, write it, show its costs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ERRORS = (ImportError, KeyError, OSError, RuntimeError, SyntaxError, TypeError,
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/graft.py."""
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
         description='Put FPT into the neck of any detector or segmentor, or '
-        'lambda layers into its ResNet; prove that the model is unchanged '
-        'until it is trained; show what it costs; write a short config.')
+        'lambda layers into its ResNet; prove that the outputs do not change '
+        'before training; show the cost; write a short config.')
     add_config(parser)
     _add_graft(parser)
     _add_training(parser)
@@ -43,44 +43,44 @@ def _add_graft(parser: argparse.ArgumentParser) -> None:
     neck.add_argument(
         '--preset',
         choices=PRESETS,
-        help="FPT's branches and their width, from cheap to dear (default: FPT's "
-        'own, which is not written into the config)')
+        help="FPT's branches and their width, from cheap to expensive (default: "
+        "FPT's own, which is not written into the config)")
     neck.add_argument(
         '--levels',
         type=positive_int,
         metavar='N',
-        help='transform the N finest maps (default: those of backbone maps)')
+        help='transform the N finest maps (default: those made from backbone maps)')
     neck.add_argument(
         '--key-strides',
         nargs='+',
         type=positive_int,
         metavar='S',
-        help='pooling of keys, one for all levels or one a level')
+        help='pooling of keys, one for all levels or one per level')
     neck.add_argument(
         '--neck-options',
         nargs='+',
         action=DictAction,
         default={},
-        help="other arguments of FPT's, as key=value")
+        help='other arguments of FPT, as key=value')
     backbone = parser.add_argument_group(
-        'backbone', 'without --neck these leave the neck as it is')
+        'backbone', 'without --neck, these options do not change the neck')
     backbone.add_argument(
         '--backbone',
         metavar='lambda-resnetN',
-        help='a LambdaResNet for the ResNet of its depth: '
+        help='replace the ResNet by a LambdaResNet of the same depth: '
         f'{", ".join(map(str, DEPTHS))}')
     backbone.add_argument(
         '--lambda-plugins',
         action='store_true',
-        help='lambda layers behind gates that start at zero, in C4 and C5')
+        help='add lambda layers with gates that start at zero, in C4 and C5')
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group('training')
     training.add_argument(
         '--checkpoint',
-        help='weights of the plain model: the proof takes them, and load_from '
-        'of the new config names them')
+        help='weights of the plain model, for the proof and for load_from of the '
+        'new config')
     training.add_argument(
         '--write-checkpoint',
         action='store_true',
@@ -88,35 +88,35 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         '--train-neck-only',
         action='store_true',
-        help='train what is grafted alone, all else stays as it is')
+        help='train only the grafted modules and freeze the others')
     training.add_argument(
         '--lr-mult',
         type=float,
         metavar='X',
-        help='factor of the learning rate of what is grafted')
+        help='factor of the learning rate of the grafted modules')
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group('output')
-    output.add_argument('--out', help='the new config (default: it is printed)')
+    output.add_argument('--out', help='the new config (default: print it)')
     output.add_argument(
-        '--force', action='store_true', help='replace --out if it is there')
-    output.add_argument('--json', help='file for the figures of both models')
+        '--force', action='store_true', help='replace existing files')
+    output.add_argument('--json', help='file for the comparison and the costs')
     output.add_argument(
-        '--no-proof', action='store_true', help='compare nothing')
+        '--no-proof', action='store_true', help='do not compare the outputs')
     output.add_argument(
-        '--no-costs', action='store_true', help='count and time nothing')
-    add_shape(output, 'image of the costs (default: 800 1344 for a detector, the '
-              'size of the crops for a segmentor)')
+        '--no-costs', action='store_true', help='do not measure the costs')
+    add_shape(output, 'size of the image for the costs (default: 800 1344 for a '
+              'detector, the crop size for a segmentor)')
     output.add_argument(
         '--repeats',
         type=positive_int,
         default=5,
-        help='turns of the clock (default: 5)')
+        help='number of timed forward passes (default: 5)')
 
 
 def options_of(args: argparse.Namespace, load_from: str | None) -> Options:
-    """What the flags ask for."""
+    """Convert the command's arguments to options of a graft."""
     strides = args.key_strides
     return Options(
         neck=args.neck,
@@ -132,13 +132,13 @@ def options_of(args: argparse.Namespace, load_from: str | None) -> Options:
 
 
 def main(args: argparse.Namespace) -> Plan:
-    """What tools/graft.py does.
+    """Run the command.
 
     Raises:
         OSError: A file cannot be read or written.
         RuntimeError: A model does not build or run.
         ValueError: The model cannot take the graft, the graft changes its
-            outputs, or a flag does not fit.
+            outputs, or an argument does not fit.
     """
     console = wide_console()
     files = Files(args)

@@ -1,4 +1,4 @@
-"""What a graft costs: both models side by side, part by part."""
+"""Measure the cost of a graft: both models side by side, part by part."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ TOTAL = 'total'
 
 @dataclass(frozen=True)
 class Costs:
-    """What both models cost.
+    """Costs of both models.
 
     Attributes:
-        shape: Height and width of the one image.
-        counts: Parameters, multiply-adds and what is saved for backward.
-        seconds: Of a forward pass, median by model and part, with the whole
-            as :data:`TOTAL`.
-        peak_bytes: Extra memory of a forward pass by model; empty where it
-            was not measured.
-        timed: What was timed.
+        shape: Height and width of the image.
+        counts: Parameters, multiply-adds and memory saved for backward, by model.
+        seconds: Median time of a forward pass by model and part; the whole model
+            is :data:`TOTAL`.
+        peak_bytes: Extra memory of a forward pass by model; empty if not
+            measured.
+        timed: Description of the timed parts.
     """
 
     shape: tuple[int, int]
@@ -53,12 +53,12 @@ class Costs:
 
     @property
     def time_ratio(self) -> float:
-        """Forward time of the graft over that of the plain model."""
+        """Forward time of the graft divided by that of the plain model."""
         plain, grafted = (self.seconds[name][TOTAL] for name in BOTH)
         return grafted / plain
 
     def to_dict(self) -> dict:
-        """Plain numbers, lists and names, for JSON."""
+        """Return the costs as plain types for JSON."""
         return dict(
             shape=list(self.shape),
             counts={name: c.to_dict() for name, c in self.counts.items()},
@@ -68,13 +68,13 @@ class Costs:
             time_ratio=self.time_ratio)
 
     def table(self) -> Table:
-        """Both models as columns, their parts as rows."""
+        """Return a table with a row for each part and values of both models."""
         height, width = self.shape
-        caption = [CONVENTION, f'Time: {self.timed}, medians of turns.']
+        caption = [CONVENTION, f'Time: {self.timed}; medians.']
         if self.peak_bytes:
             plain, grafted = (self.peak_bytes[name] for name in BOTH)
             caption.append(
-                f'Extra memory of a forward pass at its peak: {_mib(plain)} MiB '
+                f'Peak extra memory of a forward pass: {_mib(plain)} MiB '
                 f'and {_mib(grafted)} MiB ({grafted / max(plain, 1):.2f}x).')
         table = Table(
             title=f'plain | grafted, one image of {height}x{width}',
@@ -128,18 +128,19 @@ def costs(plain: Config,
           shape: Sequence[int] | None = None,
           repeats: int = 5,
           memory: bool = True) -> Costs:
-    """Count and time a plain model and its graft.
+    """Measure the costs of a plain model and its graft.
 
     Args:
-        plain: The config as it was.
-        grafted: With its graft.
-        shape: Height and width of the image; None: as complexity.py takes it.
-        repeats: Turns, after one that does not count.
-        memory: Whether peaks are measured, each in a process of its own.
+        plain: The config without the graft.
+        grafted: The config with the graft.
+        shape: Height and width of the image; None: the default of
+            :func:`~..common.image_shape`.
+        repeats: Timed forward passes, after one for warm-up.
+        memory: Whether to measure peak memory, each model in its own process.
 
     Raises:
         RuntimeError: A model does not build or run.
-        ValueError: The config does not say the size of its crops.
+        ValueError: ``shape`` is None and the segmentor has no crop size.
     """
     configs = dict(zip(BOTH, (plain, grafted)))
     models = {name: build_model(cfg) for name, cfg in configs.items()}
@@ -164,7 +165,7 @@ def costs(plain: Config,
 # ---------------------------------------------------------------------- time
 
 WHOLE = 'backbone, neck and heads with random weights, without losses'
-NECK_ONLY = 'backbone and neck; the heads do not run without data'
+NECK_ONLY = 'backbone and neck; the heads do not run without annotations'
 
 
 def _forward(model: nn.Module, images: Tensor, heads: bool) -> object:
@@ -176,42 +177,42 @@ def _forward(model: nn.Module, images: Tensor, heads: bool) -> object:
 @torch.no_grad()
 def _times(models: dict[str, nn.Module], shape: tuple[int, int],
            repeats: int) -> tuple[dict[str, dict[str, float]], str]:
-    """Median seconds by model and part, of turns."""
+    """Time both models in turn; return median seconds by model and part."""
     clocks = {name: _PartClock(model) for name, model in models.items()}
     images = {name: make_images(model, shape) for name, model in models.items()}
     heads = True
     try:
         _forward(models['plain'], images['plain'], heads)
-    except Exception:  # code of the libraries and of anyone
+    except Exception:  # third-party code may raise anything
         heads = False
     found = {name: defaultdict(list) for name in models}
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         for name, model in models.items():
             try:
-                parts = clocks[name].clocked(
+                parts = clocks[name].measure(
                     lambda model=model, name=name: _forward(
                         model, images[name], heads))
             except Exception as error:
                 raise RuntimeError(f'the {name} model does not run at '
                                    f'{shape[0]}x{shape[1]}: '
                                    f'{describe(error)}') from error
-            for part, taken in parts.items() if turn else ():
-                found[name][part].append(taken)
+            for part, seconds in parts.items() if repeat else ():
+                found[name][part].append(seconds)
     medians = {
-        name: {part: median_and_spread(taken)['median']
-               for part, taken in parts.items()}
+        name: {part: median_and_spread(seconds)['median']
+               for part, seconds in parts.items()}
         for name, parts in found.items()
     }
     return medians, WHOLE if heads else NECK_ONLY
 
 
 def make_images(model: nn.Module, shape: tuple[int, int]) -> Tensor:
-    """One random image with the channels that a model expects."""
+    """Return one random image (1, C, H, W) with the model's number of channels."""
     return torch.rand(1, image_channels(model), *shape)
 
 
 class _PartClock:
-    """Seconds of the parts of a model, each without the parts inside it."""
+    """Measure the seconds of the parts of a model, without nested parts."""
 
     def __init__(self, model: nn.Module) -> None:
         model.eval()
@@ -219,29 +220,30 @@ class _PartClock:
         self._found: dict[str, float] = {}
         self._last = 0.
         for module, label in model_labels(model).items():
-            module.forward = self._clocked(module.forward, label.part)
+            module.forward = self._timed(module.forward, label.part)
 
-    def clocked(self, run: Callable[[], object]) -> dict[str, float]:
-        """Run, and return the seconds of each part and of the whole."""
+    def measure(self, run: Callable[[], object]) -> dict[str, float]:
+        """Call ``run`` and return the seconds of each part and of the whole."""
         self._found = {}
         started = self._last = time.perf_counter()
         run()
         return {**self._found, TOTAL: time.perf_counter() - started}
 
-    def _clocked(self, forward, part: str):
+    def _timed(self, forward, part: str):
 
-        def clocked(*args, **kwargs):
-            self._book()
+        def timed(*args, **kwargs):
+            self._add_elapsed()
             self._stack.append(part)
             try:
                 return forward(*args, **kwargs)
             finally:
-                self._book()
+                self._add_elapsed()
                 self._stack.pop()
 
-        return clocked
+        return timed
 
-    def _book(self) -> None:
+    def _add_elapsed(self) -> None:
+        """Add the time since the last call to the innermost running part."""
         now = time.perf_counter()
         if self._stack:
             part = self._stack[-1]
@@ -253,7 +255,7 @@ class _PartClock:
 
 
 def _content(cfg: Config) -> dict:
-    """What a process needs to build the model."""
+    """Return the settings that a new process needs to build the model."""
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     return dict(
         model=copy.deepcopy(cfg.to_dict()['model']),
@@ -263,18 +265,18 @@ def _content(cfg: Config) -> dict:
 
 @dataclass(frozen=True)
 class GraftCase(Case):
-    """One forward pass of either model."""
+    """A forward pass of either model."""
 
     shape: tuple[int, int] = (1, 1)
     heads: bool = True
     contents: dict[str, dict] = field(default_factory=dict)
 
     def candidates(self) -> tuple[str, ...]:
-        """The plain model first."""
+        """Return the names of both models."""
         return BOTH
 
     def prepare(self, candidate: str) -> Any:
-        """The model and an image."""
+        """Return the model and an image."""
         content = self.contents[candidate]
         import_modules_from_strings(content['imports'],
                                     allow_failed_imports=True)
@@ -285,9 +287,9 @@ class GraftCase(Case):
         return model, make_images(model, self.shape)
 
     def leaves(self, state: Any) -> list[Tensor]:
-        """None: nothing is trained."""
+        """Return no tensors: nothing is trained."""
         return []
 
     def run(self, candidate: str, state: Any) -> Any:
-        """A forward pass."""
+        """Run a forward pass."""
         return _forward(*state, self.heads)

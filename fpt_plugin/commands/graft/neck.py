@@ -1,4 +1,4 @@
-"""The config of a neck with FPT in it, whatever stood there."""
+"""Make the config of a neck with FPT from the config of any neck."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from .sites import Maps, Refusal, Site, copied, type_name
 NECKS = ('FPT', 'SelfTransformerNeck', 'GroundingTransformerNeck',
          'RenderingTransformerNeck')
 
-# FPT's own arguments; a wrapped neck's of the same name go into pyramid=dict().
+# FPT's own arguments. Arguments of a wrapped neck with the same names must go into
+# pyramid=dict().
 _OWN = {
     name for name, parameter in inspect.signature(FPT).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
 } - {'in_channels', 'out_channels', 'num_outs'}
 
-# Those that leave a detector as it is until it is trained.
+# Presets that do not change a detector's outputs before training.
 PRESETS = tuple(name for name, preset in presets.PRESETS.items()
                 if preset.fusion == 'residual')
 
-_DECIDED = ('in_channels', 'out_channels', 'num_outs', 'pyramid', 'num_levels')
+# Arguments that the graft sets by itself.
+_SET_BY_GRAFT = ('in_channels', 'out_channels', 'num_outs', 'pyramid', 'num_levels')
 
 
 def neck_config(site: Site,
@@ -36,17 +38,17 @@ def neck_config(site: Site,
                 key_strides: list[int] | int | None = None,
                 preset: str | None = None,
                 options: Mapping | None = None) -> dict | list:
-    """Wrap the neck of a site, or continue its list of necks.
+    """Wrap the neck of a site, or append FPT to its list of necks.
 
     Args:
-        site: Where it stands.
-        maps: What flows through it.
-        neck: One of :data:`NECKS`; None: FPT, or the Self-Transformer alone
-            for one map, to which the others have nothing to add.
-        levels: How many of the maps are transformed, from the finest; None:
-            those that backbone maps stand behind.
-        key_strides: As FPT's.
-        preset: One of :data:`PRESETS`; None: FPT's own default.
+        site: The site.
+        maps: Inputs and outputs of its neck.
+        neck: One of :data:`NECKS`; None: FPT, or only the Self-Transformer if
+            there is one map, because the other branches need two.
+        levels: Number of maps to transform, from the finest; None: those made
+            from backbone maps.
+        key_strides: Argument of FPT.
+        preset: One of :data:`PRESETS`; None: FPT's default.
         options: Other arguments of FPT.
 
     Raises:
@@ -63,14 +65,14 @@ def neck_config(site: Site,
     if count == 1:
         if neck in ('GroundingTransformerNeck', 'RenderingTransformerNeck'):
             raise Refusal(
-                f'{neck} passes features between maps, and {site.name} gives it '
-                'one: take SelfTransformerNeck')
+                f'{neck} passes features between maps, and {site.name} has only '
+                'one: use SelfTransformerNeck')
         neck = neck or 'SelfTransformerNeck'
     own = dict(options or {})
-    decided = sorted({'type', *_DECIDED} & set(own))
-    if decided:
-        raise ValueError(f'neck_options must be other arguments of FPT than '
-                         f'{decided}, which the graft decides')
+    reserved = sorted({'type', *_SET_BY_GRAFT} & set(own))
+    if reserved:
+        raise ValueError('neck_options must not have arguments that the graft '
+                         f'sets, got {reserved}')
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f'preset must be one of {PRESETS}, got {preset!r}')
@@ -85,7 +87,7 @@ def neck_config(site: Site,
 
 
 def holds_fpt(neck: object) -> bool:
-    """Whether a neck's config has FPT in it."""
+    """Return whether a neck's config has FPT in it."""
     if isinstance(neck, (list, tuple)):
         return any(map(holds_fpt, neck))
     if not isinstance(neck, Mapping):
@@ -95,7 +97,10 @@ def holds_fpt(neck: object) -> bool:
 
 
 def _levels(site: Site, maps: Maps, levels: int | None) -> int:
-    """How many maps are transformed: of equal channels, from fine to coarse."""
+    """Return the number of maps to transform, after a check of their shapes.
+
+    They must have equal channels and be ordered from fine to coarse.
+    """
     outputs = maps.outputs
     part = 'neck' if site.has_neck else 'backbone'
     if not outputs:
@@ -107,26 +112,26 @@ def _levels(site: Site, maps: Maps, levels: int | None) -> int:
                              f'number of maps of the {part} of {site.name}, '
                              f'got {levels}')
         count = levels
-    elif maps.told_levels and maps.told_levels <= len(outputs):
-        count = maps.told_levels
+    elif maps.declared_levels and maps.declared_levels <= len(outputs):
+        count = maps.declared_levels
     else:
-        count = maps.usual_levels
-    one = ', or levels=1' if site.has_neck else ''
-    where = f'the {part} of {site.name} ({type_name(site.cfg[part])})'
+        count = maps.inferred_levels
+    or_one = ', or levels=1' if site.has_neck else ''
+    subject = f'the {part} of {site.name} ({type_name(site.cfg[part])})'
     channels = [shape[1] for shape in outputs[:count]]
     if len(set(channels)) > 1:
         raise Refusal(
-            f'{where} returns maps of {channels} channels, and a transformer '
-            'compares maps of equal channels; needed is a neck that brings '
-            'them to one number, such as FPN or ChannelMapper, with a head '
-            f'that takes it{one}')
+            f'{subject} returns maps of {channels} channels, and a transformer '
+            'compares maps of equal channels; use a neck that gives all maps '
+            'the same channels, such as FPN or ChannelMapper, with a head '
+            f'that fits{or_one}')
     sizes = [shape[2:] for shape in outputs[:count]]
     for fine, coarse in zip(sizes, sizes[1:]):
         if coarse[0] > fine[0] or coarse[1] > fine[1]:
             raise Refusal(
-                f'{where} returns maps from coarse to fine, of sizes {sizes}; '
-                'FPT wants them from fine to coarse, so needed is a neck that '
-                f'orders them so, with heads that know it{one}')
+                f'{subject} returns maps from coarse to fine, of sizes {sizes}; '
+                'FPT needs them from fine to coarse: use a neck with that '
+                f'order, with heads that fit{or_one}')
     return count
 
 
@@ -134,7 +139,7 @@ def _combined(site: Site, maps: Maps, neck: str, count: int,
               own: dict) -> dict | list:
     old = site.cfg.get('neck')
     channels = maps.outputs[0][1]
-    alone = dict(
+    appended = dict(
         type=neck,
         pyramid=None,
         in_channels=channels,
@@ -142,16 +147,15 @@ def _combined(site: Site, maps: Maps, neck: str, count: int,
         num_levels=count,
         **own)
     if not site.has_neck:
-        return alone
+        return appended
     if isinstance(old, (list, tuple)):
-        # The keys of the necks before it stay as they are.
-        return [*old, alone]
-    told = {} if count == maps.told_levels else dict(num_levels=count)
-    written = old.get('out_channels')
+        # The other necks keep their indices, and so their checkpoint keys.
+        return [*old, appended]
+    num_levels = {} if count == maps.declared_levels else dict(num_levels=count)
     if _OWN.isdisjoint(set(old) - {'type'}) and 'in_channels' in old \
-            and isinstance(written, int):
-        # FPT passes on what is not its own.
-        new = {**old, 'type': neck, **told, **own}
+            and isinstance(old.get('out_channels'), int):
+        # FPT passes all other arguments to its pyramid.
+        new = {**old, 'type': neck, **num_levels, **own}
         if old['type'] != 'FPN' or own.get('preset') == 'paper':
             new['pyramid'] = dict(type=old['type'])
         return new
@@ -160,22 +164,22 @@ def _combined(site: Site, maps: Maps, neck: str, count: int,
         in_channels=[shape[1] for shape in maps.inputs],
         out_channels=channels,
         pyramid=dict(old),
-        **told,
+        **num_levels,
         **own)
 
 
 def _check_builds(site: Site, neck: dict | list) -> None:
-    """Let FPT say what it thinks of its arguments."""
+    """Build the neck, so that FPT checks its arguments."""
     with MODELS.switch_scope_and_registry(site.scope) as registry:
         try:
             with torch.device('meta'):
                 registry.build(copied(neck))
-        except (NotImplementedError, RuntimeError):  # it computes with data
+        except (NotImplementedError, RuntimeError):  # not possible on meta
             registry.build(copied(neck))
 
 
 def takes_neck(site: Site) -> bool:
-    """Whether the class of a site without a neck has a place for one."""
+    """Return whether the class of a site without a neck accepts one."""
     with MODELS.switch_scope_and_registry(site.scope) as registry:
         cls = lookup(registry, site.cfg.get('type'))
     if cls is None:

@@ -1,4 +1,4 @@
-"""What is grafted where: the config of the new model."""
+"""Plan a graft: find the sites and make the config of the new model."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ PACKAGE = 'fpt_plugin'
 
 @dataclass(frozen=True)
 class Options:
-    """What is grafted, and how it is to be trained.
+    """Settings of a graft and of its training.
 
     Attributes:
-        neck: One of :data:`.neck.NECKS`; None: FPT, or the
-            Self-Transformer alone where there is one map. Where a backbone is
-            asked for, None leaves the neck as it is.
-        levels: Maps that FPT transforms; None: those of backbone maps.
-        key_strides: FPT's.
-        preset: FPT's, one of :data:`.neck.PRESETS`.
+        neck: One of :data:`.neck.NECKS`; None: FPT, or only the
+            Self-Transformer if there is one map. With ``backbone`` or
+            ``lambda_plugins``, None keeps the neck.
+        levels: Number of maps that FPT transforms; None: those made from backbone
+            maps.
+        key_strides: Argument of FPT.
+        preset: Argument of FPT, one of :data:`.neck.PRESETS`.
         neck_options: Other arguments of FPT.
-        backbone: ``'lambda-resnet50'`` and the like, in place of a ResNet of
-            that depth.
-        lambda_plugins: Whether gated lambda layers go into the ResNet.
-        train_neck_only: Whether what was there before stays as it is.
-        lr_mult: Factor of the learning rate of what is grafted.
+        backbone: A LambdaResNet that replaces the ResNet of the same depth, such
+            as ``'lambda-resnet50'``.
+        lambda_plugins: Whether to add gated lambda layers to the ResNet.
+        train_neck_only: Whether to freeze all modules that are not grafted.
+        lr_mult: Factor of the learning rate of the grafted modules.
         load_from: Weights to start from.
     """
 
@@ -56,31 +57,31 @@ class Options:
 
     @property
     def grafts_neck(self) -> bool:
-        """Whether the neck is meant."""
+        """Whether FPT is grafted into the neck."""
         return self.neck is not None or not (self.backbone
                                              or self.lambda_plugins)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is new, in the words of the optimizer wrapper's constructor."""
-        asked = dict(FPT=self.grafts_neck, LambdaLayer=self.lambda_plugins,
-                     LambdaResNet=self.backbone)
-        return tuple(kind for kind, yes in asked.items() if yes)
+        """The new modules, as GraftOptimWrapperConstructor names them."""
+        grafted = dict(FPT=self.grafts_neck, LambdaLayer=self.lambda_plugins,
+                       LambdaResNet=self.backbone)
+        return tuple(kind for kind, used in grafted.items() if used)
 
     @property
     def identical(self) -> bool:
-        """Whether the model shall be as it was at step 0."""
+        """Whether the model must be identical to the plain one at step 0."""
         return self.backbone is None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A config with its grafts, and what is known of them.
+    """A config with its grafts.
 
     Attributes:
         cfg: The new config.
-        sites: The detectors that got something.
-        notes: What was done, and what was left alone and why.
+        sites: The detectors that were changed.
+        notes: The changes, and the sites that were not changed and why.
     """
 
     cfg: Config
@@ -92,27 +93,26 @@ def graft(cfg: Config, neck: str | None = None, **options) -> Config:
     """Put FPT into the neck of every detector in a config.
 
     Args:
-        cfg: A config of mmdet, mmseg or a library above them; it stays as it
-            is.
+        cfg: A config of mmdet, mmseg or a library based on them; it is not
+            changed.
         neck: One of :data:`.neck.NECKS`; see :class:`Options`.
         **options: The other fields of :class:`Options`.
 
     Returns:
-        A new config: the model with its grafts, this package among the custom
-        imports, and what training them needs.
+        A new config with the grafts, this package in its custom imports, and the
+        settings for training.
 
     Raises:
         TypeError: ``cfg`` is no config, or an option has the wrong type.
-        ValueError: The model cannot take the graft, which says why and what
-            would be needed (:class:`~.sites.Refusal`), or an option is
-            out of range.
+        ValueError: The model cannot take the graft (a :class:`~.sites.Refusal`,
+            which says why and what is needed), or an option is out of range.
         RuntimeError: The plain model does not build.
     """
     return plan(cfg, Options(neck=neck, **options)).cfg
 
 
 def plan(cfg: Config, options: Options) -> Plan:
-    """As :func:`graft`, and tell what was done."""
+    """Do the same as :func:`graft`, and return notes on the changes too."""
     if not isinstance(cfg, Config):
         raise TypeError(f'cfg must be a Config, got {type(cfg).__name__}')
     if not isinstance(cfg.get('model'), Mapping):
@@ -120,12 +120,12 @@ def plan(cfg: Config, options: Options) -> Plan:
                       f'{type(cfg.get("model")).__name__}')
     if options.backbone and options.lambda_plugins:
         raise ValueError('backbone and lambda_plugins exclude each other: a '
-                         'LambdaResNet has its lambda layers')
+                         'LambdaResNet has lambda layers already')
     found = find_sites(cfg.model, cfg.get('default_scope'))
     if not found:
         raise Refusal(
             f'the model ({type_name(cfg.model)}) has no dict with a backbone, '
-            'so it has no place for a neck between backbone and heads')
+            'so a neck cannot be added between backbone and heads')
     new = copy.deepcopy(cfg)
     sites, notes = [], []
     if options.grafts_neck:
@@ -133,11 +133,11 @@ def plan(cfg: Config, options: Options) -> Plan:
     if options.backbone or options.lambda_plugins:
         changed, more = _graft_backbones(new, found, options)
         sites = list(dict.fromkeys(
-            [h.path for h in sites] + [h.path for h in changed]))
-        sites = [h for h in found if h.path in sites]
+            [site.path for site in sites] + [site.path for site in changed]))
+        sites = [site for site in found if site.path in sites]
         notes += more
     _import_package(new)
-    set_training(new, [h.path for h in sites], options.kinds,
+    set_training(new, [site.path for site in sites], options.kinds,
                  options.train_neck_only, options.lr_mult, options.load_from)
     return Plan(new, tuple(sites), tuple(notes))
 
@@ -150,24 +150,24 @@ def _graft_necks(new: Config, found: list[Site],
         try:
             if not with_neck and not takes_neck(site):
                 raise Refusal(f'{site.name} ({type_name(site.cfg)}) has no '
-                              'neck, and its class no place for one')
+                              'neck, and its class takes none')
             neck = neck_config(site, probe(site), options.neck,
                                options.levels, options.key_strides,
                                options.preset, options.neck_options)
         except (Refusal, Unbuildable) as error:
             errors.append(error)
-            notes.append(f'left alone: {error}')
+            notes.append(f'not changed: {error}')
             continue
         _set(new, site, 'neck', neck)
         sites.append(site)
-        was = type_name(site.cfg['neck']) if site.has_neck else 'no neck'
-        notes.append(f'{site.name}.neck: {was} -> {_described(neck)}')
+        old = type_name(site.cfg['neck']) if site.has_neck else 'no neck'
+        notes.append(f'{site.name}.neck: {old} -> {_described(neck)}')
     _require_one(sites, errors)
     return sites, notes
 
 
 def _require_one(sites: list[Site], errors: list[Exception]) -> None:
-    """Raise what was wrong with all of them."""
+    """Raise the errors of all sites if none could be changed."""
     if not sites:
         raise errors[0] if len(errors) == 1 else type(errors[0])(
             '; '.join(map(str, errors)))
@@ -190,11 +190,11 @@ def _graft_backbones(new: Config, found: list[Site],
                 if options.backbone else add_lambda_plugins(site)
         except (Refusal, Unbuildable) as error:
             errors.append(error)
-            notes.append(f'left alone: {error}')
+            notes.append(f'not changed: {error}')
             continue
         _set(new, site, 'backbone', backbone)
         if options.backbone and 'pretrained' in site.cfg:
-            # mmseg's way to a backbone's weights
+            # mmseg's segmentors load the backbone's weights with it
             _set(new, site, 'pretrained', None)
         sites.append(site)
         notes.append(f'{site.name}.backbone: {type_name(site.cfg["backbone"])} '
@@ -204,7 +204,7 @@ def _graft_backbones(new: Config, found: list[Site],
 
 
 def _set(cfg: Config, site: Site, key: str, value: object) -> None:
-    """Put a value into a site; dicts inside get the config's own class."""
+    """Set a value of a site; dicts in it are converted to ConfigDict."""
     node = cfg.model
     for step in site.path:
         node = node[step]
@@ -215,7 +215,7 @@ def _import_package(cfg: Config) -> None:
     """Append this package to the config's custom imports.
 
     Raises:
-        TypeError: They are no list of names.
+        TypeError: The custom imports are not a list of names.
     """
     custom = dict(cfg.get('custom_imports') or dict(
         imports=[], allow_failed_imports=False))
@@ -226,5 +226,3 @@ def _import_package(cfg: Config) -> None:
                         f'{names!r}')
     if PACKAGE not in names:
         cfg.custom_imports = dict(custom, imports=[*names, PACKAGE])
-
-

@@ -1,4 +1,4 @@
-"""The proof of a graft: both models on one input with the same weights."""
+"""Prove a graft: run both models on the same input with the same weights."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ from .weights import calibrate, nudge, randomise, share_weights
 SIZES = ((96, 128), (256, 256), (512, 512))
 PREDICTIONS = 'predictions'
 
-# What mmcv says of an operator that no other size of image will bring.
-_MISSING = 'implementation for device'
+# mmcv's message for an operator that is missing, whatever the image size.
+_MISSING_OPERATOR = 'implementation for device'
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output of both models.
+    """Comparison of one output of both models.
 
     Attributes:
-        what: The part that made it.
-        tensors: Number of them.
-        equal: Whether they agree in every bit, not-a-number in the same places.
-        difference: The largest absolute one; infinite where even shapes or
+        what: The part of the model that returned it.
+        tensors: Number of tensors in it.
+        equal: Whether all values are equal; NaNs must be in the same places.
+        difference: The largest absolute difference; infinite where shapes or
             types differ.
-        telling: Whether there is anything in it that could differ: finite
-            numbers that are not all the same.
+        informative: Whether equality means something: there are finite numbers
+            in it that are not all the same.
     """
 
     what: str
     tensors: int
     equal: bool
     difference: float
-    telling: bool
+    informative: bool
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the comparison of a plain model with its graft found.
+    """Result of the comparison of a plain model with its graft.
 
     Attributes:
         shape: Height and width of the images.
-        comparisons: Output by output.
-        notes: What could not be compared, and why.
-        effective: Whether the outputs of heads change as soon as the graft
-            does; None where no head ran.
+        comparisons: The comparisons, one per output.
+        notes: Outputs that could not be compared, and why.
+        effective: Whether outputs of heads change when the graft's weights
+            change; None if no head ran.
     """
 
     shape: tuple[int, int]
@@ -71,19 +71,19 @@ class Proof:
 
     @property
     def identical(self) -> bool:
-        """Whether all is equal, and the necks' maps are no constants."""
+        """Whether all outputs are equal and the necks' maps are not constant."""
         necks = [c for c in self.comparisons if c.what.endswith('neck')]
-        return bool(necks) and all(c.telling for c in necks) and all(
+        return bool(necks) and all(c.informative for c in necks) and all(
             c.equal for c in self.comparisons)
 
     @property
     def heads_compared(self) -> bool:
-        """Whether more than the neck was compared."""
-        return any(c.telling and not c.what.endswith('neck')
+        """Whether informative outputs of other parts than the neck were compared."""
+        return any(c.informative and not c.what.endswith('neck')
                    for c in self.comparisons)
 
     def table(self) -> Table:
-        """The comparisons as rows."""
+        """Return a table with a row for each comparison."""
         height, width = self.shape
         table = Table(
             title=f'plain and grafted model at step 0, {height}x{width}',
@@ -93,8 +93,8 @@ class Proof:
             table.add_column(name, no_wrap=True)
         for c in self.comparisons:
             verdict = 'yes' if c.equal else f'NO, by up to {c.difference:.3g}'
-            if c.equal and not c.telling:
-                verdict = 'yes, but nothing in it could differ'
+            if c.equal and not c.informative:
+                verdict = 'yes, but all values are the same constant'
             table.add_row(c.what, str(c.tensors), verdict)
         return table
 
@@ -104,33 +104,33 @@ def prove(plain: Config,
           state_dict: Mapping[str, Tensor] | None = None,
           source: str = 'the checkpoint',
           sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
-    """Build both models, give them the same weights and compare what they do.
+    """Build both models, give them the same weights and compare their outputs.
 
     Args:
-        plain: The config as it was.
-        grafted: With its graft.
+        plain: The config without the graft.
+        grafted: The config with the graft.
         state_dict: Weights of the plain model; None: random ones.
-        source: What they are called in messages.
-        sizes: Heights and widths of the images that are tried.
+        source: Name of the weights for messages.
+        sizes: Heights and widths of images to try.
 
     Raises:
         ValueError: The weights are of another model, or do not all load into
             the graft.
-        RuntimeError: The graft does not build or run where the plain model
-            does; :class:`~.sites.Unbuildable` where that one does not.
+        RuntimeError: The graft does not build or run, although the plain model
+            does; :class:`~.sites.Unbuildable` if the plain model does not.
     """
     return compare(*build_pair(plain, grafted), state_dict, source, sizes)
 
 
 def build_pair(plain: Config, grafted: Config) -> tuple[nn.Module, nn.Module]:
-    """The models of both configs.
+    """Build the models of both configs.
 
     Raises:
-        RuntimeError: As :func:`prove`.
+        RuntimeError: As in :func:`prove`.
     """
     try:
         before = build_model(plain)
-    except Exception as error:  # code of the libraries and of anyone
+    except Exception as error:  # third-party code may raise anything
         raise Unbuildable('the plain model does not build: '
                           f'{describe(error)}') from error
     try:
@@ -141,10 +141,10 @@ def build_pair(plain: Config, grafted: Config) -> tuple[nn.Module, nn.Module]:
 
 
 class Parts(nn.Module):
-    """Backbone and neck of a site, where heads do not build.
+    """Backbone and neck of a site, for models whose heads do not build.
 
     Raises:
-        RuntimeError: They do not build either.
+        Unbuildable: Backbone or neck do not build either.
     """
 
     def __init__(self, site: Site) -> None:
@@ -152,16 +152,16 @@ class Parts(nn.Module):
         try:
             self.backbone = build_part(site, 'backbone')
             self.neck = build_part(site, 'neck') if site.has_neck else None
-        except Exception as error:  # code of the libraries and of anyone
+        except Exception as error:  # third-party code may raise anything
             raise Unbuildable(describe(error)) from error
 
     def extract_feat(self, images: Tensor) -> object:
-        """The maps that heads would get."""
+        """Return the maps for the heads."""
         maps = self.backbone(images)
         return maps if self.neck is None else self.neck(maps)
 
     def forward(self, *args, **kwargs) -> None:
-        """There is none."""
+        """Raise an error, because there are no heads."""
         raise NotImplementedError('the heads do not build')
 
 
@@ -170,7 +170,7 @@ def compare(before: nn.Module,
             state_dict: Mapping[str, Tensor] | None = None,
             source: str = 'the checkpoint',
             sizes: Sequence[tuple[int, int]] = SIZES) -> Proof:
-    """As :func:`prove`, of models that are built; they get weights."""
+    """Compare two models as :func:`prove` does; their weights are overwritten."""
     notes = []
     if state_dict is not None:
         loaded = load_weights(before, state_dict, source, other_classes=True)
@@ -192,43 +192,43 @@ def compare(before: nn.Module,
     runs = {}
     for name, detector in detectors.items():
         prefix = f'{name}.' if name else ''
-        shape, outputs, errors = _first_whole(detector, sizes)
+        shape, outputs, errors = _first_complete_run(detector, sizes)
         images = _images(detector, shape)
-        new, failed = _outputs(twins[name], images)
-        if failed and (not errors or 'neck' not in new):
+        new, failures = _outputs(twins[name], images)
+        if failures and (not errors or 'neck' not in new):
             raise RuntimeError('the grafted model fails where the plain one '
-                               f'runs: {failed[0]}')
+                               f'runs: {failures[0]}')
         notes += [f'not compared: {prefix}{error}' for error in errors]
         comparisons += _compare(outputs, new, prefix)
         runs[name] = (images, new)
     return Proof(shape, tuple(comparisons), tuple(dict.fromkeys(notes)),
-                 _takes_effect(after, twins, runs))
+                 _is_effective(after, twins, runs))
 
 
 def notes_of(loaded: Loaded, source: str) -> list[str]:
-    """What of a checkpoint a model did not take."""
+    """Describe the parts of a checkpoint that were not loaded."""
     notes = []
     if loaded.ignored:
-        notes.append(f'{len(loaded.ignored)} keys of {source} are of no part of '
-                     f'the model: {some(loaded.ignored, 3)}')
+        notes.append(f'{len(loaded.ignored)} keys of {source} are not in the '
+                     f'model: {some(loaded.ignored, 3)}')
     if loaded.reshaped:
-        notes.append(f'{source} has other classes or other heads, and all else '
-                     f'of it is taken: {loaded.reshaped}')
+        notes.append(f'{source} has other classes or other heads; all other '
+                     f'weights are loaded: {loaded.reshaped}')
     return notes
 
 
-def _takes_effect(after: nn.Module, twins: Mapping[str, nn.Module],
+def _is_effective(after: nn.Module, twins: Mapping[str, nn.Module],
                   runs: Mapping[str, tuple[Tensor, dict]]) -> bool | None:
-    """Move what starts at zero, and see whether heads notice.
+    """Return whether outputs of heads change when the graft's weights change.
 
-    They do not where none reads the maps that are transformed.
+    They do not if no head reads the transformed maps.
     """
     nudge(after)
     changes = []
     for name, (images, old) in runs.items():
-        new, failed = _outputs(twins[name], images)
+        new, failures = _outputs(twins[name], images)
         heads = [c for c in _compare(old, new, '') if c.what != 'neck']
-        if not failed and heads:
+        if not failures and heads:
             changes.append(any(not c.equal for c in heads))
     return any(changes) if changes else None
 
@@ -246,19 +246,23 @@ def _images(detector: nn.Module, shape: tuple[int, int], batch: int = 1) -> Tens
                        generator=generator)
 
 
-def _first_whole(
+def _first_complete_run(
     detector: nn.Module, sizes: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], dict[str, list], list[str]]:
-    """The first size at which all of a plain model runs, else its neck."""
+    """Run a plain model at each size until all of it runs, or at least its neck.
+
+    Returns:
+        The size, the outputs by part, and the errors.
+    """
     best = None
     own = getattr(getattr(detector, 'data_preprocessor', None), 'size', None)
     if isinstance(own, (list, tuple)) and len(own) == 2:
-        sizes = (*sizes, tuple(own))  # some backbones take no other
+        sizes = (*sizes, tuple(own))  # some backbones take only this size
     for shape in sizes:
         outputs, errors = _outputs(detector, _images(detector, shape))
         if 'neck' in outputs and (best is None or not errors):
             best = (shape, outputs, errors)
-        if not errors or any(_MISSING in error for error in errors):
+        if not errors or any(_MISSING_OPERATOR in error for error in errors):
             break
     if best is None:
         raise Unbuildable(f'the plain model does not run: {errors[0]}')
@@ -268,9 +272,9 @@ def _first_whole(
 @torch.no_grad()
 def _outputs(detector: nn.Module,
              images: Tensor) -> tuple[dict[str, list], list[str]]:
-    """What neck, heads and the whole return, by their names, and what failed.
+    """Run a detector; return the outputs by part, and the errors.
 
-    The heads' own outputs count too, because predictions may be none.
+    The outputs of heads are recorded too, because predictions may be empty.
     """
     found: dict[str, list] = {}
     errors = []
@@ -282,7 +286,7 @@ def _outputs(detector: nn.Module,
             try:
                 found[PREDICTIONS] = [detector(images, samples, mode=mode)]
                 break
-            except Exception as error:  # code of the libraries and of anyone
+            except Exception as error:  # third-party code may raise anything
                 errors.append(f'{mode}: {describe(error)}')
         else:
             if 'neck' not in found:
@@ -297,9 +301,10 @@ def _outputs(detector: nn.Module,
 
 
 class _Recording:
-    """Keep what the parts of a detector return while it runs.
+    """Record the outputs of a detector's parts while it runs.
 
-    ``forward`` itself is wrapped: heads of the libraries are called by it too.
+    ``forward`` is wrapped, because detectors also call it directly for heads,
+    and hooks would miss that.
     """
 
     def __init__(self, detector: nn.Module, found: dict[str, list]) -> None:
@@ -317,15 +322,15 @@ class _Recording:
                       if not isinstance(part, (nn.ModuleList, nn.ModuleDict))}
 
     def __enter__(self) -> None:
-        # An instance may have a forward of its own, and a part several names.
-        self.own = [(part, vars(part).get('forward'))
-                    for part in dict.fromkeys(self.parts.values())]
+        # A part may have several names, and an instance its own forward.
+        self.forwards = [(part, vars(part).get('forward'))
+                         for part in dict.fromkeys(self.parts.values())]
         for name, part in self.parts.items():
             part.forward = self._recorded(name, part.forward)
 
     def __exit__(self, *exception) -> None:
-        for part, forward in self.own:
-            del part.forward  # the class' own is behind it
+        for part, forward in self.forwards:
+            del part.forward  # the forward of the class is used again
             if forward is not None:
                 part.forward = forward
 
@@ -333,19 +338,19 @@ class _Recording:
 
         def recorded(*args, **kwargs):
             out = forward(*args, **kwargs)
-            self.found.setdefault(name, []).append(_kept(out))
+            self.found.setdefault(name, []).append(_copied(out))
             return out
 
         return recorded
 
 
-def _kept(out: object) -> list:
-    """Copies: what follows may change a map in place."""
+def _copied(out: object) -> list:
+    """Copy the leaves of an output: later modules may change a map in place."""
     return [x.clone() if isinstance(x, Tensor) else x for x in _leaves(out)]
 
 
 def _leaves(x: object) -> Iterator[object]:
-    """Tensors and plain values in whatever the libraries return."""
+    """Yield the tensors and plain values in a nested output."""
     if isinstance(x, Tensor) or x is None:
         yield x
     elif isinstance(x, np.ndarray):
@@ -380,12 +385,12 @@ def _compare(before: dict[str, list], after: dict[str, list],
                 tensors=len(tensors),
                 equal=not any(differences),
                 difference=max(differences, default=0.),
-                telling=any(map(_telling, tensors))))
+                informative=any(map(_is_informative, tensors))))
     return comparisons
 
 
 def _difference(a: object, b: object) -> float:
-    """0 where equal, not-a-number in the same places included."""
+    """Return the largest absolute difference; NaNs in the same places are equal."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return 0. if type(a) is type(b) and a == b else float('inf')
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -398,10 +403,10 @@ def _difference(a: object, b: object) -> float:
     if not differs.any():
         return 0.
     gap = (a[differs].double() - b[differs].double()).abs().max().item()
-    return gap if gap > 0 else float('inf')  # max() of not-a-number
+    return gap if gap > 0 else float('inf')  # NaN on one side only
 
 
-def _telling(x: Tensor) -> bool:
+def _is_informative(x: Tensor) -> bool:
     if not x.is_floating_point():
         return x.numel() > 1 and bool((x != x.flatten()[0]).any())
     finite = x[x.isfinite()]

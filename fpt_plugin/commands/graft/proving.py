@@ -1,4 +1,4 @@
-"""Which models are compared to prove a graft, and what they must show."""
+"""Prove the plan of a graft, and require identical outputs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .sites import Unbuildable
 def prove_plan(plain: Config, made: Plan, options: Options,
                weights: Weights | None, source: str | None,
                console: Console) -> Proof | None:
-    """Compare a plain model with its graft, and show the result.
+    """Compare a plain model with its graft, and print the result.
 
-    Beside a new backbone FPT is compared with the same backbone without it.
+    If the backbone is replaced, the plain model gets the new backbone too.
 
     Args:
-        plain: The config as it was.
-        made: The graft.
-        options: What was asked for.
-        weights: Of the plain model; None: random ones.
-        source: What they are called in messages.
-        console: Where the result is shown.
+        plain: The config without the graft.
+        made: The plan of the graft.
+        options: The options of the graft.
+        weights: Weights of the plain model; None: random ones.
+        source: Name of the weights for messages.
+        console: Where the result is printed.
 
     Returns:
-        None where the backbone is new and the neck is not grafted.
+        The proof; None if the backbone is replaced and the neck is not grafted.
 
     Raises:
         RuntimeError: A model does not build or run.
-        ValueError: The graft changes the outputs, or does nothing for them.
+        ValueError: The graft changes the outputs, or can have no effect on them.
     """
     if options.backbone:
-        console.print('The layers of a LambdaResNet are new: the model is not '
-                      'what it was.')
+        console.print('The layers of a LambdaResNet are new, so the outputs of '
+                      'the model change.')
         if not options.grafts_neck:
             return None
-        console.print('FPT is compared with the same backbone without it.')
+        console.print('FPT is compared with the same new backbone without FPT.')
         plain = plan(plain, replace(options, neck=None, levels=None,
                                     key_strides=None, preset=None, neck_options={},
                                     lr_mult=None, load_from=None)).cfg
@@ -58,12 +58,12 @@ def prove_plan(plain: Config, made: Plan, options: Options,
 def _require_identical(proof: Proof) -> None:
     if proof.identical and proof.effective is False:
         raise ValueError('no head reads the maps that the graft transforms, so '
-                         'nothing was written: take other --levels, or a neck '
+                         'nothing was written: use other --levels, or a neck '
                          'whose maps heads read')
     if proof.identical:
         return
     different = [c.what for c in proof.comparisons if not c.equal]
-    what = (f'changes {", ".join(different)}' if different else
-            'could not be compared: nothing in the outputs could differ')
-    raise ValueError(f'the graft {what}, so nothing was written; --no-proof '
+    reason = (f'changes {", ".join(different)}' if different else
+              'could not be compared: all values in the outputs are the same')
+    raise ValueError(f'the graft {reason}, so nothing was written; --no-proof '
                      "writes it (fusion='concat' does not start at zero)")

@@ -1,7 +1,7 @@
-"""Sites: where a config keeps its detectors, and what flows through their necks.
+"""Find the detectors in a config, and the shapes of their necks' maps.
 
-What a neck returns is not read from its config: backbone and neck are built and
-run, without data where they allow it. So any neck of any library can be judged.
+The shapes are not read from the config: backbone and neck are built and run, on the
+meta device where possible. This works for any neck of any library.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from ...openmmlab.models import describe, image_channels
 from ..complexity.counting import meta_autocast
 
-# Sides of the square images that are tried, the first one that runs is taken.
-# Without data they cost nothing.
+# Sides of square images to try; the first that runs is used. On the meta device
+# they cost nothing.
 _SIDES = {'meta': (256, 512, 1024), 'cpu': (128, 256, 512),
           'cuda': (128, 256, 512)}
 
 
 class Refusal(ValueError):
-    """A graft that makes no sense for this model, and what would be needed."""
+    """The model cannot take the graft; the message says what is needed."""
 
 
 class Unbuildable(RuntimeError):
-    """The plain model does not build or run, whatever is grafted."""
+    """The plain model itself does not build or run."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Site:
     Attributes:
         path: Keys from ``model`` to it.
         cfg: Its part of the config.
-        scope: The registry's scope that it is built in.
+        scope: The registry scope in which it is built.
     """
 
     path: tuple[str | int, ...]
@@ -46,19 +46,19 @@ class Site:
 
     @property
     def name(self) -> str:
-        """As in Python, for messages: ``model.detector``."""
+        """Its path as in Python, for messages: ``model.detector``."""
         return 'model' + ''.join(
             f'[{key}]' if isinstance(key, int) else f'.{key}'
             for key in self.path)
 
     @property
     def has_neck(self) -> bool:
-        """Whether a neck stands there."""
+        """Whether it has a neck."""
         return bool(self.cfg.get('neck'))
 
 
 def find_sites(model: Mapping, scope: str | None) -> list[Site]:
-    """Every dict in a model's config that has a backbone, the model itself too.
+    """Find every dict with a backbone in a model's config, itself included.
 
     Args:
         model: The config's ``model``.
@@ -84,25 +84,25 @@ def _sites(node: object, path: tuple, scope: str | None) -> Iterator[Site]:
 
 @dataclass(frozen=True)
 class Maps:
-    """Shapes (B, C, H, W) of maps.
+    """Shapes (B, C, H, W) of a neck's inputs and outputs.
 
     Attributes:
-        inputs: What the backbone returns.
-        outputs: What the neck makes of it; the same where there is no neck.
-        told_levels: How many of them the neck says are made from backbone
-            maps, as FPN-like necks do.
+        inputs: Maps of the backbone.
+        outputs: Maps of the neck; those of the backbone if there is no neck.
+        declared_levels: Number of outputs made from backbone maps, if the neck
+            declares it as FPN-like necks do.
     """
 
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
-    told_levels: int | None = None
+    declared_levels: int | None = None
 
     @property
-    def usual_levels(self) -> int:
-        """The leading maps that a backbone map stands behind.
+    def inferred_levels(self) -> int:
+        """Number of leading outputs that are made from backbone maps.
 
-        They have the size of one, or where backbone maps are all of a size,
-        as those of a ViT, the number tells.
+        These have the size of a backbone map. If several backbone maps have the
+        same size, as in a ViT, the number of backbone maps is used.
         """
         sizes = [shape[2:] for shape in self.inputs]
         count = 0
@@ -115,13 +115,13 @@ class Maps:
 
 
 def probe(site: Site) -> Maps:
-    """Run backbone and neck of a site.
+    """Run backbone and neck of a site to find the shapes of their maps.
 
-    A neck that runs on no device here, but tells its levels and its channels as
-    FPN-like necks do, is believed.
+    If they run on no available device, the shapes that an FPN-like neck declares
+    are used.
 
     Raises:
-        Refusal: What heads get from it is no tuple of maps.
+        Refusal: The output for the heads is not a tuple of maps.
         Unbuildable: Backbone or neck do not build or run.
     """
     errors = []
@@ -135,8 +135,7 @@ def probe(site: Site) -> Maps:
             for module in (backbone, neck):
                 if module is not None:
                     module.eval()  # which may return None
-        # Constructors of the libraries and of anyone's modules.
-        except Exception as error:
+        except Exception as error:  # third-party code may raise anything
             errors.append(error)
             continue
         for side in (*_SIDES[device], *_own_sides(site)):
@@ -150,17 +149,17 @@ def probe(site: Site) -> Maps:
             return Maps(
                 _shapes(inputs, site, 'backbone', strict=neck is None),
                 _shapes(outputs, site, 'neck' if neck else 'backbone'),
-                _told_levels(neck))
-    told = _told(site, neck)
-    if told is not None:
-        return told
+                _declared_levels(neck))
+    declared = _declared_maps(neck)
+    if declared is not None:
+        return declared
     raise Unbuildable(
-        f'backbone and neck of {site.name} do not run by themselves, so what '
-        f'the neck returns is unknown: {describe(errors[-1])}') from errors[-1]
+        f'backbone and neck of {site.name} do not run by themselves, so the maps '
+        f'of the neck are unknown: {describe(errors[-1])}') from errors[-1]
 
 
 def _own_sides(site: Site) -> list[int]:
-    """Sides of the images that a model is made for; some run on no others."""
+    """Return the image sides in the config; some models run only on these."""
     preprocessor = site.cfg.get('data_preprocessor') or {}
     sizes = (site.cfg['backbone'].get('img_size'), preprocessor.get('size'))
     sides = [size[0] if isinstance(size, (list, tuple)) and size else size
@@ -168,16 +167,16 @@ def _own_sides(site: Site) -> list[int]:
     return [side for side in sides if isinstance(side, int) and side > 0]
 
 
-def _told_levels(neck: nn.Module | None) -> int | None:
-    """How many backbone maps an FPN-like neck takes; None for others."""
+def _declared_levels(neck: nn.Module | None) -> int | None:
+    """Return how many backbone maps an FPN-like neck uses; None for others."""
     first = getattr(neck, 'start_level', None)
     end = getattr(neck, 'backbone_end_level', None)
     return None if first is None or end is None else end - first
 
 
-def _told(site: Site, neck: nn.Module | None) -> Maps | None:
-    """The maps that an FPN-like neck says it returns, each half as large."""
-    levels = _told_levels(neck)
+def _declared_maps(neck: nn.Module | None) -> Maps | None:
+    """Return the maps that an FPN-like neck declares, each half as large."""
+    levels = _declared_levels(neck)
     inputs, channels, count = (getattr(neck, name, None) for name in
                                ('in_channels', 'out_channels', 'num_outs'))
     if levels is None or not isinstance(channels, int) \
@@ -198,7 +197,7 @@ def build_part(site: Site, part: str) -> nn.Module:
 
 
 def copied(cfg: object) -> object:
-    """A copy of nested configs: constructors take keys out of some."""
+    """Copy nested configs, because some constructors remove keys."""
     if isinstance(cfg, Mapping):
         return type(cfg)({key: copied(value) for key, value in cfg.items()})
     if isinstance(cfg, (list, tuple)):
@@ -208,19 +207,20 @@ def copied(cfg: object) -> object:
 
 def _check_training(site: Site, backbone: nn.Module, side: int, device: str,
                     tested: object) -> None:
-    """Refuse a backbone that gives heads more maps in training."""
+    """Refuse a backbone that returns more maps in training."""
     backbone.train()
     try:
         trained, _ = _run(backbone, None, side, device, batch=2)
-    except Exception:  # a norm that wants more pixels says nothing of maps
+    except Exception:  # for example a norm that needs more pixels
         return
-    one, two = (len(maps) if isinstance(maps, (list, tuple)) else None
-                for maps in (tested, trained))
-    if one != two:
+    in_testing, in_training = (
+        len(maps) if isinstance(maps, (list, tuple)) else None
+        for maps in (tested, trained))
+    if in_testing != in_training:
         raise Refusal(
             f'{site.name} has a backbone ({type_name(site.cfg["backbone"])}) '
-            f'that returns {one or "no tuple of"} maps in testing and '
-            f'{two or "no tuple of"} in training; a neck needs the same')
+            f'that returns {in_testing or "no tuple of"} maps in testing and '
+            f'{in_training or "no tuple of"} in training; a neck needs the same')
 
 
 @torch.no_grad()
@@ -235,7 +235,7 @@ def _run(backbone: nn.Module, neck: nn.Module | None, side: int, device: str,
 
 def _shapes(maps: object, site: Site, part: str,
             strict: bool = True) -> tuple[tuple[int, ...], ...]:
-    """Shapes of a list or tuple of maps; of others nothing if not strict."""
+    """Return the shapes of a sequence of maps; () for other types if not strict."""
     if isinstance(maps, Sequence) and all(
             isinstance(x, Tensor) and x.dim() == 4 for x in maps):
         return tuple(tuple(x.shape) for x in maps)
@@ -254,7 +254,7 @@ def _shapes(maps: object, site: Site, part: str,
 
 
 def type_name(cfg: Mapping | Sequence) -> str:
-    """The type that a config names, or those of a list."""
+    """Return the type in a config, or the types in a list of configs."""
     if not isinstance(cfg, Mapping):
         return '[' + ', '.join(map(type_name, cfg)) + ']'
     kind = cfg.get('type')

@@ -1,4 +1,4 @@
-"""A short config file: a base, and the lines that differ from it."""
+"""Write a short config file: a base, and the settings that differ from it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ...io.files import replacing
 _STYLE = dict(
     based_on_style='pep8',
     split_before_expression_after_opening_paren=True)
-# In this order, others behind them.
+# Keys that come first in a config, in this order.
 _FIRST = ('custom_imports', 'model', 'load_from')
 _DELETE = '_delete_'
 
 
 def difference(old: Mapping, new: Mapping) -> dict:
-    """What mmengine must merge into ``old`` to get ``new``.
+    """Return the dict that mmengine must merge into ``old`` to get ``new``.
 
     Raises:
-        ValueError: A key of the top level has gone, which no config that has
-            a base can say.
+        ValueError: ``new`` lacks a top-level key of ``old``. A config cannot
+            remove those of its base.
     """
     gone = [key for key in old if key not in new]
     if gone:
@@ -56,7 +56,7 @@ def _replacement(old: object, new: object) -> object:
 
 
 def _same(a: object, b: object) -> bool:
-    """Equal down to the types: ``True`` is not 1, a list is not a tuple."""
+    """Compare values and types: ``True`` is not 1, a list is not a tuple."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and type(a) is type(b):
@@ -65,13 +65,12 @@ def _same(a: object, b: object) -> bool:
 
 
 def config_text(old: Config, new: Config, base: str | None) -> str:
-    """The text of a config that gives ``new``.
+    """Return the text of a config file with the content ``new``.
 
     Args:
         old: The base's content.
         new: The content.
-        base: The base's name as the file must spell it; None writes all of
-            ``new`` out.
+        base: The base's name for ``_base_``; None: all of ``new`` is written.
     """
     lines = []
     content = _plain(new)
@@ -86,7 +85,7 @@ def config_text(old: Config, new: Config, base: str | None) -> str:
 
 
 def _plain(cfg: Config) -> dict:
-    """Plain dicts; the classes of lazy configs as names."""
+    """Convert a config to plain dicts, with the names of classes in lazy configs."""
     return _named(cfg.to_dict())
 
 
@@ -104,7 +103,7 @@ def _code(value: object) -> str:
     if isinstance(value, Mapping):
         names = all(isinstance(key, str) and key.isidentifier()
                     and not keyword.iskeyword(key) for key in value)
-        # What it is comes first.
+        # type comes before other arguments.
         keys = sorted(value, key=lambda key: (key != _DELETE, key != 'type'))
         if names:
             return 'dict(' + ', '.join(
@@ -120,23 +119,23 @@ def _code(value: object) -> str:
 
 
 def base_name(config: str | Path, folder: str | Path) -> str | None:
-    """How a config in a folder names another one as its base.
+    """Return the value of ``_base_`` for a new config in a folder.
 
     Args:
-        config: A path, which becomes relative where no link is on the way, or
-            ``mmdet::`` and a file.
-        folder: Where the new config will be.
+        config: The base: a path, or ``mmdet::`` and a file. A path becomes
+            relative, unless there are symbolic links in it.
+        folder: The folder of the new config.
 
     Returns:
         The name, or None for a config in mmengine's lazy style, which cannot
-        be the base of one of text.
+        be the base of a text config.
     """
     if '::' in str(config):
         return str(config)
     if Path(config).suffix == '.py' and Config._is_lazy_import(str(config)):
         return None
     relative = os.path.relpath(config, folder)
-    # Behind a link ".." means two things, and mmengine tries both.
+    # Behind a symbolic link ".." is ambiguous.
     if relative != os.path.relpath(os.path.realpath(config),
                                    os.path.realpath(folder)):
         return Path(config).absolute().as_posix()
@@ -144,16 +143,16 @@ def base_name(config: str | Path, folder: str | Path) -> str | None:
 
 
 def write_config(text: str, new: Config, out: str | Path) -> None:
-    """Write a config that was tried before it got its name.
+    """Write a config file after a check that its text gives the config.
 
     Args:
-        text: What :func:`config_text` made.
-        new: What it must give.
+        text: The result of :func:`config_text`.
+        new: The config that it must give.
         out: The file.
 
     Raises:
         OSError: It cannot be written.
-        ValueError: Read again it gives another config; nothing is written.
+        ValueError: The text gives another config; nothing is written.
     """
     check_text(text, new, Path(out).parent)
     with replacing(out) as temporary:
@@ -161,13 +160,13 @@ def write_config(text: str, new: Config, out: str | Path) -> None:
 
 
 def check_text(text: str, new: Config, folder: str | Path) -> None:
-    """Require a config's text, in a folder, to give another config.
+    """Check that a config's text, as a file in a folder, gives a config.
 
     Raises:
-        OSError: Nothing can be written there.
-        ValueError: They differ, and where.
+        OSError: The folder cannot be written to.
+        ValueError: They differ; the message says where.
     """
-    # In the folder itself, because the base is named as seen from there.
+    # In the folder itself, because the name of the base is relative to it.
     Path(folder).mkdir(parents=True, exist_ok=True)
     trial = tempfile.NamedTemporaryFile(
         mode='w', dir=folder, prefix='.graft_', suffix='.py', delete=False)
@@ -180,10 +179,10 @@ def check_text(text: str, new: Config, folder: str | Path) -> None:
 
 
 def check_gives(read: Config, new: Config) -> None:
-    """Require a config that was read to be another one.
+    """Check that a config that was read is equal to another one.
 
     Raises:
-        ValueError: They differ, and where.
+        ValueError: They differ; the message says where.
     """
     where = _first_difference(_plain(read), _plain(new), '')
     if where is not None:
@@ -201,4 +200,3 @@ def _first_difference(a: object, b: object, where: str) -> str | None:
                 return found
         return None
     return None if _same(a, b) else f'{where}: {a!r} and {b!r}'
-

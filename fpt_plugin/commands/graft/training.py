@@ -1,4 +1,4 @@
-"""How a grafted model is to be trained, written into its config."""
+"""Set how a grafted model is trained, in its config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...engine.graft_optim_wrapper import (
 )
 from .sites import type_name
 
-# Schedules that give all parameters one rate.
+# Schedules that give all parameters the same learning rate.
 _ABSOLUTE = 'OneCycle'
 
 
@@ -22,20 +22,21 @@ def set_training(cfg: Config,
                  train_neck_only: bool = False,
                  lr_mult: float | None = None,
                  load_from: str | None = None) -> None:
-    """Change a config that has its grafts already.
+    """Set the training options of a config that has its grafts already.
 
     Args:
-        cfg: It is changed.
-        paths: Where in ``model`` the grafted detectors are.
-        kinds: What was grafted, as the optimizer wrapper's constructor says it.
-        train_neck_only: Whether all else stays as it is.
-        lr_mult: Factor of the learning rate of what is new.
+        cfg: The config, changed in place.
+        paths: Paths of the grafted detectors in ``model``.
+        kinds: The new modules, as GraftOptimWrapperConstructor names them.
+        train_neck_only: Whether to freeze all modules that are not grafted.
+        lr_mult: Factor of the learning rate of the new modules.
         load_from: Weights to start from.
 
     Raises:
         TypeError: ``lr_mult`` is no number.
-        ValueError: It is not above zero, or the config's optimiser or schedule
-            takes none; or everything in the new backbone would stay random.
+        ValueError: ``lr_mult`` is not above zero, or the optimizer or schedule
+            does not support it; or ``train_neck_only`` would freeze the random
+            weights of a new backbone.
     """
     if lr_mult is not None:
         _set_lr_mult(cfg, kinds, lr_mult)
@@ -66,9 +67,9 @@ def _set_lr_mult(cfg: Config, kinds: Sequence[str], lr_mult: float) -> None:
             raise ValueError(
                 f'lr_mult has no effect under {type_name(schedule)}, which '
                 'gives all parameters the rate eta_max: graft without lr_mult, '
-                'or take another schedule')
+                'or use another schedule')
     graft = dict(lr_mult=lr_mult, kinds=list(kinds))
-    # An earlier graft has its rate there.
+    # Keep the settings of an earlier graft.
     graft.update((key, wrapper[key]) for key in ('constructor', 'graft')
                  if key in wrapper)
     wrapper['constructor'] = GraftOptimWrapperConstructor.__name__
@@ -76,7 +77,7 @@ def _set_lr_mult(cfg: Config, kinds: Sequence[str], lr_mult: float) -> None:
 
 
 def _schedules(cfg: object) -> list[Mapping]:
-    """The schedules of one optimiser, or of several by their names."""
+    """Return the schedules of one optimizer, or of several optimizers by name."""
     if isinstance(cfg, Mapping):
         return [cfg] if 'type' in cfg else [
             schedule for value in cfg.values() for schedule in _schedules(value)]
@@ -90,7 +91,7 @@ def _train_neck_only(cfg: Config, paths: Sequence[tuple]) -> None:
                              'LambdaResNet random: train it as a whole')
     hooks = list(cfg.get('custom_hooks') or [])
     cfg.custom_hooks = [*hooks, ConfigDict(type='TrainGraftOnlyHook')]
-    # Several processes: what does not learn would be waited for.
+    # DistributedDataParallel would wait for gradients of frozen parameters.
     cfg.find_unused_parameters = True
     if isinstance(cfg.get('model_wrapper_cfg'), Mapping):
         cfg.model_wrapper_cfg.find_unused_parameters = True

@@ -1,4 +1,4 @@
-"""Weights for a plain model and for its graft: the same ones."""
+"""Give a plain model and its graft the same weights."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...engine.train_graft_only import grafted_modules
 from ...io.checkpoints import some, summarised
 
-_DRAWS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
+_RANDOM_FILLS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
 
 
 class ZerosForRandom(TorchDispatchMode):
-    """Build modules fast: zeros where they would draw numbers.
+    """Build modules fast: fill with zeros instead of random numbers.
 
-    :func:`initialise_grafts` then draws those of FPT and lambda layers.
+    Use :func:`initialise_grafts` afterwards for FPT and lambda layers.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in _DRAWS:
+        if func in _RANDOM_FILLS:
             return args[0].zero_()
         return func(*args, **(kwargs or {}))
 
 
 def initialise_grafts(model: nn.Module) -> None:
-    """Initialise what a graft adds, as its constructors do."""
+    """Initialise the grafted modules as their constructors do."""
     for module in grafted_modules(model)[0]:
         for inner in module.modules():
             if isinstance(inner, BaseModule) and hasattr(inner,
@@ -37,16 +37,16 @@ def initialise_grafts(model: nn.Module) -> None:
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Draw all weights, and move norms and biases off their initialisation.
+    """Draw all weights, and change norms and biases from their initial values.
 
-    Features of a deep net keep their scale as far as its norms see to it:
-    :func:`calibrate` gives batch norms the statistics of their inputs.
+    Call :func:`calibrate` afterwards, so that batch norms keep the scale of the
+    features in a deep network.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(x: Tensor, reach: float) -> Tensor:
+    def noise(x: Tensor, bound: float) -> Tensor:
         return torch.empty_like(x).uniform_(
-            -reach, reach, generator=generator)
+            -bound, bound, generator=generator)
 
     for parameter in model.parameters():
         if not parameter.is_floating_point():
@@ -68,10 +68,10 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, extract: nn.Module, images: Tensor) -> None:
-    """Give the batch norms of a model that run the statistics they see.
+    """Set the running statistics of batch norms to those of a batch.
 
     Args:
-        model: In evaluation mode, and again afterwards.
+        model: A model in evaluation mode, which is kept.
         extract: The module whose ``extract_feat`` is called.
         images: (B, C, H, W) with B > 1.
     """
@@ -81,22 +81,21 @@ def calibrate(model: nn.Module, extract: nn.Module, images: Tensor) -> None:
         norm.momentum = 1.0
     try:
         extract.extract_feat(images)
-    except Exception:  # of a library: a norm may refuse a single pixel
+    except Exception:  # for example a norm that refuses a single pixel
         pass
     finally:
         for norm, momentum in norms:
             norm.eval()
             norm.momentum = momentum
-            # A map of one pixel has no variance.
+            # The variance of a constant map is 0.
             norm.running_var.clamp_(min=1e-3)
 
 
 def share_weights(plain: nn.Module, grafted: nn.Module) -> None:
-    """Load the weights of a plain model into its graft, as a checkpoint is.
+    """Load the weights of a plain model into its graft, like a checkpoint.
 
     Raises:
-        ValueError: The graft has no place for some, or lacks some of its own
-            that the graft did not add.
+        ValueError: Keys are unexpected, or missing outside the grafted modules.
     """
     result = grafted.load_state_dict(plain.state_dict(), strict=False)
     added = {id(inner) for module in grafted_modules(grafted)[0]
@@ -113,7 +112,7 @@ def share_weights(plain: nn.Module, grafted: nn.Module) -> None:
 
 @torch.no_grad()
 def nudge(grafted: nn.Module, size: float = 0.1, seed: int = 0) -> None:
-    """Move what a graft starts at zero, as training would."""
+    """Replace the zero weights of the grafted modules by random ones."""
     generator = torch.Generator().manual_seed(seed)
     for module in grafted_modules(grafted)[0]:
         for parameter in module.parameters():

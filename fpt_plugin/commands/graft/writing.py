@@ -1,4 +1,4 @@
-"""The files of the graft command: what it reads, converts and writes."""
+"""Read, convert and write the files of the graft command."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from .text import base_name, check_text, config_text, write_config
 
 
 class Files:
-    """The files that the flags name, none of which is in the way.
+    """The files in the command's arguments, after a check that they can be written.
 
     Args:
-        args: The flags.
+        args: The arguments.
 
     Attributes:
-        converted: The converted checkpoint, where one is asked for.
+        converted: The converted checkpoint; None without --write-checkpoint.
         load_from: The weights that the new config starts from.
 
     Raises:
-        OSError: A file is there already, or is a folder.
-        ValueError: A name does not fit.
+        OSError: A file exists already, or is a folder.
+        ValueError: A name is not allowed, or an argument is missing.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ class Files:
         return str(name)
 
     def text_of(self, base: Config, made: Plan) -> str:
-        """The text of the new config, which was tried where it will be."""
+        """Return the text of the new config, checked in its folder."""
         text = config_text(base, made.cfg,
                            base_name(self.args.config, self.folder))
         if self.args.out is not None:
@@ -76,7 +76,7 @@ class Files:
 
     def read_weights(self, plain: Config, made: Plan,
                      console: Console) -> Weights | None:
-        """The checkpoint, converted for a new backbone; None if not needed."""
+        """Read the checkpoint and convert it for a new backbone; None if unneeded."""
         source, new_backbone = self.args.checkpoint, self.args.backbone
         if not source or (self.args.no_proof and not new_backbone):
             return None
@@ -89,8 +89,8 @@ class Files:
         print_lines(notes_of(loaded, source), console)
         state_dict, conversions = convert_backbones(weights.state_dict,
                                                     _backbone(made))
-        print_lines(_kept(conversions, source), console)
-        print_lines([_new(build_model(made.cfg), state_dict)], console)
+        print_lines(_kept_lines(conversions, source), console)
+        print_lines([_new_line(build_model(made.cfg), state_dict)], console)
         return Weights(state_dict)
 
     def write(self, text: str, made: Plan, weights: Weights | None,
@@ -103,14 +103,14 @@ class Files:
             write_weights(weights.state_dict, self.converted)
             console.print(f'written {self.converted}', highlight=False)
         elif self.args.backbone and self.args.checkpoint:
-            console.print('load_from is not set: the checkpoint fits the '
-                          'LambdaResNet when --write-checkpoint has converted it')
+            console.print('load_from is not set: use --write-checkpoint to '
+                          'convert the checkpoint for the LambdaResNet')
         write_config(text, made.cfg, self.args.out)
         console.print(f'written {self.args.out}', highlight=False)
 
     def write_figures(self, made: Plan, proof: Proof | None,
                       spent: Costs | None) -> None:
-        """Write what was found as JSON, where a file is named for it."""
+        """Write the results as JSON, if --json names a file."""
         if self.args.json is None:
             return
         comparisons = () if proof is None else proof.comparisons
@@ -125,15 +125,16 @@ class Files:
 
 
 def _backbone(made: Plan) -> dict:
-    """The new backbone; of several sites, the last one's."""
+    """Return the config of the new backbone, of the last site if there are several."""
     node = made.cfg.model
     for key in made.sites[-1].path:
         node = node[key]
     return node['backbone'].to_dict()
 
 
-def _kept(conversions: Mapping[str, Conversion], source: str) -> Iterator[str]:
-    """What of each old backbone is kept, line by line."""
+def _kept_lines(conversions: Mapping[str, Conversion],
+                source: str) -> Iterator[str]:
+    """Yield lines on the tensors of each old backbone that are kept."""
     for prefix, conversion in conversions.items():
         old = [*conversion.sources.values(), *conversion.skipped]
         yield (f'{prefix[:-1]}: kept {len(conversion.sources)} of {len(old)} '
@@ -143,11 +144,11 @@ def _kept(conversions: Mapping[str, Conversion], source: str) -> Iterator[str]:
             yield f'  left out, {why}: {", ".join(summarised(keys, old))}'
 
 
-def _new(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """What of a model is not in its checkpoint, in one line."""
-    result, _ = load_what_fits(model, state_dict)  # other classes do not
+def _new_line(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
+    """Return a line on the model's tensors that are not in its checkpoint."""
+    result, _ = load_what_fits(model, state_dict)  # heads may not fit
     wanted = {key: value for key, value in model.state_dict().items()
               if not key.endswith('num_batches_tracked')}
     new = [key for key in result.missing_keys if key in wanted]
     count = sum(wanted[key].numel() for key in new)
-    return f'new, {count:,} numbers: {", ".join(summarised(new, wanted))}'
+    return f'new, {count:,} parameters: {", ".join(summarised(new, wanted))}'

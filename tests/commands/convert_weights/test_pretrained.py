@@ -1,9 +1,10 @@
-"""Weights of pre-training in the detectors and segmentors of both libraries."""
+"""Weights of masked pre-training in detectors and segmentors of both libraries."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from helpers.graft_detectors import FPN, retinanet
 from helpers.masked_swins import green_mim, sim_mim, swin
 from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
@@ -32,16 +33,9 @@ def segmentor(library='mmseg', **settings):
 
 
 def detector(**settings):
-    return Config(dict(
-        default_scope='mmdet',
-        model=dict(
-            type='RetinaNet',
-            backbone=small('mmdet', **settings),
-            neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=8,
-                      num_outs=5),
-            bbox_head=dict(
-                type='RetinaHead', num_classes=2, in_channels=8, stacked_convs=1,
-                feat_channels=8))))
+    cfg = retinanet(FPN)
+    cfg.model.backbone = small('mmdet', **settings)
+    return cfg
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def save(tmp_path):
 
 @pytest.mark.parametrize('into', [detector, segmentor])
 @pytest.mark.parametrize('make, library', [(green_mim, 'mmdet'), (sim_mim, 'mmseg')])
-def test_the_printed_line_loads_the_weights(make, library, into, save, tmp_path,
+def test_the_printed_lines_load_the_weights(make, library, into, save, tmp_path,
                                             messages):
     model = make(swin(library))
     cfg, out = into(), tmp_path / 'new/out.pth'
@@ -90,11 +84,15 @@ def test_every_key_is_listed(save, tmp_path):
         assert name in lines
 
 
-def test_another_window(save, tmp_path):
-    """The tables that a backbone makes of a file of another window itself."""
+def test_another_window(save, tmp_path, capsys):
+    """Tables of position biases are resized as the backbone's init_cfg does."""
     model = green_mim()
-    cfg, out = segmentor(window_size=3), tmp_path / 'out.pth'
-    transfer = convert_pretrained(save(model), out, cfg)
+    cfg, out, config = segmentor(window_size=3), tmp_path / 'out.pth', tmp_path / 'c.py'
+    segmentor().dump(config)
+    transfer = main(parser().parse_args([
+        'pretrained', str(save(model)), str(out), '--into', str(config),
+        '--cfg-options', 'model.backbone.window_size=3']))
+    assert 'resized   8' in capsys.readouterr().out
     assert len(transfer.resized) == 8
     name = 'stages.1.blocks.1.attn.w_msa.relative_position_bias_table'
     table = model.state_dict()[f'backbone.{name}']
@@ -102,30 +100,19 @@ def test_another_window(save, tmp_path):
         table.t().view(1, 2, 3, 3), (5, 5), mode='bicubic').view(2, 25).t()
     written = torch.load(out)['state_dict']
     assert torch.equal(written[f'backbone.{name}'], wanted)
-    # load_from, which resizes nothing, takes it as well.
+    # load_from, which does not resize, loads it as well.
     with DefaultScope.overwrite_default_scope('mmseg'):
         loaded = MODELS.build(cfg.model)
     assert not loaded.load_state_dict(written, strict=False).unexpected_keys
 
 
-def test_absolute_positions_are_loaded_as_a_whole(save, tmp_path):
+def test_absolute_positions_are_loaded_by_load_from(save, tmp_path):
     positions = dict(use_abs_pos_embed=True, pretrain_img_size=64)
     model = green_mim(swin(**positions))
     transfer = convert_pretrained(
         save(model), tmp_path / 'out.pth', segmentor(**positions))
     assert transfer.usage == [f"load_from = '{tmp_path}/out.pth'"]
     assert 'backbone.absolute_pos_embed' in transfer.state_dict
-
-
-def test_a_pretrained_neck_goes_along(save, tmp_path):
-    cfg = segmentor()
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        neck = MODELS.build(cfg.model.neck)
-    source = save(green_mim(), **{
-        f'neck.{key}': value for key, value in neck.state_dict().items()})
-    transfer = convert_pretrained(source, tmp_path / 'out.pth', cfg)
-    assert any(key.startswith('neck.') for key in transfer.state_dict)
-    assert transfer.usage[0].startswith('load_from')
 
 
 @pytest.mark.parametrize('settings, text', [
@@ -162,8 +149,7 @@ def test_other_files(save, tmp_path):
     ('sem-fpn_swin-t-p4-w7_fpt_4xb2-80k_cityscapes-512x1024',
      'sem-fpn_swin-t-p4-w7_fpt_greenmim_4xb2-80k_cityscapes-512x1024'),
 ])
-def test_shipped_configs_load_what_is_written(host, name, tmp_path):
-    """The files of configs/pretraining, from pre-training to the detector."""
+def test_shipped_configs_load_the_written_weights(host, name, tmp_path):
     with DefaultScope.overwrite_default_scope('mmengine'):
         model = MODELS.build(Config.fromfile(
             CONFIGS / 'pretraining/greenmim_swin-t-p4-w7_8xb256-800e_224.py').model)
@@ -181,13 +167,3 @@ def test_shipped_configs_load_what_is_written(host, name, tmp_path):
     found = backbone.state_dict()
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(found[key], value), key
-
-
-def test_the_command(save, tmp_path, capsys):
-    source, out, config = save(green_mim()), tmp_path / 'out.pth', tmp_path / 'c.py'
-    segmentor().dump(config)
-    main(parser().parse_args([
-        'pretrained', str(source), str(out), '--into', str(config), '--cfg-options',
-        'model.backbone.window_size=3']))
-    assert out.exists()
-    assert 'resized   8' in capsys.readouterr().out

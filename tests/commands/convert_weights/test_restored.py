@@ -1,9 +1,10 @@
-"""Weights of restoration in the detectors and segmentors of both libraries."""
+"""Weights of RestorationPretrainer in detectors and segmentors of both libraries."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from helpers.graft_detectors import retinanet
 from helpers.restorers import batch_of, detector_parts, restorer, segmentor_parts
 from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
@@ -21,27 +22,11 @@ def segmentor(neck='FPT'):
 
 
 def detector(neck='FPT'):
-    parts = detector_parts(neck)
-    return Config(dict(
-        default_scope='mmdet',
-        model=dict(
-            type='RetinaNet',
-            bbox_head=dict(
-                type='RetinaHead', num_classes=2, in_channels=8, stacked_convs=1,
-                feat_channels=8,
-                anchor_generator=dict(
-                    type='AnchorGenerator', octave_base_scale=4, ratios=[1.0],
-                    scales_per_octave=1, strides=[4, 8, 16, 32, 64]),
-                bbox_coder=dict(
-                    type='DeltaXYWHBBoxCoder', target_means=[.0, .0, .0, .0],
-                    target_stds=[1.0, 1.0, 1.0, 1.0])),
-            train_cfg=dict(
-                assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5,
-                              neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
-                allowed_border=-1, pos_weight=-1),
-            test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.,
-                          nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
-            **parts)))
+    cfg = retinanet(None)
+    cfg.model.bbox_head.update(in_channels=8, feat_channels=8)
+    del cfg.model['data_preprocessor']
+    cfg.model.update(detector_parts(neck))
+    return cfg
 
 
 def build(cfg):
@@ -50,7 +35,7 @@ def build(cfg):
 
 
 def trained(model, steps=2):
-    """After some steps, so that nothing is zero any more."""
+    """Train a model for some steps, so that no weight is zero."""
     optimizer = torch.optim.Adam(
         [p for p in model.parameters() if p.requires_grad], 0.01)
     for _ in range(steps):
@@ -73,7 +58,7 @@ def save(tmp_path):
 @pytest.mark.parametrize('neck', ['FPN', 'FPT', 'UFP', 'UFP-FPT'])
 @pytest.mark.parametrize('parts, into', [
     (detector_parts, detector), (segmentor_parts, segmentor)])
-def test_every_key_of_the_parts_goes_along(parts, into, neck, save, tmp_path):
+def test_every_key_of_the_parts_is_transferred(parts, into, neck, save, tmp_path):
     model, cfg, out = restorer(parts(neck)), into(neck), tmp_path / 'out.pth'
     transfer = convert_pretrained(save(model), out, cfg)
     settings = {}
@@ -104,7 +89,7 @@ def test_another_head(save, tmp_path):
 
 
 def restorer_of(plain):
-    """A restorer for a trained detector, as load_from begins it."""
+    """Return a restorer that starts from a trained detector, as by load_from."""
     model = restorer(detector_parts('FPT'), keep_identity=True)
     assert not model.load_state_dict(
         plain.backbone.state_dict(prefix='backbone.')
@@ -114,27 +99,30 @@ def restorer_of(plain):
 
 @pytest.fixture
 def detectors(save, tmp_path):
-    """A detector with FPN, the same after the pre-training of branches."""
+    """Pre-train FPT's branches for a detector with FPN, and graft them."""
     torch.manual_seed(0)
     plain = build(detector('FPN'))
     for module in plain.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # not those of the start
+        if isinstance(module, torch.nn.BatchNorm2d):  # not the initial values
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
-    onto = save(plain, 'trained.pth')
-    learnt = restorer_of(plain)
-    before = {k: v.clone() for k, v in learnt.state_dict().items()}
-    trained(learnt, steps=4)
+    onto, config = save(plain, 'trained.pth'), tmp_path / 'c.py'
+    pretrained = restorer_of(plain)
+    before = {k: v.clone() for k, v in pretrained.state_dict().items()}
+    trained(pretrained, steps=4)
     out = tmp_path / 'out.pth'
-    transfer = convert_pretrained(save(learnt), out, detector(), onto=onto)
+    detector().dump(config)
+    transfer = main(parser().parse_args([
+        'pretrained', str(save(pretrained)), str(out), '--into', str(config),
+        '--onto', str(onto)]))
     grafted = build(detector())
     result = grafted.load_state_dict(torch.load(out)['state_dict'], strict=False)
     assert not result.unexpected_keys
     assert all(key.startswith('neck.fusions.') for key in result.missing_keys)
-    return plain, grafted, before, learnt.state_dict(), transfer
+    return plain, grafted, before, pretrained.state_dict(), transfer
 
 
-def test_a_trained_detector_computes_what_it_did(detectors):
+def test_a_trained_detector_keeps_its_outputs(detectors):
     from mmdet.testing import demo_mm_inputs
     plain, grafted, *_ = detectors
     data = demo_mm_inputs(2, [[3, 96, 128]] * 2, num_classes=2)
@@ -158,7 +146,7 @@ def test_a_trained_detector_computes_what_it_did(detectors):
         assert all(map(torch.equal, found[key], values)), key
 
 
-def test_the_branches_bring_what_they_learnt(detectors):
+def test_the_branches_have_the_pretrained_weights(detectors):
     plain, grafted, before, after, transfer = detectors
     found = grafted.state_dict()
     taken = {k for k in transfer.state_dict if k not in set(transfer.trained)}
@@ -168,7 +156,7 @@ def test_the_branches_bring_what_they_learnt(detectors):
         assert torch.equal(found[key], after[key])
     changed = {k for k in taken if not torch.equal(before[k], after[k])}
     assert changed == taken
-    # What was frozen was not trained on another detector than the given one.
+    # Backbone and pyramid were frozen.
     for key, value in before.items():
         if key.startswith(('backbone.', 'neck.pyramid.')):
             assert torch.equal(value, after[key]), key
@@ -189,7 +177,7 @@ def test_identity_without_a_trained_model(save, tmp_path):
     assert 'keep_identity' in transfer.left
 
 
-def test_refused_identities(save, tmp_path):
+def test_bad_input(save, tmp_path):
     out = tmp_path / 'out.pth'
     plain = save(build(detector('FPN')), 'trained.pth')
     grafted = save(build(detector()), 'grafted.pth')
@@ -201,7 +189,7 @@ def test_refused_identities(save, tmp_path):
     with pytest.raises(ValueError, match='plain pyramid, got one with neck.'):
         convert_pretrained(source, out, detector(), onto=grafted)
     with pytest.raises(ValueError, match='another model than this RetinaNet: it lacks '
-                       'bbox_head.* has .*decode_head'):
+                       'bbox_head.* model lacks .*decode_head'):
         convert_pretrained(source, out, detector(), onto=other)
     with pytest.raises(ValueError, match='must be the load_from of the pre-training'):
         convert_pretrained(source, out, detector(), onto=plain)
@@ -210,17 +198,6 @@ def test_refused_identities(save, tmp_path):
     with pytest.raises(ValueError, match='out must name another file'):
         convert_pretrained(source, plain, detector(), onto=plain)
     assert not out.exists()
-
-
-def test_the_command(save, tmp_path, capsys):
-    plain = build(detector('FPN'))
-    source, onto = save(restorer_of(plain)), save(plain, 'trained.pth')
-    out, config = tmp_path / 'out.pth', tmp_path / 'c.py'
-    detector().dump(config)
-    main(parser().parse_args(['pretrained', str(source), str(out), '--into',
-                              str(config), '--onto', str(onto)]))
-    assert out.exists()
-    assert f'from {onto}' in capsys.readouterr().out
 
 
 MINI = 'mobilenet-v2_fpt'
@@ -237,8 +214,7 @@ SHIPPED = [
 
 
 @pytest.mark.parametrize('source, target', SHIPPED)
-def test_shipped_configs_load_what_is_written(source, target, save, tmp_path):
-    """Every tensor of the parts, under the settings of the model to come."""
+def test_shipped_configs_load_the_written_weights(source, target, save, tmp_path):
     cfg = Config.fromfile(CONFIGS / f'pretraining/{source}.py')
     with DefaultScope.overwrite_default_scope('mmengine'):
         model = MODELS.build(cfg.model)
@@ -256,7 +232,7 @@ def test_shipped_configs_load_what_is_written(source, target, save, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['nuclei_restoration', 'camvid_restoration'])
-def test_rows_of_studies_take_their_pretraining(name, save, tmp_path):
+def test_rows_of_studies_fit_their_pretraining(name, save, tmp_path):
     study = Study.load(name)
     for row, settings in study.rows.items():
         if 'pretrain' not in settings:

@@ -1,4 +1,4 @@
-"""Lambda grafts: plugins in a ResNet, and LambdaResNet in its place."""
+"""Lambda layers added to a ResNet, and a LambdaResNet instead of a ResNet."""
 
 from __future__ import annotations
 
@@ -53,44 +53,35 @@ def test_plugins_are_identical_at_the_start():
     assert {name.split('.')[1] for name in layers} == {'layer3', 'layer4'}
 
 
-def test_an_open_gate_is_found():
-    cfg = detector(BOTTLENECKS, WIDE)
-    before = build_model(cfg)
-    after = build_model(graft(cfg, lambda_plugins=True))
+    # The proof finds an open gate.
+    before, after = build_model(cfg), build_model(new)
     next(m for m in after.modules()
          if isinstance(m, LambdaLayer)).gate.data.fill_(1e-3)
     assert not compare(before, after).identical
 
 
-def test_plugins_and_the_neck_in_one_go():
-    cfg = detector(dict(BOTTLENECKS, num_stages=3, strides=(1, 2, 2),
-                        dilations=(1, 1, 1), out_indices=(0, 1, 2)),
-                   dict(WIDE, in_channels=[32, 64, 128]))
-    new = graft(cfg, 'FPT', lambda_plugins=True)
-    assert new.model.neck.type == 'FPT'
-    assert new.model.backbone.plugins[0].stages == (False, False, True)
-    assert prove(cfg, new).identical
-
-
-def test_plugins_that_are_there_stay():
-    there = dict(cfg=dict(type='ContextBlock', ratio=0.25),
-                 stages=(False, True, True, True), position='after_conv3')
-    cfg = detector(dict(BOTTLENECKS, plugins=[there]), WIDE)
-    new = graft(cfg, lambda_plugins=True)
-    assert new.model.backbone.plugins[0] == there
-    assert prove(cfg, new).identical
-
-
-def test_what_constructors_take_out_of_configs_stays():
-    """mmdet's blocks take fallback_on_stride out of dcn."""
-    cfg = detector(
-        dict(BOTTLENECKS, stage_with_dcn=(False, False, False, True),
-             dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False)),
-        WIDE)
+@pytest.mark.parametrize('backbone, stages', [
+    (dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
+          out_indices=(0, 1, 2)), (False, False, True)),
+    # Its other plugins are kept.
+    (dict(plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.25),
+                        stages=(False, True, True, True), position='after_conv3')]),
+     (False, False, True, True)),
+    # mmdet's blocks remove fallback_on_stride from dcn.
+    (dict(stage_with_dcn=(False, False, False, True), dcn=dict(
+        type='DCN', deform_groups=1, fallback_on_stride=False)),
+     (False, False, True, True))])
+def test_plugins_and_fpt_together(backbone, stages):
+    maps = backbone.get('num_stages', 4)
+    cfg = detector(dict(BOTTLENECKS, **backbone),
+                   dict(WIDE, in_channels=WIDE['in_channels'][:maps]))
     before = copy.deepcopy(cfg.to_dict())
     new = graft(cfg, 'FPT', lambda_plugins=True)
     assert cfg.to_dict() == before
-    assert new.model.backbone.dcn == cfg.model.backbone.dcn
+    *others, plugin = new.to_dict()['model']['backbone'].pop('plugins')
+    assert plugin['stages'] == stages and others == backbone.get('plugins', [])
+    assert new.model.backbone.get('dcn') == cfg.model.backbone.get('dcn')
+    assert new.model.neck.type == 'FPT'
     assert prove(cfg, new).identical
 
 
@@ -143,7 +134,7 @@ def test_refused_backbones(change, words):
         assert word in str(caught.value)
 
 
-def test_what_must_not_be_asked_for():
+def test_a_new_backbone_must_be_trained():
     with pytest.raises(ValueError, match='random'):
         graft(detector(RESNET, FULL), backbone='lambda-resnet50',
               train_neck_only=True)
@@ -151,7 +142,7 @@ def test_what_must_not_be_asked_for():
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A detector's config file, and its checkpoint."""
+    """Return the paths of a detector's config and checkpoint."""
     folder = tmp_path_factory.mktemp('trained')
     cfg = detector(RESNET, FULL)
     with ZerosForRandom():
@@ -188,13 +179,18 @@ def test_convolutions_are_kept(trained):
     assert 'teacher.backbone.layer1.0.conv2.weight' in new
 
 
-def test_the_command_converts(trained, tmp_path, capsys):
-    base, checkpoint = trained
-    out = tmp_path / 'new.py'
-    args = parser().parse_args([
+def run(base, checkpoint, out, *flags):
+    main(parser().parse_args([
         base, '--backbone', 'lambda-resnet50', '--checkpoint', str(checkpoint),
-        '--write-checkpoint', '--out', str(out), '--no-costs'])
-    main(args)
+        '--write-checkpoint', '--out', str(out), '--no-costs', *flags]))
+
+
+def test_the_command_converts_the_checkpoint(trained, tmp_path, capsys):
+    out = tmp_path / 'new.py'
+    run(*trained, out, '--cfg-options', 'model.bbox_head.num_classes=7')
+    shown = capsys.readouterr().out
+    assert 'other classes' in shown and 'bbox_head.retina_cls' in shown
+    run(*trained, out, '--force')
     shown = capsys.readouterr().out
     assert 'kept' in shown and 'backbone.stem.*' in shown
     assert sorted(os.listdir(tmp_path)) == ['new.pth', 'new.py']
@@ -208,36 +204,20 @@ def test_the_command_converts(trained, tmp_path, capsys):
     assert all('.conv2.' in key or key.startswith('backbone.stem.')
                for key in result.missing_keys)
     with pytest.raises(FileExistsError):
-        main(args)
-
-
-def test_the_command_converts_a_checkpoint_of_other_classes(
-        trained, tmp_path, capsys):
-    out = tmp_path / 'new.py'
-    main(parser().parse_args([
-        trained[0], '--backbone', 'lambda-resnet50', '--checkpoint',
-        str(trained[1]), '--write-checkpoint', '--out', str(out), '--no-costs',
-        '--cfg-options', 'model.bbox_head.num_classes=7']))
-    shown = capsys.readouterr().out
-    assert 'other classes' in shown and 'bbox_head.retina_cls' in shown
-    assert Config.fromfile(out).load_from == str(tmp_path / 'new.pth')
+        run(*trained, out)
 
 
 def test_a_checkpoint_without_a_resnet(trained, tmp_path):
-    torch.save(dict(state_dict={'bbox_head.x': torch.zeros(1)}),
-               tmp_path / 'other.pth')
-    args = parser().parse_args([
-        trained[0], '--backbone', 'lambda-resnet50', '--checkpoint',
-        str(tmp_path / 'other.pth'), '--write-checkpoint', '--out',
-        str(tmp_path / 'new.py'), '--no-costs'])
+    other = tmp_path / 'other.pth'
+    torch.save(dict(state_dict={'bbox_head.x': torch.zeros(1)}), other)
     with pytest.raises(ValueError, match='of another model'):
-        main(args)
+        run(trained[0], other, tmp_path / 'new.py')
     assert os.listdir(tmp_path) == ['other.pth']
     with pytest.raises(ValueError, match='no ResNet'):
         convert_backbones({'bbox_head.x': torch.zeros(1)}, dict())
 
 
-def test_fpt_on_top_is_compared(trained, tmp_path, capsys):
+def test_fpt_with_a_new_backbone_is_proved(trained, tmp_path, capsys):
     main(parser().parse_args([
         trained[0], '--backbone', 'lambda-resnet50', '--neck', 'FPT', '--out',
         str(tmp_path / 'new.py'), '--no-costs']))

@@ -1,4 +1,4 @@
-"""FPT put into the neck of any config."""
+"""FPT in the neck of any config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fpt_plugin.commands.graft.proof import prove
 from fpt_plugin.commands.graft.sites import Maps, Refusal, Unbuildable, find_sites
 from fpt_plugin.openmmlab.models import build_model
 
-# The neck that comes of each, but for the arguments that were there.
+# New arguments of each neck.
 WANTED = {
     'FPN': dict(type='FPT'),
     'FPN from C3': dict(type='FPT'),
@@ -54,43 +54,36 @@ def test_each_neck_is_grafted_and_identical(name):
         'neck', 'bbox_head', 'predictions']
 
 
-def test_the_config_has_its_own_classes():
-    """Attributes are read from grafted parts as from others."""
+def test_nested_dicts_are_config_dicts():
     new = graft(retinanet(NECKS['FPN and BFP']))
     assert new.model.neck[-1].type == 'FPT'
     assert graft(retinanet(NECKS['PAFPN'])).model.neck.pyramid.type == 'PAFPN'
 
 
-def test_arguments_of_a_neck_that_fpt_has_too():
-    """BFP alone: its num_levels stays its own."""
-    model = retinanet(FPN).model.to_dict()
+def one_map(neck: dict | None, stages: int = 2) -> Config:
+    """A detector with one backbone map of 16 channels."""
+    model = retinanet(neck).model.to_dict()
+    width = 8 if stages == 2 else 16
     model['backbone'] = dict(
-        type='mmdet.ResNet', depth=18, base_channels=16, stem_channels=16,
-        num_stages=1, out_indices=(0, ), strides=(1, ), dilations=(1, ))
-    model['neck'] = dict(
-        type='BFP', in_channels=16, num_levels=1, refine_level=0)
-    model['bbox_head']['anchor_generator']['strides'] = [4]
-    cfg = config(model)
-    new = graft(cfg)
-    assert neck_of(new) == dict(
-        type='SelfTransformerNeck', in_channels=[16], out_channels=16,
-        num_levels=1, pyramid=model['neck'])
-    assert prove(cfg, new).identical
+        BACKBONE, base_channels=width, stem_channels=width, num_stages=stages,
+        strides=(1, 2)[:stages], dilations=(1, 1)[:stages],
+        out_indices=(stages - 1, ))
+    model['bbox_head']['anchor_generator']['strides'] = [4 * stages]
+    return config(model)
 
 
-@pytest.mark.parametrize('neck', [
-    'SelfTransformerNeck', 'GroundingTransformerNeck',
-    'RenderingTransformerNeck'
-])
-def test_options_of_the_neck(neck):
-    cfg = retinanet(FPN)
-    new = graft(cfg, neck, levels=3, key_strides=[4, 2, 1],
-                neck_options=dict(embed_channels=4))
-    assert neck_of(new) == dict(
-        FPN, type=neck, num_levels=3, key_strides=[4, 2, 1], embed_channels=4)
-    assert prove(cfg, new).identical
-    module = build_model(new).neck
-    assert type(module).__name__ == neck and module.num_levels == 3
+def test_one_map():
+    """FPT has only the Self-Transformer; the neck's own num_levels is kept."""
+    bfp = dict(type='BFP', in_channels=16, num_levels=1, refine_level=0)
+    for cfg, neck in (
+        (one_map(None), dict(pyramid=None, in_channels=16)),
+        (one_map(bfp, stages=1), dict(pyramid=bfp, in_channels=[16]))):
+        new = graft(cfg)
+        assert neck_of(new) == dict(
+            type='SelfTransformerNeck', out_channels=16, num_levels=1, **neck)
+        assert prove(cfg, new).identical
+    with pytest.raises(Refusal, match='use SelfTransformerNeck'):
+        graft(one_map(None), 'GroundingTransformerNeck')
 
 
 @pytest.mark.parametrize('preset', PRESETS)
@@ -105,18 +98,23 @@ def test_presets(name, preset):
     assert proof.identical and proof.effective and proof.heads_compared
 
 
-@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('options', [
+    *(dict(preset=preset) for preset in PRESETS),
+    dict(levels=3, key_strides=[4, 2, 1], neck_options=dict(embed_channels=4))])
 @pytest.mark.parametrize('neck, branch', [
     ('SelfTransformerNeck', 'self_transformers'),
     ('GroundingTransformerNeck', 'grounding_transformers'),
     ('RenderingTransformerNeck', 'rendering_transformers')
 ])
-def test_presets_of_single_branches(neck, branch, preset):
-    """The branch is there, though 'light' has the Self-Transformer only."""
+def test_necks_with_one_branch(neck, branch, options):
+    """The branch exists even in 'light', which has only the Self-Transformer."""
     cfg = retinanet(FPN)
-    new = graft(cfg, neck, preset=preset)
-    assert neck_of(new) == dict(FPN, type=neck, preset=preset)
+    new = graft(cfg, neck, **options)
+    arguments = options if 'preset' in options else dict(
+        num_levels=3, key_strides=[4, 2, 1], embed_channels=4)
+    assert neck_of(new) == dict(FPN, type=neck, **arguments)
     module = build_model(new).neck
+    assert type(module).__name__ == neck
     assert [len(getattr(module, name)) > 0 for name in FPT.OWN_CHILDREN[1:4]] == [
         name == branch for name in FPT.OWN_CHILDREN[1:4]]
     proof = prove(cfg, new)
@@ -152,8 +150,8 @@ def neck_of_detector(cfg: Config) -> dict:
     return cfg.to_dict()['model']['detector']['neck']
 
 
-def test_a_part_that_takes_no_graft_is_left_alone():
-    """A tracker's detector has maps, its network of appearance has vectors."""
+def test_a_part_that_takes_no_graft_is_not_changed():
+    """A tracker's detector has maps, and its appearance network has vectors."""
     appearance = dict(
         backbone=BACKBONE, neck=dict(type='GlobalAveragePooling', kernel_size=1))
     cfg = config(dict(detector=retinanet(FPN).model.to_dict(),
@@ -162,7 +160,7 @@ def test_a_part_that_takes_no_graft_is_left_alone():
     assert neck_of_detector(made.cfg)['type'] == 'FPT'
     assert made.cfg.model.reid == cfg.model.reid
     assert [site.name for site in made.sites] == ['model.detector']
-    assert len(made.notes) == 2 and 'left alone' in made.notes[1]
+    assert len(made.notes) == 2 and 'not changed' in made.notes[1]
     assert 'model.reid' in made.notes[1]
 
 
@@ -174,22 +172,15 @@ def test_sites_in_lists_and_scopes():
         ('model.models[0]', 'mmseg'), ('model.models[1].x', 'mmdet')]
 
 
-# ------------------------------------------------------------ without a neck
+# ----------------------------------------------------------------- refusals
 
 
-def test_backbone_maps_of_one_width_take_a_neck():
-    """A C4 detector: one map, so the Self-Transformer alone."""
-    model = retinanet(None).model.to_dict()
-    model['backbone'] = dict(
-        BACKBONE, num_stages=2, strides=(1, 2), dilations=(1, 1),
-        out_indices=(1, ))
-    model['bbox_head']['anchor_generator']['strides'] = [8]
-    cfg = config(model)
-    new = graft(cfg)
-    assert neck_of(new) == dict(
-        type='SelfTransformerNeck', pyramid=None, in_channels=16,
-        out_channels=16, num_levels=1)
-    assert prove(cfg, new).identical
+@MODELS.register_module(force=True)
+class UpsideDown(torch.nn.Module):
+    """Returns maps of equal channels from coarse to fine."""
+
+    def forward(self, maps):
+        return tuple(x[:, :4] for x in reversed(maps))
 
 
 @pytest.mark.parametrize('change, words', [
@@ -201,8 +192,9 @@ def test_backbone_maps_of_one_width_take_a_neck():
      ['SSDNeck', '[32, 64]', 'levels=1']),
     (dict(neck=dict(FPN, type='FPT')), ['already']),
     (dict(neck=dict(type='GlobalAveragePooling')), ['maps (B, C, H, W)']),
+    (dict(neck=dict(type='UpsideDown')), ['from coarse to fine']),
 ])
-def test_refusals_say_what_would_be_needed(change, words):
+def test_refusals_say_what_is_needed(change, words):
     model = retinanet(FPN).model.to_dict()
     model.update(change)
     with pytest.raises(Refusal) as caught:
@@ -211,38 +203,18 @@ def test_refusals_say_what_would_be_needed(change, words):
         assert word in str(caught.value)
 
 
-def test_one_map_has_no_other_levels():
-    model = retinanet(None).model.to_dict()
-    model['backbone'] = dict(BACKBONE, out_indices=(1, ))
-    with pytest.raises(Refusal, match='take SelfTransformerNeck'):
-        graft(config(model), 'GroundingTransformerNeck')
-
-
-def test_from_coarse_to_fine():
-    """As YOLOv3's neck does it, if its channels were equal."""
-
-    @MODELS.register_module(force=True)
-    class UpsideDown(torch.nn.Module):
-
-        def forward(self, maps):
-            return tuple(x[:, :4] for x in reversed(maps))
-
-    with pytest.raises(Refusal, match='from coarse to fine'):
-        graft(retinanet(dict(type='UpsideDown')))
-
-
-def test_levels_of_maps_of_one_size():
-    """Feature2Pyramid of a ViT: no map has the size of a backbone's."""
+def test_inferred_levels():
+    """In Feature2Pyramid of a ViT, no map has the size of a backbone map."""
     maps = Maps(inputs=((1, 8, 16, 16), ) * 4,
                 outputs=tuple((1, 8, 2**i, 2**i) for i in (6, 5, 4, 3)))
-    assert maps.usual_levels == 4
+    assert maps.inferred_levels == 4
     maps = Maps(inputs=((1, 8, 32, 32), (1, 8, 16, 16)),
                 outputs=tuple((1, 8, 2**i, 2**i) for i in (5, 4, 3)))
-    assert maps.usual_levels == 2
+    assert maps.inferred_levels == 2
 
 
-def test_a_backbone_that_runs_at_one_size():
-    """Such as BEiT, whose images have the size of its position bias."""
+def test_a_backbone_for_one_image_size():
+    """Such as BEiT with its position bias."""
 
     @MODELS.register_module(force=True)
     class OneSize(torch.nn.Module):
@@ -300,15 +272,12 @@ def test_bad_configs():
         graft(Config(dict(default_scope='mmdet')))
     with pytest.raises(Refusal, match='no dict with a backbone'):
         graft(config(dict(type='SAN', image_encoder=dict(type='ViT'))))
-
-
-def test_a_plain_model_that_does_not_build():
     with pytest.raises(Unbuildable, match='model'):
         graft(retinanet(dict(type='NeckOfAnotherPackage')))
 
 
-def test_a_neck_that_cannot_run_here_is_believed():
-    """Such as FPN_CARAFE, which runs on a GPU alone."""
+def test_a_neck_that_does_not_run_on_this_machine():
+    """Such as FPN_CARAFE, which needs a GPU: its declared maps are used."""
     init_default_scope('mmdet')
     fpn = MODELS.build(dict(FPN, type='mmdet.FPN')).__class__
 

@@ -1,4 +1,4 @@
-"""The short config that a graft is written to, and the command around it."""
+"""The short config of a graft, and the graft command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize('name', NECKS)
-def test_what_is_written_is_the_graft(name, tmp_path):
+def test_the_written_config_is_the_graft(name, tmp_path):
     base = write(retinanet(NECKS[name]), tmp_path / 'configs' / 'plain.py')
     out = tmp_path / 'elsewhere' / 'deep' / 'new.py'
     run(base, '--out', out, '--no-proof', '--no-costs')
@@ -49,39 +49,27 @@ def test_what_is_written_is_the_graft(name, tmp_path):
     build_model(new)
 
 
-def test_over_an_fpn_it_is_three_lines(tmp_path):
-    base = write(retinanet(FPN), tmp_path / 'plain.py')
-    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof')
+@pytest.mark.parametrize('cfg, flags, line', [
+    (retinanet(FPN), [], "model = dict(neck=dict(type='FPT'))"),
+    *((retinanet(FPN), ['--preset', preset],
+       f"model = dict(neck=dict(type='FPT', preset={preset!r}))")
+      for preset in ('light', 'default', 'full')),
+    (retinanet(NECKS['PAFPN']), [],
+     "model = dict(neck=dict(type='FPT', pyramid=dict(type='PAFPN')))"),
+    (wrapped(retinanet(FPN)), [],
+     "model = dict(detector=dict(neck=dict(type='FPT')))")])
+def test_three_lines(cfg, flags, line, tmp_path):
+    base = write(cfg, tmp_path / 'plain.py')
+    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof', *flags)
     assert lines(tmp_path / 'new.py') == [
         "_base_ = 'plain.py'",
         "custom_imports = dict(imports=['fpt_plugin'], "
-        'allow_failed_imports=False)', "model = dict(neck=dict(type='FPT'))"
-    ]
-
-
-@pytest.mark.parametrize('preset', ['light', 'default', 'full'])
-def test_a_preset_is_written(preset, tmp_path):
-    base = write(retinanet(FPN), tmp_path / 'plain.py')
-    run(base, '--out', tmp_path / 'new.py', '--no-costs', '--preset', preset)
-    assert lines(tmp_path / 'new.py')[-1] == \
-        f"model = dict(neck=dict(type='FPT', preset={preset!r}))"
+        'allow_failed_imports=False)', line]
     with pytest.raises(SystemExit):
         run(base, '--preset', 'paper')
 
 
-def test_other_necks_keep_their_arguments_in_the_base(tmp_path):
-    for name, cfg, want in (
-        ('pafpn', retinanet(NECKS['PAFPN']),
-         "model = dict(neck=dict(type='FPT', pyramid=dict(type='PAFPN')))"),
-        ('teacher', wrapped(retinanet(FPN)),
-         "model = dict(detector=dict(neck=dict(type='FPT')))")):
-        base = write(cfg, tmp_path / f'{name}.py')
-        run(base, '--out', tmp_path / f'{name}_fpt.py', '--no-costs',
-            '--no-proof')
-        assert lines(tmp_path / f'{name}_fpt.py')[-1] == want
-
-
-def test_bases_of_the_hosts_stay_by_name(tmp_path):
+def test_bases_of_the_libraries_keep_their_names(tmp_path):
     base = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
     run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof',
         '--lr-mult', '10', '--train-neck-only')
@@ -95,7 +83,7 @@ def test_bases_of_the_hosts_stay_by_name(tmp_path):
     assert cfg.find_unused_parameters
 
 
-def test_through_a_link_to_a_folder(tmp_path):
+def test_a_symbolic_link_to_a_folder(tmp_path):
     base = write(retinanet(FPN), tmp_path / 'plain.py')
     (tmp_path / 'far' / 'away').mkdir(parents=True)
     (tmp_path / 'link').symlink_to(tmp_path / 'far' / 'away')
@@ -105,7 +93,7 @@ def test_through_a_link_to_a_folder(tmp_path):
     assert Config.fromfile(out.resolve()).model.neck.type == 'FPT'
 
 
-def test_options_of_the_command_line_are_written_too(tmp_path):
+def test_options_are_written(tmp_path):
     base = write(retinanet(FPN), tmp_path / 'plain.py')
     run(base, '--out', tmp_path / 'new.py', '--no-costs', '--no-proof',
         '--cfg-options', 'model.bbox_head.num_classes=7', '--levels', '2',
@@ -128,8 +116,8 @@ model = dict(
 '''
 
 
-def test_a_config_of_classes_is_written_out(tmp_path):
-    """A text config cannot have one in the lazy style as its base."""
+def test_lazy_configs_are_written_completely(tmp_path):
+    """A text config cannot have a lazy config as its base."""
     (tmp_path / 'lazy.py').write_text(LAZY)
     run(tmp_path / 'lazy.py', '--out', tmp_path / 'new.py', '--no-proof',
         '--no-costs')
@@ -164,19 +152,16 @@ def test_difference(old, new, want, tmp_path):
     assert repr(Config.fromfile(tmp_path / 'new.py').to_dict()) == repr(new)
 
 
-def test_a_key_of_the_top_level_cannot_go():
-    with pytest.raises(ValueError, match="without \\['b'\\]"):
-        difference(dict(a=1, b=2), dict(a=1))
-
-
-def test_keys_that_are_no_names(tmp_path):
+def test_keys_that_are_no_identifiers(tmp_path):
     new = dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')})
     text = config_text(Config(), Config(new), None)
     write_config(text, Config(new), tmp_path / 'new.py')
     assert Config.fromfile(tmp_path / 'new.py').to_dict() == new
 
 
-def test_a_text_that_gives_something_else_is_not_written(tmp_path):
+def test_configs_that_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match="without \\['b'\\]"):
+        difference(dict(a=1, b=2), dict(a=1))
     with pytest.raises(ValueError, match='model.neck'):
         write_config('model = dict(neck=1)', Config(dict(model=dict(neck=2))),
                      tmp_path / 'new.py')
@@ -194,8 +179,7 @@ def test_base_names(tmp_path):
 # ------------------------------------------------------------------ the command
 
 
-def test_the_whole_command(tmp_path, capsys):
-    """Config, proof with a trained model's weights, figures."""
+def test_config_proof_and_costs(tmp_path, capsys):
     cfg = retinanet(FPN)
     base = write(cfg, tmp_path / 'plain.py')
     model = build_model(cfg)
@@ -271,7 +255,7 @@ def test_an_existing_file_needs_force(tmp_path):
         run(base, '--out', tmp_path / 'folder.py', '--no-proof')
 
 
-def test_the_tool_says_why(tmp_path):
+def test_the_script_reports_in_one_line(tmp_path):
     (tmp_path / 'empty.py').write_text('default_scope = "mmdet"\n')
     result = subprocess.run(
         [sys.executable, str(TOOL), str(tmp_path / 'empty.py')],

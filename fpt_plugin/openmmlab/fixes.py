@@ -1,6 +1,6 @@
-"""What the OpenMMLab libraries get wrong, mended when the package is imported.
+"""Fixes of the OpenMMLab libraries, applied when the package is imported.
 
-Each mend is narrow, and does nothing where the installed versions do not need
+Each fix is narrow, and does nothing where the installed versions do not need
 it.
 """
 
@@ -20,20 +20,20 @@ from .conv_bn_eval import switch_necks_by_module
 from .empty_datasets import name_empty_datasets
 from .list_necks import load_plain_necks_into_lists
 from .named_samples import name_broken_samples
-from .resuming import name_what_cannot_be_resumed
-from .safe_loading import allow_safe_resume, keep_the_stand_ins
+from .resuming import explain_failed_resumes
+from .safe_loading import allow_safe_resume, keep_restricted_globals
 from .versions import version_of
 
 
 def apply() -> None:
-    """Apply every mend; more than once is harmless."""
+    """Apply all fixes; calling it again changes nothing."""
     allow_safe_resume()
-    keep_the_stand_ins()
+    keep_restricted_globals()
     find_config_packages()
     keep_host_scope()
     let_cityscapes_evaluate()
     name_broken_samples()
-    name_what_cannot_be_resumed()
+    explain_failed_resumes()
     switch_necks_by_module()
     load_plain_necks_into_lists()
     keep_checkpointed_gradients()
@@ -42,27 +42,28 @@ def apply() -> None:
 
 
 def find_config_packages() -> None:
-    """Let ``_base_ = 'fpt_plugin::...'`` and ``'mmseg::...'`` find configs.
+    """Make ``_base_ = 'fpt_plugin::...'`` and ``'mmseg::...'`` find configs.
 
-    mmengine looks the package of a scope up in a table of its own projects.
+    mmengine maps a scope to its package by a table of OpenMMLab's projects.
     """
-    # A module that is no distribution: mmengine then takes the folder that is
-    # imported. It would look beside the distribution's metadata, which
-    # ``pip install -e`` does not keep beside the package.
+    # For a distribution mmengine searches next to its metadata, which
+    # ``pip install -e`` stores elsewhere. For a module name that is no
+    # distribution it searches the folder of the imported package.
     MODULE2PACKAGE['fpt_plugin'] = 'fpt_plugin.version'
-    # The fork's distribution carries another name than the table's.
+    # The fork's distribution has another name than the one in the table.
     if version_of('mmsegmentation') is None \
             and version_of('onedl-mmsegmentation') is not None:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
 def keep_host_scope() -> None:
-    """Read ``fpt_plugin::`` bases in the scope of the config that names them.
+    """Read ``fpt_plugin::`` bases in the scope of the config that uses them.
 
-    What a config takes from a base of another package, as in
-    ``_base_.train_pipeline``, mmengine marks with that package's scope. Our
-    configs are the hosts' own but for the neck, and a scope of ours would
-    build mmcv's transforms where mmdet's of the same name are meant.
+    If a config uses a variable of a base from another package, such as
+    ``_base_.train_pipeline``, mmengine marks it with that package's scope. Our
+    configs are those of mmdet and mmseg with another neck. With the scope
+    ``fpt_plugin``, mmcv's transforms would be built instead of mmdet's
+    transforms of the same name.
     """
     original = Config._get_cfg_path
     if getattr(original, 'keeps_host_scope', False):
@@ -78,10 +79,10 @@ def keep_host_scope() -> None:
 
 
 def let_cityscapes_evaluate() -> None:
-    """Give cityscapesscripts the ``numpy.in1d`` that numpy 2.4 took away.
+    """Give cityscapesscripts the ``numpy.in1d`` that numpy 2.4 removed.
 
-    mmdet's CityScapesMetric calls it when a whole validation is over. The
-    function goes to the one module that needs it; numpy stays as it is.
+    mmdet's CityScapesMetric calls it at the end of a validation. Only the module
+    that needs the function gets it; numpy is not changed.
     """
     if hasattr(np, 'in1d'):
         return
@@ -89,11 +90,11 @@ def let_cityscapes_evaluate() -> None:
         scripts = import_module(
             'cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling')
     except ImportError:
-        return  # mmdet says what to install
+        return  # mmdet's own error names the missing package
     if scripts.np is np:
         scripts.np = SimpleNamespace(**vars(np), in1d=_in1d)
 
 
 def _in1d(elements: np.ndarray, tested, **options) -> np.ndarray:
-    """Which elements of an array, seen as one row, are among others."""
+    """Return whether each element of a flattened array is in ``tested``."""
     return np.isin(np.ravel(elements), tested, **options)
