@@ -1,4 +1,4 @@
-"""The guide's plot of the benchmark, from its JSON files."""
+"""Plot the benchmark's JSON files for the guide."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COLOURS = dict(fpt_plugin='#0b6e8a', reference='#c7c7c7', sdpa='#e0a030')
 LABELS = dict(
     fpt_plugin='fpt_plugin',
     reference='plain formula',
-    sdpa='one SDPA call a part')
+    sdpa='one SDPA call for each part')
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/plot_benchmark.py."""
+    """Build the parser of tools/plot_benchmark.py."""
     parser = argparse.ArgumentParser(
-        description='Draw time and memory of forward and backward')
+        description='Plot time and memory of forward and backward passes')
     parser.add_argument(
         'results',
         nargs='*',
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _read(path: str) -> dict:
-    """A result of the benchmark, with the names of version 0.1.0 replaced."""
+    """Read a result; files of version 0.1.0 have other key names."""
     content = json.loads(Path(path).read_text(encoding='utf-8'))
     if not isinstance(content, dict) or 'records' not in content:
         raise ValueError('results must be JSON files of benchmark attention or '
@@ -46,10 +46,10 @@ def _read(path: str) -> dict:
 
 
 def bars(paths: list[str]) -> tuple[list[dict], dict]:
-    """The cases of some result files, and the machine of the first.
+    """Read the cases of some result files, and the environment of the first.
 
     Raises:
-        ValueError: A file holds no case with times and memory.
+        ValueError: A file has no case with times and memory.
     """
     cases, where = [], None
     for path in paths:
@@ -67,10 +67,10 @@ def bars(paths: list[str]) -> tuple[list[dict], dict]:
 
 
 def draw(paths: list[str], out: str) -> Path:
-    """Draw seconds and extra memory, a group of bars a case.
+    """Plot seconds and extra memory, a group of bars for each case.
 
     Returns:
-        The picture.
+        The path of the picture.
     """
     import matplotlib
     matplotlib.use('Agg')
