@@ -199,8 +199,8 @@ def test_what_does_not_fit_is_left_out_by_name(progress):
     record, = measure([Holding('held')], 1, 1 << 26, progress, memory=False)
     assert 'median' in record['candidates']['once']['forward']
     assert record['candidates']['twice'] == dict(
-        skipped='would hold more than 0 GiB')
-    assert 'would hold' in show([record])
+        skipped='would need more than 0 GiB')
+    assert 'would need' in show([record])
 
 
 def test_the_reference_of_a_large_case_is_left_out():
@@ -217,11 +217,11 @@ def test_level_sizes_round_up():
 
 @pytest.mark.parametrize('flags, words', [
     (['attention', '--cases', 'st:P3-P4'], "--cases must .* 'st:P3-P4'"),
-    (['attention', '--cases', 'lt:P3'], "--cases must be of the form st:P4"),
+    (['attention', '--cases', 'lt:P3'], "--cases must have the form st:P4"),
     (['local-attention', '--cases', '97'], "--cases must .* '97'"),
     (['attention', '--repeats', '0'], '--repeats must be at least 1, got 0'),
     (['lambda', '--cases', '50x84'], "--cases must .* 50x84x64 .* '50x84'"),
-    (['lambda', '--cases', '50x0x64'], '--cases must be of the form'),
+    (['lambda', '--cases', '50x0x64'], '--cases must have the form'),
     (['lambda', '--window', '4'], '--window must be odd, got 4'),
     (['lambda', '--heads', '0'], '--heads must be at least 1, got 0'),
     (['backbone', '--cases', '18'], "--cases must be 50, 101 or 152.* '18'"),

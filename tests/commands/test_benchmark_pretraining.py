@@ -53,9 +53,9 @@ def test_too_much_memory_is_skipped_by_name(tmp_path):
         'pretraining', '--cases', 'mini-192', '--batch', '1', '--repeats', '1',
         '--no-memory', '--limit-gib', '0.02', '--out', str(tmp_path / 'a.json')]))
     record, = json.loads(out.read_text())['records']
-    assert 'would hold' in record['candidates']['SimMIM']['skipped']
+    assert 'would need' in record['candidates']['SimMIM']['skipped']
     assert 'both' in record['candidates']['GreenMIM groups']
-    assert 'skipped: would hold' in out.with_suffix('.md').read_text()
+    assert 'skipped: would need' in out.with_suffix('.md').read_text()
 
 
 @pytest.mark.parametrize('text', ['s-224', 't', 't-225', 't-32', '224', 't-224-1'])
