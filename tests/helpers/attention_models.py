@@ -3,12 +3,12 @@
 import torch
 from mmengine.config import Config
 
-from helpers.oracles import randomise
-from helpers.shipped_configs import load
-
 from fpt_plugin import FPT
 from fpt_plugin.commands.common import load_model
 from fpt_plugin.commands.visualize_attention.network_input import network_views
+from helpers.graft_detectors import wrapped
+from helpers.oracles import randomise
+from helpers.shipped_configs import load
 
 DETECTOR = 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'
 SEGMENTOR = 'quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py'
@@ -38,12 +38,7 @@ def listed(count: int = 1) -> Config:
 def teacher() -> Config:
     """Wrap the detector in a SoftTeacher."""
     cfg = config()
-    preprocessor = cfg.model.data_preprocessor
-    cfg.model = dict(
-        type='SoftTeacher', detector=cfg.model, semi_train_cfg=dict(),
-        semi_test_cfg=dict(predict_on='teacher'),
-        data_preprocessor=dict(type='MultiBranchDataPreprocessor',
-                               data_preprocessor=preprocessor))
+    cfg.model = wrapped(cfg).model
     return cfg
 
 

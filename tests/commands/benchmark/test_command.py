@@ -12,12 +12,7 @@ from helpers.memory_case import Holding
 from rich.console import Console
 
 from fpt_plugin.commands import plot_benchmark
-from fpt_plugin.commands.benchmark.cases import (
-    AttentionCase,
-    LocalCase,
-    NeckCase,
-    level_size,
-)
+from fpt_plugin.commands.benchmark.cases import AttentionCase, NeckCase
 from fpt_plugin.commands.benchmark.command import cases_of, parser, table
 from fpt_plugin.commands.benchmark.lambdas import BackboneCase, LambdaCase
 from fpt_plugin.commands.benchmark.measuring import measure
@@ -111,6 +106,7 @@ def test_backbones(bench):
                         for name in record['candidates'])
         assert ours == theirs
         assert ours[3][2:] == ((9, 13) if dilated else (3, 4))
+    assert [case.shape for case in cases('backbone')] == [(800, 1344), (512, 1024)]
 
 
 def test_segmentors(bench, capsys):
@@ -176,22 +172,6 @@ def test_bad_flags(flags, words):
     with pytest.raises(ValueError, match=words):
         cases(*flags)
 
-
-def test_default_sizes():
-    assert [level_size((800, 1333), level) for level in (2, 3, 4, 5)
-            ] == [(200, 334), (100, 167), (50, 84), (25, 42)]
-    assert cases('attention')[3] == AttentionCase(
-        'gt:P3-P4', branch='gt', queries=(100, 168), keys=(50, 84))
-    assert LocalCase('97x97', fine=(97, 97), coarse=(97, 97)) in cases(
-        'local-attention')
-    assert cases('lambda')[:2] == [
-        LambdaCase('50x84x64', size=(50, 84), channels=64),
-        LambdaCase('25x42x128', size=(25, 42), channels=128)]
-    assert cases('backbone') == [
-        BackboneCase('50', shape=(800, 1344)),
-        BackboneCase('50-d8', dilated=True, shape=(512, 1024))]
-    assert cases('neck') == [NeckCase('default preset', shape=(800, 1344))]
-    assert len(cases('segmentor')[1].configs) == 2
 
 
 def test_the_plot(tmp_path, capsys):

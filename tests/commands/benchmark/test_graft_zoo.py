@@ -8,38 +8,29 @@ import pytest
 from helpers.graft_detectors import FPN, NECKS, retinanet, write
 from rich.console import Console
 
-from fpt_plugin.commands.benchmark import graft_zoo
+from fpt_plugin.commands.benchmark import graft_zoo as zoo
 from fpt_plugin.commands.benchmark.command import main, parser
-from fpt_plugin.commands.benchmark.graft_zoo import (
-    DIFFERENT,
-    FAILED,
-    IDENTICAL,
-    REFUSED,
-    UNBUILDABLE,
-    shipped_configs,
-    sweep,
-    try_config,
-)
+from fpt_plugin.commands.benchmark.graft_zoo import shipped_configs, sweep, try_config
 from fpt_plugin.commands.common import config_folder
 
 
 # One config of each kind of neck that is fast enough, of both libraries.
 @pytest.mark.parametrize('library, name, status', [
-    ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py', IDENTICAL),
-    ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py', IDENTICAL),
-    ('mmdet', 'yolox/yolox_tiny_8xb8-300e_coco.py', IDENTICAL),
-    ('mmdet', 'pafpn/faster-rcnn_r50_pafpn_1x_coco.py', IDENTICAL),
-    ('mmdet', 'libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py', IDENTICAL),
-    ('mmdet', 'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', IDENTICAL),
-    ('mmdet', 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', REFUSED),
-    ('mmdet', 'common/ms_3x_coco.py', REFUSED),
-    ('mmseg', 'sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py', IDENTICAL),
-    ('mmseg', 'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', REFUSED),
+    ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py', zoo.IDENTICAL),
+    ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py', zoo.IDENTICAL),
+    ('mmdet', 'yolox/yolox_tiny_8xb8-300e_coco.py', zoo.IDENTICAL),
+    ('mmdet', 'pafpn/faster-rcnn_r50_pafpn_1x_coco.py', zoo.IDENTICAL),
+    ('mmdet', 'libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py', zoo.IDENTICAL),
+    ('mmdet', 'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', zoo.IDENTICAL),
+    ('mmdet', 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', zoo.REFUSED),
+    ('mmdet', 'common/ms_3x_coco.py', zoo.REFUSED),
+    ('mmseg', 'sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py', zoo.IDENTICAL),
+    ('mmseg', 'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', zoo.REFUSED),
 ])
 def test_shipped_configs(library, name, status):
     record = try_config(config_folder(library), name, {})
     assert record.status == status, record.reason
-    if status == IDENTICAL:
+    if status == zoo.IDENTICAL:
         assert record.reason == 'neck and heads, which read the graft'
 
 
@@ -57,7 +48,7 @@ def folder(tmp_path, monkeypatch):
             'a/two.py': classes, 'b.py': retinanet(NECKS['PAFPN']),
             'c.py': missing, 'd.py': head, 'e.py': retinanet(None)}.items():
         write(cfg, root / name)
-    monkeypatch.setattr(graft_zoo, 'config_folder', lambda library: root)
+    monkeypatch.setattr(zoo, 'config_folder', lambda library: root)
     return root
 
 
@@ -66,7 +57,7 @@ def statuses(records):
 
 
 NAMES = ['a/one.py', 'a/two.py', 'b.py', 'c.py', 'd.py', 'e.py']
-ALL = [IDENTICAL, IDENTICAL, IDENTICAL, UNBUILDABLE, UNBUILDABLE, REFUSED]
+ALL = [*[zoo.IDENTICAL] * 3, *[zoo.UNBUILDABLE] * 2, zoo.REFUSED]
 
 
 def test_the_command_reports_every_config(folder, tmp_path, capsys):
@@ -86,7 +77,7 @@ def test_the_command_reports_every_config(folder, tmp_path, capsys):
     with pytest.raises(SystemExit, match='graft-zoo failed: .*--resume'):
         main(parser().parse_args(words))
     records = main(parser().parse_args([*words, '--resume', '--only', 'a/']))
-    assert statuses(records) == [IDENTICAL] * 2
+    assert statuses(records) == [zoo.IDENTICAL] * 2
 
 
 def test_an_interrupted_sweep_resumes(folder, tmp_path, monkeypatch):
@@ -96,13 +87,13 @@ def test_an_interrupted_sweep_resumes(folder, tmp_path, monkeypatch):
     with out.open('a') as file:
         file.write('{"config": "a/two.py", "sta')  # killed here
     tried = []
-    original = graft_zoo.try_config
+    original = zoo.try_config
 
     def record(folder, name, known, options):
         tried.append(name)
         return original(folder, name, known, options)
 
-    monkeypatch.setattr(graft_zoo, 'try_config', record)
+    monkeypatch.setattr(zoo, 'try_config', record)
     records = sweep('mmdet', out, resume=True, console=console)
     assert statuses(records) == ALL
     assert tried == NAMES[1:]
@@ -115,7 +106,7 @@ def test_an_interrupted_sweep_resumes(folder, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(graft_zoo, 'try_config', interrupt)
+    monkeypatch.setattr(zoo, 'try_config', interrupt)
     with pytest.raises(SystemExit, match='--resume'):
         main(parser().parse_args(['graft-zoo', 'mmdet']))
 
@@ -127,13 +118,13 @@ def test_differences_and_failures_are_found(folder, monkeypatch):
         raise RuntimeError('broken by a test')
 
     for forward, status, neck, reason in (
-            (lambda self, x, branches: x + 1e-6, DIFFERENT, 'neck', 'DIFFERENT'),
-            (broken, FAILED, 'broken by a test', 'its neck does not run either')):
+            (lambda self, x, branches: x + 1e-6, zoo.DIFFERENT, 'neck', 'DIFFERENT'),
+            (broken, zoo.FAILED, 'broken by a test', 'its neck does not run either')):
         monkeypatch.setattr(ResidualFusion, 'forward', forward)
         record = try_config(folder, 'b.py', {})
         assert record.status == status and neck in record.reason
         record = try_config(folder, 'd.py', {})
-        assert record.status == UNBUILDABLE and reason in record.reason
+        assert record.status == zoo.UNBUILDABLE and reason in record.reason
 
 
 def test_bad_libraries():

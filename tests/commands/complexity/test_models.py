@@ -176,17 +176,6 @@ def test_models_of_the_libraries_are_complete(config):
     assert result.total.macs > 1e9
 
 
-def test_wrapped_detectors():
-    model, _ = load_model('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
-    wrapper = nn.Module()
-    wrapper.module = model
-    wrapped = complexity(wrapper, (64, 64), batch=2)
-    result = complexity(model, (64, 64), batch=2)
-    assert wrapped.parts == result.parts
-    assert result.part('bbox_head').macs == 2 * sum(
-        (64 // s)**2 if s < 64 else 1 for s in (8, 16, 32, 64, 128)
-    ) * 256 * 9 * (8 * 256 + 9 * 80 + 9 * 4)
-
 
 class Detector(nn.Module):
     """The least that a model needs: parts, and a forward of tensors."""
@@ -213,9 +202,11 @@ def test_any_detector():
     # The head's weight needs no gradient, but the backbone's output does.
     assert [p.saved_bytes for p in result.parts] == [
         42 * 3 * 4, 42 * 4 * 4, 42 * 5 * 4]
-    frozen = Detector()
-    frozen.backbone.requires_grad_(False)
-    assert complexity(frozen, (6, 7)).part('backbone').saved_bytes == 0
+    wrapper = nn.Module()
+    wrapper.module = Detector()
+    assert complexity(wrapper, (6, 7)).parts == result.parts
+    wrapper.module.backbone.requires_grad_(False)
+    assert complexity(wrapper, (6, 7)).part('backbone').saved_bytes == 0
     assert json.loads(json.dumps(result.to_dict()))['total'] == dict(
         name='total', parameters=42, trainable=22, macs=42 * 32,
         saved_bytes=result.total.saved_bytes, level=None)
@@ -252,11 +243,7 @@ def test_command(tmp_path, capsys, monkeypatch):
                   f'{written["total"]["parameters"]:,}',
                   f'{written["total"]["macs"] / 1e9:.2f}'):
         assert words in printed
-
-
-@pytest.mark.parametrize('flags', [['--shape', '0', '8'], ['--batch', 'many']])
-def test_bad_flags(flags, capsys):
     with pytest.raises(SystemExit):
-        module.parser().parse_args(['config.py', *flags])
-    assert f'{flags[0]}: expected a whole number of at least 1, got ' \
-           f'{flags[1]!r}' in capsys.readouterr().err
+        module.parser().parse_args(['config.py', '--shape', '0', '8'])
+    assert "--shape: expected a whole number of at least 1, got '0'" in \
+        capsys.readouterr().err

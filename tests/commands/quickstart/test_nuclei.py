@@ -8,17 +8,7 @@ import pytest
 from helpers.synthetic_data import write_wheel
 
 from fpt_plugin.commands.quickstart import nuclei
-from fpt_plugin.commands.quickstart.nuclei import (
-    CLASSES,
-    IMAGE,
-    MASK,
-    STROMA_IMAGE,
-    STROMA_POLYGONS,
-    prepare_nuclei,
-    prepare_stroma,
-    read_mask,
-    read_polygons,
-)
+from fpt_plugin.commands.quickstart.nuclei import prepare_nuclei, prepare_stroma
 from fpt_plugin.commands.quickstart.packages import Package
 
 SIDE = 1000
@@ -43,7 +33,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(Package, '_download', None)
 
     def write(members=None, labels=LABELS):
-        members = members or {IMAGE: JPEG, MASK: archive(nuc_raster=labels)}
+        members = members or {
+            nuclei.IMAGE: JPEG, nuclei.MASK: archive(nuc_raster=labels)}
         monkeypatch.setattr(nuclei, 'HISTOLYTICS',
                             write_wheel(tmp_path / 'cache', members))
         return tmp_path / 'cache'
@@ -78,21 +69,6 @@ def test_tiles_are_the_image_and_a_quarter_is_held_out(
     assert prepare_nuclei(root, tmp_path / 'cache') == root
 
 
-def test_mmseg_reads_it(tmp_path, package):
-    from mmseg.datasets import BaseSegDataset
-    root = prepare_nuclei(tmp_path / 'nuclei', package())
-    dataset = BaseSegDataset(
-        data_root=str(root), img_suffix='.png', seg_map_suffix='.png',
-        data_prefix=dict(img_path='images/val', seg_map_path='labels/val'),
-        metainfo=dict(classes=CLASSES), pipeline=[
-            dict(type='mmseg.LoadImageFromFile'),
-            dict(type='mmseg.LoadAnnotations')
-        ])
-    assert len(dataset) == 4
-    for sample in dataset:
-        assert sample['gt_seg_map'].shape == sample['img'].shape[:2]
-        assert set(np.unique(sample['gt_seg_map'])) == {0, 1, 2, 3}
-
 
 def test_another_folder_is_not_changed(tmp_path, package):
     (tmp_path / 'nuclei' / 'images').mkdir(parents=True)
@@ -112,7 +88,7 @@ def test_bad_content_leaves_nothing(tmp_path, package, labels, words):
         prepare_nuclei(tmp_path / 'nuclei', cache)
     assert not (tmp_path / 'nuclei').exists()
     with pytest.raises(ValueError, match=r"must hold nuc_raster, got \['a'\]"):
-        read_mask(archive(a=labels))
+        nuclei.read_mask(archive(a=labels))
 
 
 # ---------------------------------------------------------- the second image
@@ -134,7 +110,7 @@ def test_polygons_become_class_numbers():
     from shapely.geometry import MultiPolygon, Polygon, box
     ring = Polygon(box(10, 10, 30, 30).exterior, [box(16, 16, 24, 24).exterior])
     pair = MultiPolygon([box(0, 0, 4, 4), box(34, 34, 39, 39)])
-    labels = read_polygons(polygons(
+    labels = nuclei.read_polygons(polygons(
         [ring, pair], class_name=['inflammatory', 'neoplastic']), (40, 50))
     assert labels.shape == (40, 50) and labels.dtype == np.uint8
     assert set(np.unique(labels)) == {0, 2, 3}
@@ -151,13 +127,13 @@ def test_polygons_become_class_numbers():
 def test_bad_polygons(columns, words):
     from shapely.geometry import box
     with pytest.raises(ValueError, match=words):
-        read_polygons(polygons([box(0, 0, 1, 1)], **columns), (4, 4))
+        nuclei.read_polygons(polygons([box(0, 0, 1, 1)], **columns), (4, 4))
 
 
 def test_all_tiles_of_the_second_image_are_tested(tmp_path, package, monkeypatch):
     from shapely.geometry import box
     cache = package({
-        STROMA_IMAGE: JPEG, STROMA_POLYGONS: polygons(
+        nuclei.STROMA_IMAGE: JPEG, nuclei.STROMA_POLYGONS: polygons(
             [box(260, 10, 300, 60)], class_name=['connective'])})
     root = prepare_stroma(tmp_path / 'stroma', cache)
     images, labels = (sorted((root / kind / 'test').iterdir())

@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from fpt_plugin.commands.quickstart import trees
 from fpt_plugin.commands.quickstart.packages import Package
-from fpt_plugin.commands.quickstart.trees import (
-    PHOTOGRAPHS,
-    Tile,
-    prepare_trees,
-    read_voc_boxes,
-    tile_boxes,
-    tile_grid,
-)
+from fpt_plugin.commands.quickstart.trees import PHOTOGRAPHS, Tile, prepare_trees
 
 # ------------------------------------------------------------------- tiles
 
@@ -27,7 +20,7 @@ from fpt_plugin.commands.quickstart.trees import (
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 200))
 def test_tiles_cover_the_photograph_once(width, height, size):
     count = np.zeros((height, width), dtype=int)
-    for tile in tile_grid(width, height, size):
+    for tile in trees.tile_grid(width, height, size):
         assert 0 <= tile.x0 < tile.x1 <= width
         assert 0 <= tile.y0 < tile.y1 <= height
         count[tile.y0:tile.y1, tile.x0:tile.x1] += 1
@@ -36,7 +29,7 @@ def test_tiles_cover_the_photograph_once(width, height, size):
 
 @given(st.integers(1, 20000), st.integers(1, 20000), st.integers(200, 2000))
 def test_tiles_have_almost_equal_sides(width, height, size):
-    tiles = tile_grid(width, height, size)
+    tiles = trees.tile_grid(width, height, size)
     for length, sides in ((width, [t.x1 - t.x0 for t in tiles]),
                           (height, [t.y1 - t.y0 for t in tiles])):
         assert max(sides) - min(sides) <= 1
@@ -49,33 +42,17 @@ def test_tiles_have_almost_equal_sides(width, height, size):
 # ------------------------------------------------------------------- boxes
 
 
-@st.composite
-def photographs(draw):
-    """Width, height, tile size and boxes of a photograph, in half pixels.
-
-    Halves are exact in floating point, so the centres are exact too.
-    """
-    width, height = draw(st.integers(1, 120)), draw(st.integers(1, 120))
-
-    def span(length):
-        low = st.integers(0, 2 * length - 1)
-        return low.flatmap(
-            lambda x: st.tuples(st.just(x), st.integers(x, 2 * length)))
-
-    corners = draw(
-        st.lists(st.tuples(span(width), span(height)), max_size=20))
-    boxes = [(x0 / 2, y0 / 2, x1 / 2, y1 / 2)
-             for (x0, x1), (y0, y1) in corners]
-    return width, height, draw(st.integers(8, 60)), boxes
-
-
-@given(photographs())
-def test_each_box_belongs_to_the_tile_of_its_centre(photograph):
-    width, height, size, boxes = photograph
+@given(st.integers(1, 120), st.integers(1, 120), st.integers(8, 60),
+       st.lists(st.tuples(*[st.integers(0, 240)] * 4), max_size=20))
+def test_each_box_belongs_to_the_tile_of_its_centre(width, height, size, corners):
+    # In half pixels, which are exact in floating point, as are the centres.
+    ends = np.array([[2 * width - 1, 2 * height - 1], [2 * width, 2 * height]])
+    boxes = np.sort(np.reshape(corners, (-1, 2, 2)), axis=1).clip(None, ends) / 2
+    boxes = boxes.reshape(-1, 4).tolist()
     owners = Counter()
-    for tile in tile_grid(width, height, size):
+    for tile in trees.tile_grid(width, height, size):
         for i, box in enumerate(boxes):
-            found = tile_boxes(np.array([box]), tile)
+            found = trees.tile_boxes(np.array([box]), tile)
             x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
             inside = tile.x0 <= x < tile.x1 and tile.y0 <= y < tile.y1
             assert len(found) == inside
@@ -92,19 +69,19 @@ def test_each_box_belongs_to_the_tile_of_its_centre(photograph):
 def test_boxes_are_relative_to_their_tile():
     boxes = np.array([[8., 20, 14, 24], [0, 0, 4, 4]])
     before = boxes.copy()
-    assert tile_boxes(boxes, Tile(10, 20, 20, 30)).tolist() == [[0, 0, 4, 4]]
+    assert trees.tile_boxes(boxes, Tile(10, 20, 20, 30)).tolist() == [[0, 0, 4, 4]]
     assert np.array_equal(boxes, before)
-    assert tile_boxes(np.zeros((0, 4)), Tile(0, 0, 9, 9)).shape == (0, 4)
+    assert trees.tile_boxes(np.zeros((0, 4)), Tile(0, 0, 9, 9)).shape == (0, 4)
 
 
 def test_voc_boxes_count_from_one():
-    assert read_voc_boxes(voc_xml([(0, 2, 10, 12), (3, 4, 5, 6)])).tolist() \
+    assert trees.read_voc_boxes(voc_xml([(0, 2, 10, 12), (3, 4, 5, 6)])).tolist() \
         == [[0, 2, 10, 12], [3, 4, 5, 6]]
     # As written in the file: pixels 1 to 10, both included, are 10 wide.
     box = (b'<annotation><object><bndbox><xmin>1</xmin><ymin>1</ymin>'
            b'<xmax>10</xmax><ymax>5.5</ymax></bndbox></object></annotation>')
-    assert read_voc_boxes(box).tolist() == [[0, 0, 10, 5.5]]
-    empty = read_voc_boxes(b'<annotation></annotation>')
+    assert trees.read_voc_boxes(box).tolist() == [[0, 0, 10, 5.5]]
+    empty = trees.read_voc_boxes(b'<annotation></annotation>')
     assert empty.shape == (0, 4) and empty.dtype == np.float64
 
 
@@ -171,75 +148,44 @@ def load(dataset, split):
     return json.loads((dataset / 'annotations' / f'{split}.json').read_text())
 
 
-def origin(file_name):
-    """Photograph and offset (x, y) of a tile, from its name."""
-    photograph, x, y = file_name[:-len('.png')].rsplit('_', 2)
-    return photograph, int(x), int(y)
 
-
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_pycocotools_reads_it(dataset, split):
+def test_images_and_annotations(dataset):
+    """The splits contain every pixel and every box once."""
     from pycocotools.coco import COCO
-    coco = COCO(str(dataset / 'annotations' / f'{split}.json'))
-    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == ['tree']
-    content = load(dataset, split)
-    assert content['info']['licence'] and content['info']['source']
-    for name, indexed in (('images', coco.imgs), ('annotations', coco.anns)):
-        assert len(indexed) == len(content[name]) > 0  # ids are unique
-        assert min(indexed) > 0  # pycocotools uses 0 for "not matched"
-    for annotation in coco.anns.values():
-        x, y, width, height = annotation['bbox']
-        image = coco.imgs[annotation['image_id']]
-        assert annotation['iscrowd'] == 0 and width > 0 and height > 0
-        assert annotation['area'] == width * height
-        assert 0 <= x and x + width <= image['width']
-        assert 0 <= y and y + height <= image['height']
-
-
-def test_the_splits_contain_every_pixel_once(dataset):
     seen = {name: np.zeros(SIZES[name][::-1], int) for name in PHOTOGRAPHS}
+    boxes = 0
     for split in ('train', 'val'):
-        images = load(dataset, split)['images']
-        assert sorted(image['file_name'] for image in images) == sorted(
-            path.name for path in (dataset / split).iterdir())
-        for image in images:
+        content = load(dataset, split)
+        assert content['info']['licence'] and content['info']['source']
+        coco = COCO(str(dataset / 'annotations' / f'{split}.json'))
+        assert [c['name'] for c in coco.cats.values()] == ['tree']
+        for key, indexed in (('images', coco.imgs), ('annotations', coco.anns)):
+            assert len(indexed) == len(content[key]) > 0  # ids are unique
+            assert min(indexed) > 0  # pycocotools uses 0 for "not matched"
+        assert {image['file_name'] for image in content['images']} == {
+            path.name for path in (dataset / split).iterdir()}
+        for image in content['images']:
             pixels = cv2.imread(str(dataset / split / image['file_name']))
-            assert pixels.shape == (image['height'], image['width'], 3)
-            name, x, y = origin(image['file_name'])
-            inside = slice(y, y + image['height']), slice(x, x + image['width'])
+            name, x, y = image['file_name'][:-len('.png')].rsplit('_', 2)
+            x, y, width, height = int(x), int(y), image['width'], image['height']
+            inside = slice(y, y + height), slice(x, x + width)
             assert np.array_equal(pixels, photograph_pixels(name)[inside])
             seen[name][inside] += 1
+            want = trees.tile_boxes(photograph_boxes(name),
+                              Tile(x, y, x + width, y + height))
+            found = coco.loadAnns(coco.getAnnIds(image['id']))
+            boxes += len(found)
+            assert [a['bbox'] for a in found] == [
+                [x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in want.tolist()]
+            assert all(a['area'] == a['bbox'][2] * a['bbox'][3] > 0
+                       and a['iscrowd'] == 0 for a in found)
     assert all((count == 1).all() for count in seen.values())
+    assert boxes == 30 * len(PHOTOGRAPHS)
     assert len(load(dataset, 'train')['images']) == 12
     assert [i['file_name'] for i in load(dataset, 'val')['images']] == HELD_OUT
     assert {p.name for p in dataset.iterdir()} == {'annotations', 'train', 'val'}
     assert [p.name for p in dataset.parent.iterdir()] == ['trees']
 
-
-def test_every_box_is_annotated_once(dataset):
-    """In the photograph's coordinates each annotation is its clipped box."""
-    found, tiles = Counter(), []
-    for split in ('train', 'val'):
-        content = load(dataset, split)
-        images = {image['id']: image for image in content['images']}
-        for image in images.values():
-            name, x, y = origin(image['file_name'])
-            tiles.append((name, x, y, x + image['width'], y + image['height']))
-        for annotation in content['annotations']:
-            name, x, y = origin(images[annotation['image_id']]['file_name'])
-            left, top, width, height = annotation['bbox']
-            found[name, x + left, y + top, x + left + width, y + top + height] += 1
-    expected = Counter()
-    for name in PHOTOGRAPHS:
-        for x0, y0, x1, y1 in photograph_boxes(name).tolist():
-            (_, left, top, right, bottom), = (
-                tile for tile in tiles if tile[0] == name
-                and tile[1] <= (x0 + x1) / 2 < tile[3]
-                and tile[2] <= (y0 + y1) / 2 < tile[4])
-            expected[name, max(x0, left), max(y0, top), min(x1, right),
-                     min(y1, bottom)] += 1
-    assert found == expected
-    assert sum(found.values()) == 30 * len(PHOTOGRAPHS)
 
 
 def test_a_second_run_reuses_the_first(cache, tmp_path, monkeypatch):

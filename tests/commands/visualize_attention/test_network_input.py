@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.attention_models import DETECTOR, SEGMENTOR
+from helpers.attention_models import SEGMENTOR
 from helpers.shipped_configs import build, load
 from mmengine.config import Config
 
@@ -133,13 +133,6 @@ def test_crops_are_those_of_the_segmentor(image, crop, stride, number):
     assert_found([NetworkView(v.inputs - v.inputs.min(), v.scale, v.offset)
                   for v in views])
 
-
-@pytest.mark.parametrize('name', [DETECTOR, SEGMENTOR])
-def test_shipped_configs_prepare_an_image(image, name):
-    cfg = load(name)
-    view, = network_views(build(cfg), cfg, image)
-    assert view.inputs.shape[1] == 3 and max(view.inputs.shape) == 512
-    assert view.scale == pytest.approx([512 / 140] * 2, rel=0.01)
 
 
 def test_cells_views_and_grids():
