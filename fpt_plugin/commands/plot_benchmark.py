@@ -51,10 +51,10 @@ def bars(paths: list[str]) -> tuple[list[dict], dict]:
     Raises:
         ValueError: A file has no case with times and memory.
     """
-    cases, where = [], None
+    cases, machine = [], None
     for path in paths:
         content = _read(path)
-        where = where or content['environment']
+        machine = machine or content['environment']
         found = [
             record for record in content['records'] if any(
                 'both_bytes' in c for c in record['candidates'].values())
@@ -63,7 +63,7 @@ def bars(paths: list[str]) -> tuple[list[dict], dict]:
             raise ValueError('results must hold cases with memory, measured '
                              f'without --no-memory, got none in {path}')
         cases += found
-    return cases, where
+    return cases, machine
 
 
 def draw(paths: list[str], out: str) -> Path:
@@ -76,7 +76,7 @@ def draw(paths: list[str], out: str) -> Path:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    cases, where = bars(paths)
+    cases, machine = bars(paths)
     names = [n for n in COLOURS if any(n in c['candidates'] for c in cases)]
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.2), sharex=True)
     quantities = (
@@ -105,7 +105,7 @@ def draw(paths: list[str], out: str) -> Path:
         axis.set_axisbelow(True)
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_title('Forward and backward pass, time and extra memory '
-                      f'({where["device"]}, {where["threads"]} threads)',
+                      f'({machine["device"]}, {machine["threads"]} threads)',
                       fontsize=10)
     axes[0].legend(frameon=False, fontsize=8, ncols=len(names))
     axes[1].set_xticks(range(len(cases)), [_title(c) for c in cases],

@@ -291,15 +291,15 @@ def counts(names: Sequence[str], shape: tuple[int, int]) -> dict[str, dict]:
 
 def markdown(content: dict) -> str:
     """Format one table: each number, and its ratio to the baseline's."""
-    where, counted = content['environment'], content['counts']
+    machine, counted = content['environment'], content['counts']
     parts = {r['part']: r['candidates'] for r in content['records']}
     sizes = content['records'][0]
     height, width = sizes['shape']
     lines = [
         f'Faster R-CNN R50 (backbone, neck, RPN head, box head), '
         f'{sizes["batch"]} x {height}x{width}, {sizes["dtype"]}, '
-        f'{where["device"]}, {where["threads"]} threads, torch '
-        f'{where["torch"]}. Medians of {content["repeats"]}; in brackets the '
+        f'{machine["device"]}, {machine["threads"]} threads, torch '
+        f'{machine["torch"]}. Medians of {content["repeats"]}; in brackets the '
         f'ratio to {BASELINE}.', '',
         *table_head(
             ['neck', 'levels'],

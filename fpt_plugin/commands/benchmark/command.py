@@ -256,11 +256,11 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
         records = measure(cases, args.repeats, int(args.limit_gib * 2**30),
                           progress,
                           memory=not args.no_memory, times=not args.no_times)
-    where = environment(args.device)
+    machine = environment(args.device)
     content = dict(
         command=args.command,
         repeats=args.repeats,
-        environment=where,
+        environment=machine,
         records=records)
     if args.command == 'alternatives':
         content['counts'] = alternatives.counts(cases[0].names, cases[0].shape)
@@ -275,15 +275,15 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
         write_bytes(out.with_suffix('.md'), text.encode())
         print(text)
     else:
-        console.print(table(records, where))
+        console.print(table(records, machine))
     return out
 
 
-def table(records: list[dict], where: dict) -> Table:
+def table(records: list[dict], machine: dict) -> Table:
     """Format the records as a table; ratios are to the first candidate."""
     table = Table(
-        title=f'{where["device"]}, {where["threads"]} threads, torch '
-        f'{where["torch"]}: medians (spread between quartiles)')
+        title=f'{machine["device"]}, {machine["threads"]} threads, torch '
+        f'{machine["torch"]}: medians (spread between quartiles)')
     for column in ('case', 'candidate'):
         table.add_column(column)
     for column in ('forward', 'ratio', 'with backward', 'ratio', 'memory',

@@ -154,11 +154,11 @@ def main(args: argparse.Namespace) -> Result:
         raise ValueError('--device cuda needs a CUDA device, got a torch that '
                          'finds none')
     deadline = time.monotonic() + 60 * args.minutes
-    where = environment(args.device)
-    out = Path(args.out or f'benchmarks/gpu-{slug(where["device"])}.json')
+    machine = environment(args.device)
+    out = Path(args.out or f'benchmarks/gpu-{slug(machine["device"])}.json')
     check_writable(out, suffixes=['.json'], name='--out')
     content = dict(
-        command='gpu', tiny=args.tiny, repeats=args.repeats, environment=where,
+        command='gpu', tiny=args.tiny, repeats=args.repeats, environment=machine,
         tests=None if args.tests is None else read_tests(args.tests),
         suites=[], largest_images=[])
     console = Console()

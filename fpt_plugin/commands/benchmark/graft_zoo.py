@@ -274,7 +274,7 @@ def _read(out: str | Path | None, resume: bool,
     if out is None or not Path(out).exists():
         return {}
     if not resume:
-        check_writable(out, force=force, flag='--resume goes on with it, --force')
+        check_writable(out, force=force, flag='--resume continues it, --force')
         Path(out).unlink()
         return {}
     found = {}

@@ -111,8 +111,8 @@ class LambdaCase(Case):
         with torch.no_grad():
             want = reference.position_lambda(*(x.double() for x in state))
             return {
-                name: relative_error(self.run(name, mine).double(), want)
-                for name, mine in states.items()
+                name: relative_error(self.run(name, state).double(), want)
+                for name, state in states.items()
             }
 
     def facts(self) -> dict[str, Any]:

@@ -201,12 +201,12 @@ def cases(names: list[str], shape: tuple[int, int], batch: int = 1,
 
 def markdown(content: dict) -> str:
     """Format times and their ratio to the formula, by preset, level, branch."""
-    where, sizes = content['environment'], content['records'][0]
+    machine, sizes = content['environment'], content['records'][0]
     height, width = sizes['shape']
     lines = [
         f'{sizes["batch"]} x {height}x{width}, {sizes["dtype"]}, '
-        f'{where["device"]}, {where["threads"]} threads, torch '
-        f'{where["torch"]}. Ratio: time of the plain formula divided by the time '
+        f'{machine["device"]}, {machine["threads"]} threads, torch '
+        f'{machine["torch"]}. Ratio: time of the plain formula divided by the time '
         f'of fpt_plugin, medians of {content["repeats"]}.', '',
         *table_head(['preset', 'level', 'branch'],
                     ['forward', 'with backward', 'formula / fpt_plugin: forward',

@@ -254,10 +254,10 @@ def pack(backbone: str, side: int, repeats: int) -> dict[str, Any]:
 
 def markdown(content: dict) -> str:
     """Format two tables: steps with their ratio to SimMIM, and packing."""
-    where, sizes = content['environment'], content['records'][0]
+    machine, sizes = content['environment'], content['records'][0]
     lines = [
         f'Loss of {sizes["batch"]} images and its gradients, {sizes["dtype"]}, '
-        f'{where["device"]}, {where["threads"]} threads, torch {where["torch"]}. '
+        f'{machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}. '
         f'Medians of {content["repeats"]}; in brackets the ratio to '
         f'{CANDIDATES[0]}.', '',
         *table_head(
