@@ -5,8 +5,8 @@
 #
 # Runs the tests marked cuda, then every suite of `benchmark gpu`, which takes
 # the same arguments (see --help). Needs torch, mmengine, mmcv or mmcv-lite,
-# pytest, hypothesis and rich. PYTHON names the interpreter. Both parts always
-# run; the exit status is 1 where a test or a candidate failed.
+# pytest, hypothesis and rich. PYTHON sets the interpreter. Both parts always
+# run; the exit status is 1 if a test or a candidate failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -38,7 +38,7 @@ command -v nvidia-smi > /dev/null && nvidia-smi --format=csv \
 report=$(mktemp)
 trap 'rm -f "$report"' EXIT
 status=0
-# Interrupted, pytest still reports what has failed so far.
+# After SIGINT pytest still writes its report.
 FPT_TEST_DEVICE=$device timeout --signal=INT --kill-after=15 140 \
     "$python" -m pytest -q -p no:cacheprovider --tb=short --show-capture=no \
     --disable-warnings --durations 5 --junit-xml "$report" \

@@ -1,9 +1,9 @@
-"""What the shipped configs cost, counted: ``benchmarks/config-costs.json``.
+"""Count the costs of the shipped configs: ``benchmarks/config-costs.json``.
 
     python docs/config_costs.py [CONFIG ...]   # count all, or some, and write
 
-Minutes for all. ``docs/tables.py`` makes the tables of the READMEs from the file,
-and a slow test counts again and compares.
+Counting all takes minutes. ``docs/tables.py`` makes the tables of the READMEs from
+the file. A slow test counts again and compares.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / 'benchmarks' / 'config-costs.json'
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
-# The part of a model that has a column of its own.
+# The part of a model that has its own column.
 PARTS = dict(fpt='fpt', lambda_resnet='backbone', pretraining='backbone')
-# Sides of the images where they are not the usual ones of the data.
+# Image sizes that differ from the usual ones of the data.
 SHAPES = {
     'fpt/mask-rcnn_vit-b16_fpt_8xb8-amp-lsj-100e_coco.py': (1024, 1024),
     'fpt/mask-rcnn_deit-s16_fpt_8xb8-amp-lsj-100e_coco.py': (1024, 1024),
 }
 # Configs without a model to compare with.
-ALONE = ('fpt/faster-rcnn_r50_fpt_finetune-4e_coco.py',
+WITHOUT_OTHER = ('fpt/faster-rcnn_r50_fpt_finetune-4e_coco.py',
          'fpt/faster-rcnn_r50_fpt-frozen_finetune-4e_coco.py',
          'fpt/fcn_r101-d8_ufp-fpt_4xb4-160k_lip-473x473.py')
 
 
 def names() -> list[str]:
-    """Return the configs whose costs are recorded."""
+    """Return the names of the configs whose costs are recorded."""
     from helpers.shipped_configs import ALL, folder
     return [name for name in ALL if folder(name) in PARTS and (
         folder(name) != 'pretraining' or 'mim_' in name and '8xb' in name)]
@@ -45,9 +45,9 @@ def count(name: str) -> dict[str, dict]:
         name: FOLDER/CONFIG.py below ``configs``.
 
     Returns:
-        ``own`` and, where there is one, ``other``: parameters, multiply-adds of the
-        model and of the folder's part, bytes that one image keeps for the backward
-        pass, of the neck and of all.
+        ``own`` and, if there is a model to compare with, ``other``. Each has the
+        parameters, the multiply-adds of the model and of the folder's part, and the
+        bytes that one image saves for the backward pass, of the neck and of all.
     """
     from helpers.shipped_configs import (
         CONFIGS,
@@ -62,7 +62,7 @@ def count(name: str) -> dict[str, dict]:
         size = int(Path(name).stem.rpartition('_')[2])
         shape = (size, size)
     own = _counted(str(CONFIGS / name), part, shape)
-    if name in ALONE or '_bup' in name or 'fpt-paper' in name:
+    if name in WITHOUT_OTHER or '_bup' in name or 'fpt-paper' in name:
         return dict(own=own)
     if folder(name) == 'pretraining':
         return dict(own=own) if 'simmim' in name else dict(
@@ -70,14 +70,14 @@ def count(name: str) -> dict[str, dict]:
                                     (('model.type', 'SimMIM'), )))
     if not host_has(name):
         return dict(own=own, other=_counted(without_fpt(name), part, shape))
-    # Hosts' ResNets are brought to the depth that is wanted.
+    # Set the depth of the library's ResNet to that of the config.
     depth = load(name).model.backbone.get('depth')
     options = () if depth is None else ((
         'model.backbone.depth', depth if isinstance(depth, int) else 50), )
     return dict(own=own, other=_counted(host_of(name), part, shape, options))
 
 
-@cache  # several configs have one model beside them
+@cache  # several configs are compared with the same model
 def _counted(config, part: str, shape: tuple[int, int] | None,
              options: tuple = ()) -> dict:
     from fpt_plugin.commands.complexity.command import complexity
@@ -94,14 +94,13 @@ def _counted(config, part: str, shape: tuple[int, int] | None,
 
 
 def main() -> None:
-    """Count and write."""
+    """Count and write the file."""
     from fpt_plugin.io.files import write_json
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('configs', nargs='*', help='FOLDER/CONFIG.py; default: all')
     args = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    wanted = args.configs or names()
-    for name in wanted:
+    for name in args.configs or names():
         record[name] = count(name)
         print(name, flush=True)
     known = set(names())

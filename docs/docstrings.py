@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: their roles, literals, tables and examples."""
+"""Convert docstrings to Markdown: roles, literals, tables and examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TABLE = re.compile(r'^(=+(?: +=+)+)\n(.+?)^\1\n(.+?)^\1$', re.S | re.M)
 
 
 class PlainDocstrings(griffe.Extension):
-    """Rewrites each docstring before it is parsed."""
+    """Rewrite each docstring before it is parsed."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs) -> None:
         """Rewrite the docstring of a module, class or function."""

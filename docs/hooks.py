@@ -1,9 +1,9 @@
-"""Puts the repository's other documents into the site, and mends their links.
+"""Add the repository's other documents to the site, and rewrite their links.
 
-The README is the first page; the READMEs of configs and benchmarks are pages of
-their own, so that nothing is written twice. Links work in the repository and in
-the site: those to pages become links to pages, those to other files of the
-repository lead to ``repo_url``, or are plain text where none is set.
+The README is the first page; the READMEs of configs and benchmarks are further
+pages. Links work both in the repository and in the site: links to documents become
+links to pages, links to other files point to ``repo_url``, or become plain text if
+it is not set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-# Documents outside of docs/ and where they stand in the site.
+# Documents outside of docs/, and their paths in the site.
 PAGES = {
     'README.md': 'index.md',
     'CONTRIBUTING.md': 'contributing.md',
@@ -40,16 +40,16 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Replace links to files of the repository."""
+    """Rewrite links to files of the repository."""
     target = page.file.src_uri
     source = next((s for s, t in PAGES.items() if t == target), f'docs/{target}')
     parts = CODE.split(markdown)
     return ''.join(part if part.startswith('```') else LINK.sub(
-        lambda m: _mended(m, source, target, config.repo_url), part)
+        lambda m: _rewritten(m, source, target, config.repo_url), part)
         for part in parts)
 
 
-def _mended(match: re.Match, source: str, target: str, url: str | None) -> str:
+def _rewritten(match: re.Match, source: str, target: str, url: str | None) -> str:
     picture, text, link = match.groups()
     if re.match(r'[a-z]+:|#', link):
         return match[0]

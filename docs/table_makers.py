@@ -1,4 +1,4 @@
-"""What stands in each table; see ``tables.py``."""
+"""Make each table; see ``tables.py``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tables import ROOT, table
 
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 BENCHMARKS = ROOT / 'benchmarks'
-SEEDS = 3  # of a finished row
+SEEDS = 3  # number of seeds of a finished row
 NOT_FINISHED = 'not finished'
 LEVELS = ((200, 336), (100, 168), (50, 84), (25, 42), (13, 21))  # of 800x1344
 BRANCHES = dict(ST='Self-Transformer', GT='Grounding Transformers',
                 RT='Rendering Transformers', fusion='fusion')
-SAID = dict(light='ST', default='ST; from P3 up all', full='all',
-            paper='all, every key')
+PRESETS = dict(light='ST', default='P2: ST; P3 to P5: all', full='all',
+               paper='all, without pooling of keys')
 
 
 def make(call: str) -> str:
@@ -55,9 +55,9 @@ def _counted(preset: str):
 
 
 def presets() -> str:
-    """Width, parameters and multiply-adds of each preset, level by level."""
+    """Return width, parameters and multiply-adds of each preset, by level."""
     rows = []
-    for preset, branches in SAID.items():
+    for preset, branches in PRESETS.items():
         width, result = _counted(preset)
         levels = [sum(b.macs for b in result.branches if b.level == level)
                   for level in range(4)]
@@ -70,15 +70,15 @@ def presets() -> str:
 
 
 def presets_short() -> str:
-    """Parameters and multiply-adds of each preset."""
+    """Return parameters and multiply-adds of each preset."""
     return table(['preset', 'branches', 'parameters', 'GMACs'], [
         [f'`{preset}`', branches, f'{fpt.parameters / 1e6:.1f}',
-         f'{fpt.macs / 1e9:.1f}'] for preset, branches in SAID.items()
+         f'{fpt.macs / 1e9:.1f}'] for preset, branches in PRESETS.items()
         for fpt in [_counted(preset)[1].part('fpt')]])
 
 
 def preset_branches(preset: str) -> str:
-    """Multiply-adds of a preset, branch by branch."""
+    """Return multiply-adds of a preset, by branch."""
     branches = _counted(preset)[1].branches
     rows = []
     for short, name in [*BRANCHES.items(), (None, '**all**')]:
@@ -94,29 +94,29 @@ def preset_branches(preset: str) -> str:
 
 
 def config_costs(name: str) -> str:
-    """Costs of shipped configs: the table ``name`` of config_tables.yml."""
+    """Return costs of shipped configs: table ``name`` of config_tables.yml."""
     spec = yaml.safe_load((ROOT / 'docs' / 'config_tables.yml').read_text())[name]
     folder, extra = spec['folder'], spec.get('columns', [])
     own, other = COST_CELLS[folder]
     rows = []
     for row in spec['rows']:
         pattern, cells = row if isinstance(row, list) else (row, [])
-        found = [_recorded(folder, config) for config in spelt_out(pattern)]
-        told = {(own(costs), 'other' in spec and other(costs)) for costs in found}
-        if len(told) != 1:
-            raise ValueError(f'{pattern}: the configs of a row must cost the same')
-        (mine, beside), = told
-        rows.append([f'`{pattern}`', *[cells] * bool(extra), *mine,
-                     *[beside] * ('other' in spec), 'never'])
-    heads = dict(fpt=['parameters', 'GMACs', 'of FPT', 'GiB: neck, all'],
-                 lambda_resnet=['parameters', 'GMACs', 'of the backbone'],
+        found = [_recorded(folder, config) for config in expand(pattern)]
+        costs = {(own(x), 'other' in spec and other(x)) for x in found}
+        if len(costs) != 1:
+            raise ValueError(f'{pattern}: the configs of a row must have equal costs')
+        (own_cells, other_cells), = costs
+        rows.append([f'`{pattern}`', *[cells] * bool(extra), *own_cells,
+                     *[other_cells] * ('other' in spec), 'never'])
+    heads = dict(fpt=['parameters', 'GMACs', 'FPT GMACs', 'GiB: neck, all'],
+                 lambda_resnet=['parameters', 'GMACs', 'backbone GMACs'],
                  pretraining=['GMACs', 'saved (MiB)'])[folder]
     return table(['config', *extra, *heads, *[spec.get('other')] * ('other' in spec),
                   'trained here'], rows)
 
 
-def spelt_out(pattern: str) -> list[str]:
-    """Return the names of ``a_{b,c}_d``: a_b_d and a_c_d."""
+def expand(pattern: str) -> list[str]:
+    """Expand ``a_{b,c}_d`` to a_b_d and a_c_d."""
     head, *options = re.split(r'\{(.*)\}', pattern)
     return [head + option + (options[1] if options else '')
             for option in (options[0].split(',') if options else [''])]
@@ -126,8 +126,8 @@ def _recorded(folder: str, config: str) -> dict:
     record = read(RECORD)
     name = f'{folder}/{config}.py'
     if name not in record and folder != 'pretraining':
-        raise ValueError(f'{RECORD.name} lacks {name}: python docs/config_costs.py '
-                         f'{name}')
+        raise ValueError(f'{RECORD.name} has no {name}: run python '
+                         f'docs/config_costs.py {name}')
     return record.get(name, {})
 
 
@@ -149,7 +149,7 @@ def _fpt(costs: dict) -> tuple[str, ...]:
             f'{_gib(own, "neck_bytes")}, {_gib(own)}')
 
 
-def _beside_fpt(costs: dict) -> str:
+def _without_fpt(costs: dict) -> str:
     other = costs.get('other')
     return f'{_millions(other)}, {_giga(other)}, {_gib(other)}' if other else ''
 
@@ -159,7 +159,7 @@ def _lambda(costs: dict) -> tuple[str, ...]:
     return _millions(own), _giga(own), _giga(own, 'part_macs')
 
 
-def _beside_lambda(costs: dict) -> str:
+def _without_lambda(costs: dict) -> str:
     return ', '.join(_lambda(dict(own=costs['other'])))
 
 
@@ -170,30 +170,30 @@ def _images(costs: dict, key: str = 'own') -> tuple[str, ...]:
 
 
 COST_CELLS = dict(
-    fpt=(_fpt, _beside_fpt), lambda_resnet=(_lambda, _beside_lambda),
+    fpt=(_fpt, _without_fpt), lambda_resnet=(_lambda, _without_lambda),
     pretraining=(_images, lambda costs: ', '.join(_images(costs, 'other')).strip(', ')))
 
 
 def backbones() -> str:
-    """FPT over backbones of both libraries."""
+    """Return the costs of FPT over backbones of both libraries."""
     spec = yaml.safe_load((ROOT / 'docs' / 'config_tables.yml').read_text())
     rows = []
     for backbone, host, head, config in spec['backbones']['rows']:
         costs = _recorded('fpt', config)
         own, link = costs['own'], f'../configs/fpt/{config}.py'
         rows.append([
-            backbone, host, head, _beside_fpt(costs),
+            backbone, host, head, _without_fpt(costs),
             f'[{_millions(own)}, {_giga(own)}, {_gib(own)}]({link})',
             f'{_giga(own, "part_macs")}; {_gib(own, "neck_bytes")}'])
     return table(['backbone', 'library', 'head', 'without FPT', 'with FPT',
-                  'of it FPT; neck'], rows)
+                  'FPT; neck'], rows)
 
 
 # ---------------------------------------------------------------------- measured
 
 
 def ratios(name: str, ours: str = 'fpt_plugin') -> str:
-    """How many times faster than the other candidates, and in whose memory."""
+    """Return speedups over the other candidates, and ratios of memory."""
     records = [r for path in name.split('+')
                for r in read(BENCHMARKS / f'{path}-cpu-float32.json')['records']]
     others = list(dict.fromkeys(
@@ -201,21 +201,21 @@ def ratios(name: str, ours: str = 'fpt_plugin') -> str:
         if other not in (ours, *OWN_PATHS)))
     rows = []
     for record in records:
-        mine, cells = record['candidates'][ours], []
+        own, cells = record['candidates'][ours], []
         for other in others:
-            theirs = record['candidates'].get(other, {})
+            found = record['candidates'].get(other, {})
             cells.append(', '.join([
-                *(_times(theirs[kind]['median'] / mine[kind]['median'])
+                *(_times(found[kind]['median'] / own[kind]['median'])
                   for kind in ('forward', 'both')),
-                f'{mine["both_bytes"] / theirs["both_bytes"]:.2f}'
-            ]) if 'both' in theirs else '')
-        rows.append([_case(record), f'{mine["both"]["median"] * 1e3:.0f} ms', *cells])
+                f'{own["both_bytes"] / found["both_bytes"]:.2f}'
+            ]) if 'both' in found else '')
+        rows.append([_case(record), f'{own["both"]["median"] * 1e3:.0f} ms', *cells])
     return table(['case', 'forward and backward',
-                  *(f'against {LABELS.get(o, o)}' for o in others)], rows)
+                  *(f'over {LABELS.get(o, o)}' for o in others)], rows)
 
 
 OWN_PATHS = ('attention', 'lambda', 'fft')
-LABELS = dict(reference='the plain formula', sdpa='SDPA, a call a part',
+LABELS = dict(reference='the plain formula', sdpa='one SDPA call for each part',
               depthwise='depthwise conv2d')
 
 
@@ -236,16 +236,16 @@ def _case(record: dict) -> str:
 
 
 def study(name: str) -> str:
-    """All rows of a study."""
+    """Return all rows of a study."""
     from fpt_plugin.commands.study.table import markdown
     shown, rows = _study(name)
     if not rows:
-        return f'{shown.title}\n\n*Not finished: no run has ended yet.*'
+        return f'{shown.title}\n\n*Not finished: no run is complete yet.*'
     return f'{markdown(shown, rows)}\n\n{_unfinished(shown, rows)}'.rstrip()
 
 
 def study_short(name: str, *names: str) -> str:
-    """Figure and cost of some rows of a study."""
+    """Return metric and cost of some rows of a study."""
     shown, rows = _study(name)
     found = {row.name: row for row in rows}
     cells = []
@@ -264,7 +264,7 @@ def study_short(name: str, *names: str) -> str:
 
 
 def study_gains(*names: str) -> str:
-    """Baseline and gains of the presets, a study a row."""
+    """Return the baseline and the gains of the presets, one study per row."""
     from fpt_plugin.commands.study.table import interval
     presets, cells = ('light', 'default', 'full'), []
     for name in names:
@@ -304,7 +304,7 @@ def _unfinished(shown, rows: Iterable) -> str:
 
 
 def tried(task: str) -> str:
-    """What was tried before the presets were fixed."""
+    """Return the experiments that led to the presets."""
     figures = dict(camvid=('held_out', 'val'))[task]
     rows = []
     for row in read(BENCHMARKS / 'studies' / 'tried.json')['rows']:
@@ -315,7 +315,7 @@ def tried(task: str) -> str:
                 row['optimizer'], len(row['seeds']),
                 *(f'{mean(s[f] for s in row["seeds"].values()):.1f}'
                   for f in figures)])
-    return table(['neck', 'fusion', 'rate of what is new', 'optimiser', 'seeds',
+    return table(['neck', 'fusion', 'learning rate of FPT', 'optimiser', 'seeds',
                   'held out', 'val'], sorted(rows, key=lambda row: row[3]))
 
 
@@ -323,14 +323,14 @@ def tried(task: str) -> str:
 
 
 def commands() -> str:
-    """The commands and what they do."""
+    """Return the commands and their descriptions."""
     from fpt_plugin.commands import COMMANDS
-    return table(['command', 'what it does'], [
+    return table(['command', 'description'], [
         [f'`{name}`', command.summary] for name, command in COMMANDS.items()])
 
 
 def versions() -> str:
-    """The versions that are tested."""
+    """Return the accepted and the tested versions."""
     from fpt_plugin.openmmlab.pins import LIBRARIES, REQUIREMENTS
     rows = [[library, f'{low} to {high}, excluded', *(
         f'`{REQUIREMENTS[stack][library]}`' for stack in REQUIREMENTS)]
@@ -339,7 +339,7 @@ def versions() -> str:
 
 
 def random_cases() -> str:
-    """How many random cases a run of the tests has."""
+    """Return the numbers of random cases in the tests."""
     from helpers.fuzz_cases import CASES
     return table(['random cases of', 'suite', 'heavy cases'], [
         [name.replace('_', ' '), f'{usual:,}', f'{long:,}']
@@ -348,7 +348,7 @@ def random_cases() -> str:
 
 
 def api(*subpackages: str) -> str:
-    """The public names of subpackages, for mkdocstrings."""
+    """Return the public names of subpackages, for mkdocstrings."""
     import fpt_plugin
     lines = [f'::: fpt_plugin.{name}\n' for name in fpt_plugin.__all__
              if subpackage(name) in subpackages]
@@ -356,7 +356,7 @@ def api(*subpackages: str) -> str:
 
 
 def subpackage(name: str) -> str:
-    """Return where a public name is defined."""
+    """Return the subpackage that defines a public name."""
     import fpt_plugin
     module = getattr(getattr(fpt_plugin, name), '__module__', '')
     return module.partition('.')[2].partition('.')[0]

@@ -1,11 +1,11 @@
-"""Tables of the documents, from recorded results and from counts.
+"""Write the tables of the documents, from recorded results and from counts.
 
     python docs/tables.py            # write the tables into the documents
-    python docs/tables.py --check    # fail where a table is not what it should be
+    python docs/tables.py --check    # fail if a table is out of date
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME may
-have arguments, such as ``study look-up``. Nothing is measured here: figures are
-read from the JSON files in benchmarks/, counts take seconds.
+A table is between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME may have
+arguments, such as ``study look-up``. The script measures nothing: it reads the JSON
+files in benchmarks/ and counts, which takes seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def renew(text: str, make: Callable[[str], str], where: str) -> str:
-    """Replace what stands between the markers.
+    """Replace the tables between the markers.
 
     Args:
         text: A document.
@@ -44,11 +44,11 @@ def renew(text: str, make: Callable[[str], str], where: str) -> str:
         where: Name of the document, for errors.
 
     Raises:
-        ValueError: A marker has no partner.
+        ValueError: A start or end marker is missing.
     """
     if len(HALF.findall(text)) != 2 * len(MARKED.findall(text)):
-        raise ValueError(f'{where}: a table needs <!-- table: NAME --> and '
-                         '<!-- /table -->, one of each')
+        raise ValueError(f'{where}: every table needs one <!-- table: NAME --> and '
+                         'one <!-- /table -->')
     return MARKED.sub(lambda m: f'{m[1]}{make(m[2])}\n{m[4]}', text)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests in several processes, on one machine or on many, by torchrun.
+# Test in several processes, on one machine or on many, with torchrun.
 #
 #   bash tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments of tools/test.py]
 #

@@ -1,4 +1,4 @@
-"""Same as ``python -m fpt_plugin doctor``; runs without an installation, too."""
+"""Same as ``python -m fpt_plugin doctor``; also runs without an installation."""
 
 import sys
 from pathlib import Path

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with torch, one OpenMMLab distribution and this
-# package, and prints the path of its python. Skips what is there.
+# Make a virtual environment with torch, one OpenMMLab distribution and this
+# package, and print the path of its python. Finished steps are skipped.
 #
 #   python=$(bash tools/environment.sh [--stack stock|onedl])
 #
-# stock goes to .venv, onedl to .venv-onedl. PYTHON names another interpreter,
-# TORCH another torch, for example TORCH="torch==2.13.0".
+# stock goes to .venv, onedl to .venv-onedl. Set PYTHON for another interpreter and
+# TORCH for another torch, for example TORCH="torch==2.13.0".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +25,7 @@ esac
 say() { printf '%s\n' "$*" >&2; }
 fail() {
     say "" "Failed: $1" "$2" \
-        "Run the same command again afterwards: what is there is kept."
+        "Then run the same command again; finished steps are kept."
     exit 1
 }
 
@@ -35,7 +35,7 @@ base=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
 reader=$python
 [ -x "$python" ] || reader=$base
 
-# What to install, from the one place that names the versions.
+# Read the requirements from the only file that defines the versions.
 pins=fpt_plugin/openmmlab/pins.py
 { read -r torch; read -r mmcv; read -r setuptools; read -r mmdet; } < <(
     "$reader" -c 'import runpy, sys
@@ -44,7 +44,7 @@ print(pins["TORCH"], pins["BUILT"][stack], pins["BUILD_TOOLS"][stack],
       pins["REQUIREMENTS"][stack]["mmdet"], sep="\n")' "$pins" "$stack")
 torch=${TORCH:-$torch}
 
-# The environment is whole when this file names what it was made from.
+# The environment is complete if this file contains the current requirements.
 stamp=$venv/.fpt-plugin
 wanted="$stack $torch $mmcv $(cat setup.py pyproject.toml "$pins" | cksum)"
 if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
@@ -54,7 +54,7 @@ fi
 
 "$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' \
     || fail "$("$base" --version) is not supported" \
-            "Install Python 3.11, or name one: PYTHON=/path/to/python3.11"
+            "Install Python 3.11, or set its path: PYTHON=/path/to/python3.11"
 "$base" -c 'import ensurepip, venv' 2>/dev/null \
     || fail "$base cannot make virtual environments" \
             "Install its venv package (Debian, Ubuntu: python3.11-venv)."
@@ -70,15 +70,15 @@ install() { # what, pip arguments...
         "pip's message is above. Is the package index reachable, and is there room on the disk?"
 }
 
-# Whether mmcv is there with its compiled operators; it is not imported, its
-# own requirements may be missing yet.
+# Return whether mmcv and its compiled operators are installed. It does not import
+# mmcv, whose requirements may still be missing.
 built() {
     "$python" -c 'import importlib.util, pathlib, sys
 spec = importlib.util.find_spec("mmcv")
 sys.exit(spec is None or not any(pathlib.Path(spec.origin).parent.glob("_ext*")))'
 }
 
-# pip is silent while it compiles; its log tells how far it is.
+# pip prints nothing while it compiles; read the progress from its log.
 build_mmcv() {
     local log=$venv/mmcv-build.log pid started=$SECONDS
     command -v g++ >/dev/null || fail "no C++ compiler found" "Install g++."
@@ -87,7 +87,7 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
         || fail "the headers of Python are missing" \
                 "Install them (Debian, Ubuntu: python3.11-dev)."
     say "Installing $mmcv. It is compiled from source against the installed" \
-        "torch: about 15 minutes on 2 cores, unless pip has its wheel already." \
+        "torch: about 15 minutes on 2 cores, unless pip has a cached wheel." \
         "Log: $log"
     MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$python" -m pip install \
         -v --no-build-isolation --no-deps "$mmcv" >"$log" 2>&1 &
@@ -103,14 +103,14 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
     done
     trap - EXIT
     wait $pid || { tail -n 20 "$log" >&2; fail "could not build $mmcv" \
-        "The end of $log is above. Memory is a common reason: try MAX_JOBS=1."; }
+        "The end of $log is above. If memory was too low, try MAX_JOBS=1."; }
     built || fail "$mmcv was built without its operators" \
         "See $log; remove $venv and try again."
 }
 
 install "torch ($torch)" "$torch"
-# What mmcv's setup.py imports: it is built without isolation, because an
-# isolated build would not see torch and would leave the operators out.
+# Requirements of mmcv's setup.py. mmcv is built without isolation, because an
+# isolated build has no torch and would skip the operators.
 install "build tools" "$setuptools" wheel ninja psutil numpy
 built || build_mmcv
 if [ "$stack" = onedl ]; then
@@ -118,8 +118,8 @@ if [ "$stack" = onedl ]; then
 fi
 install "this package with the $stack distribution, the tools of tests and docs" \
     --no-build-isolation -e ".[$stack,dev,docs]"
-# opencv-python links the system's libGL and glib, which servers often lack;
-# the headless build brings the same module without them.
+# opencv-python needs the system's libGL and glib, which many servers do not have;
+# the headless package has the same module without them.
 if ! "$python" -c 'import cv2' 2>/dev/null; then
     "$python" -m pip uninstall --quiet --yes opencv-python >&2
     install "opencv-python-headless (this system has no libGL)" \

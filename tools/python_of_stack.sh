@@ -1,6 +1,6 @@
-# Sourced with a command's arguments: takes --stack out of them, makes that
-# environment, and leaves its python in $python and the other arguments in
-# $rest. The working folder becomes the checkout.
+# Source this with a command's arguments. It removes --stack from them, makes that
+# environment, and sets $python to its python and $rest to the other arguments. It
+# changes the working folder to the checkout.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stack=stock

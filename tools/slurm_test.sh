@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests on a Slurm cluster.
+# Test on a Slurm cluster.
 #
 #   bash tools/slurm_test.sh PARTITION JOB CONFIG CHECKPOINT [arguments of tools/test.py]
 #

@@ -1,9 +1,9 @@
 # Sourced by slurm_train.sh and slurm_test.sh.
 set -euo pipefail
 
-# run_on_slurm SCRIPT COUNT USAGE ARGUMENTS...: runs a script of this folder
-# with srun. The first two arguments are the partition and the job's name, the
-# rest is the script's; at least COUNT are needed.
+# run_on_slurm SCRIPT COUNT USAGE ARGUMENTS...: run a script of this folder with
+# srun. The first two arguments are the partition and the job's name, the others
+# are the script's. At least COUNT arguments are required.
 run_on_slurm() {
     local script=$1 count=$2 usage=$3
     shift 3

@@ -1,9 +1,9 @@
 # Sourced by dist_train.sh and dist_test.sh.
 set -euo pipefail
 
-# run_distributed SCRIPT COUNT USAGE ARGUMENTS...: runs a script of this folder
-# in several processes. The COUNT-th argument is their number on this machine,
-# the ones before it are the script's, and so is the rest.
+# run_distributed SCRIPT COUNT USAGE ARGUMENTS...: run a script of this folder in
+# several processes. Argument number COUNT is their number on this machine, all
+# others are the script's.
 run_distributed() {
     local script=$1 count=$2 usage=$3
     shift 3

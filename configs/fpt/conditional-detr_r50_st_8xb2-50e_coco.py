@@ -1,8 +1,7 @@
 _base_ = 'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# A single map has no other levels to look at: the Self-Transformer is what FPT
-# has for it.
+# There is only one level, so FPT has only the Self-Transformer.
 model = dict(
     neck=dict(
         type='SelfTransformerNeck',

@@ -1,7 +1,7 @@
 _base_ = 'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# A single map, as in Conditional DETR.
+# A single level, as in Conditional DETR.
 model = dict(
     neck=dict(
         type='SelfTransformerNeck',

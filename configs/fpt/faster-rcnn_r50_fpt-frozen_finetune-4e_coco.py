@@ -1,5 +1,5 @@
 _base_ = 'faster-rcnn_r50_fpt_finetune-4e_coco.py'
 
-# Backbone and pyramid stay as they are: FPT and the heads learn.
+# Backbone and pyramid are frozen; FPT and the heads are trained.
 model = dict(
     backbone=dict(frozen_stages=4), neck=dict(freeze_pyramid=True))

@@ -1,8 +1,8 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# Starts at the AP of the plain detector, whose weights these are, and moves
-# them gently; what FPT adds is new and learns at the usual rate.
+# Start at the AP of the plain detector and train its weights at a low learning
+# rate; FPT's new parameters learn at the usual rate.
 model = dict(neck=dict(type='FPT'))
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'  # noqa: E501
 

@@ -5,5 +5,5 @@ _base_ = [
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
 model = _base_.fcn_ufp_fpt
-# Where to start from, not confirmed to be the paper's.
+# Initial values, not confirmed to be the paper's.
 optim_wrapper = dict(optimizer=dict(lr=0.02, weight_decay=0.0001))

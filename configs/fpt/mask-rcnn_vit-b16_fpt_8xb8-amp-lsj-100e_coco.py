@@ -1,9 +1,9 @@
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_8xb8-amp-lsj-200e_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# After ViTDet, with attention over all of an image of 1024x1024 in every layer:
-# a pyramid of a plain ViT without a top-down path, large jitter of scales, AdamW.
-# Weights are of mmseg's tools/model_converters/vit2mmseg.py.
+# As ViTDet: a pyramid over a plain ViT without a top-down path, images of 1024x1024,
+# large scale jitter, AdamW; but every layer attends to the whole image. Convert the
+# weights with mmseg's tools/model_converters/vit2mmseg.py.
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -13,7 +13,7 @@ model = dict(
         out_indices=(2, 5, 8, 11),
         norm_cfg=dict(type='LN', eps=1e-6),
         drop_path_rate=0.1,
-        # a layer's weights of attention are 0.8 GB an image
+        # attention weights take 0.8 GB per layer and image
         with_cp=True,
         init_cfg=dict(
             type='Pretrained',
@@ -38,7 +38,7 @@ model = dict(
                 norm_cfg=dict(type='GN', num_groups=32))
         ]))
 
-# 25 times 4 epochs; images are tested at the size they are trained at.
+# 25 times 4 epochs. Images are tested at the training size.
 train_dataloader = dict(dataset=dict(times=4))
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),

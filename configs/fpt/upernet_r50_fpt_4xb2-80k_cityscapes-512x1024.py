@@ -1,7 +1,7 @@
 _base_ = 'mmseg::upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# UPerHead builds its own top-down path, so that FPT gets a pyramid without.
+# UPerHead has its own top-down path, so FPT wraps a pyramid without one.
 model = dict(
     neck=dict(
         type='FPT',

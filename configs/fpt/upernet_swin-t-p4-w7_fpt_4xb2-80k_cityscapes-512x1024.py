@@ -4,7 +4,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# UPerHead builds its own top-down path, so that FPT gets a pyramid without.
+# UPerHead has its own top-down path, so FPT wraps a pyramid without one.
 model = dict(
     pretrained=None,
     backbone=dict(_delete_=True, **_base_.swin_t),

@@ -1,7 +1,7 @@
 _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'  # noqa: E501
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# UPerHead builds its own top-down path, so that FPT gets a pyramid without.
+# UPerHead has its own top-down path, so FPT wraps a pyramid without one.
 model = dict(
     neck=dict(
         type='FPT',

@@ -1,11 +1,11 @@
 _base_ = 'mmseg::vit/vit_vit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# The maps of four depths to strides of 4 to 32, then to 256 channels. Test images
-# are padded at their right and bottom, so that the cells of every level cover them.
+# Resample the maps of four layers to strides of 4 to 32, then reduce them to 256
+# channels. Test images are padded at the right and bottom to a multiple of 32.
 model = dict(
     data_preprocessor=dict(test_cfg=dict(size_divisor=32)),
-    # mmseg's default leaves the bias of the checkpoints out
+    # mmseg's default ignores the bias of the checkpoints
     backbone=dict(patch_bias=True),
     neck=dict(
         _delete_=True,

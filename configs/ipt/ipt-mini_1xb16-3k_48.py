@@ -1,8 +1,8 @@
 _base_ = '_base_/ipt.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# Three thousand steps of a small one, on a CPU. Tails that enlarge add the bicubic
-# image, which a short training would not find.
+# 3000 steps of a small model, on a CPU. Tails that enlarge add the bicubic image,
+# because a short training would not learn it.
 model = dict(
     channels=32, depth=2, num_heads=6, mlp_ratio=2., add_bicubic=True)
 train_dataloader = dict(

@@ -1,9 +1,9 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# There are no public weights of the hybrids: all of it learns, and its norms
-# see the images of all GPUs. With the convolutions of a converted ResNet, see the
-# README: init_cfg=dict(type='Pretrained', checkpoint='checkpoints/lambda_r50.pth')
+# There are no public weights of the hybrids: all stages are trained, with SyncBN.
+# To start from the convolutions of a converted ResNet (see the README):
+# init_cfg=dict(type='Pretrained', checkpoint='checkpoints/lambda_r50.pth')
 model = dict(
     backbone=dict(
         _delete_=True,

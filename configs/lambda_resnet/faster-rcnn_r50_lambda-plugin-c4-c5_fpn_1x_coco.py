@@ -1,9 +1,9 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# A branch in every block of C4 and C5, behind a gate that starts at zero: the
-# ResNet keeps its weights, which load as ever, and its features. Its batch
-# norms stay in evaluation, so the new layers have group norms.
+# A lambda branch in every block of C4 and C5, with a gate that starts at zero: the
+# ResNet's weights load as usual, and its features do not change. The ResNet's batch
+# norms are in evaluation mode, so the new layers have group norms.
 model = dict(
     backbone=dict(plugins=[
         dict(

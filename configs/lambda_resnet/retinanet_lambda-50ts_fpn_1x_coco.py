@@ -1,8 +1,8 @@
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# ImageNet weights of timm's lambda_resnet50ts, whose mean and std are those of
-# mmdet's ResNets. The file is written by
+# ImageNet weights of timm's lambda_resnet50ts, with the mean and std of mmdet's
+# ResNets. Write the file with
 # python tools/convert_weights.py timm-lambda IN \
 #     checkpoints/lambda_resnet50ts.pth --arch 50ts
 model = dict(

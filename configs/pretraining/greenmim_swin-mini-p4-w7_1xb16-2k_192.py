@@ -1,7 +1,7 @@
 _base_ = ['_base_/images.py', '_base_/swin.py']
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# Two thousand steps of a small Swin Transformer, on a CPU.
+# 2000 steps of a small Swin Transformer, on a CPU.
 model = dict(
     type='GreenMIM',
     data_preprocessor=_base_.data_preprocessor,

@@ -1,6 +1,6 @@
 _base_ = '../fpt/mask-rcnn_swin-t-p4-w7_fpt_amp-ms-crop-3x_coco.py'
 
-# What convert_weights pretrained writes is in the library's own format.
+# convert_weights pretrained writes weights in mmdet's own format.
 model = dict(
     backbone=dict(
         convert_weights=False,

@@ -1,8 +1,8 @@
 _base_ = 'faster-rcnn_mobilenet-v2_fpt_trees.py'
 
-# Can it learn at all? A small Deformable DETR on four tiles, one of each
-# photograph, the same four for training and evaluation. What it finds on them
-# says that loss and gradients do their work, and nothing about other images.
+# A test of learning: a small Deformable DETR on four tiles, one of each photograph,
+# the same four for training and evaluation. The result shows that loss and gradients
+# work; it does not show generalisation.
 model = dict(
     _delete_=True,
     type='DeformableDETR',
@@ -70,12 +70,12 @@ model = dict(
             ])),
     test_cfg=dict(max_per_img=100))
 
-# One tile of each photograph, seen as it is.
+# One tile of each photograph, without augmentation.
 tiles = [0, 1, 3, 10]
 pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale_factor=1.0),  # the heads ask for the factor
+    dict(type='Resize', scale_factor=1.0),  # the heads need the factor
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
@@ -90,11 +90,11 @@ val_dataloader = dict(
         indices=tiles,
         pipeline=pipeline))
 test_dataloader = val_dataloader
-# without a file it takes the boxes of the tiles that it is given
+# without an annotation file, the metric uses the boxes of the tested tiles
 val_evaluator = dict(ann_file=None)
 test_evaluator = val_evaluator
 
-# Deformable DETR's own: offsets and reference points move slowly.
+# As Deformable DETR: a low learning rate for offsets and reference points.
 slow = dict(lr_mult=0.1)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4, weight_decay=1e-4),
@@ -116,4 +116,4 @@ param_scheduler = [
         by_epoch=True)
 ]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=50))
-log_processor = dict(window_size=1)  # each step's own loss
+log_processor = dict(window_size=1)  # log the loss of each step

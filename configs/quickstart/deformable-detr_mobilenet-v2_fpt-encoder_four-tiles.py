@@ -1,6 +1,6 @@
 _base_ = 'deformable-detr_mobilenet-v2_fpt_four-tiles.py'
 
-# FPT stands where the encoder stood: the decoder reads its maps, and there is no
-# path between levels besides.
+# FPT replaces the encoder: the decoder reads its maps, and FPT is the only
+# connection between the levels.
 model = dict(
     type='PyramidMemoryDETR', encoder=None, neck=dict(preset='full'))

@@ -1,8 +1,8 @@
 _base_ = 'faster-rcnn_mobilenet-v2_fpt_trees.py'
 
-# Starts from the plain detector of `bash tools/quickstart.sh --neck fpn`,
-# digit for digit, and moves its weights gently; what FPT adds is new and
-# learns at the rate of a training from the beginning.
+# Start from the plain detector of `bash tools/quickstart.sh --neck fpn` with exactly
+# its predictions, and train its weights at a low learning rate. FPT's new parameters
+# learn at the full rate.
 load_from = 'work_dirs/quickstart-fpn/epoch_10.pth'
 
 new = dict(lr_mult=5.)

@@ -5,7 +5,7 @@ _base_ = [
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
 # A small detector that trains on a CPU: frozen early stages, 128 channels, and
-# anchors that are square like the boxes around crowns.
+# square anchors, because boxes of tree crowns are almost square.
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -28,8 +28,8 @@ model = dict(
         rcnn=dict(sampler=dict(num=256))),
     test_cfg=dict(
         rpn=dict(max_per_img=500), rcnn=dict(score_thr=0.01)))
-# mmdet's MobileNetV2 freezes its stages after DistributedDataParallel has
-# counted them.
+# mmdet's MobileNetV2 freezes its stages only after DistributedDataParallel has
+# registered their parameters.
 find_unused_parameters = True
 
 data_root = 'data/trees/'
@@ -39,7 +39,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     resize,
-    # Seen from above there is no up and down.
+    # Aerial images have no preferred orientation.
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
@@ -110,5 +110,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=9),
-    # an interrupted run goes on from its last epoch
+    # an interrupted run resumes from its last epoch
     checkpoint=dict(interval=1, max_keep_ckpts=2))

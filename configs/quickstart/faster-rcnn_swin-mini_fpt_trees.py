@@ -2,8 +2,8 @@ _base_ = [
     'faster-rcnn_mobilenet-v2_fpt_trees.py', '../pretraining/_base_/swin.py'
 ]
 
-# The quickstart's detector with the small Swin Transformer that
-# `bash tools/quickstart.sh --task pretraining` trains.
+# The quickstart's detector with the small Swin Transformer of
+# `bash tools/quickstart.sh --task pretraining`.
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,9 +1,9 @@
 _base_ = '../pretraining/greenmim_swin-mini-p4-w7_1xb16-2k_192.py'
 
-# Parts of the quickstart's photographs without their boxes, some hundred steps an
-# epoch.
+# Random crops of the quickstart's photographs, without boxes; about a hundred steps
+# per epoch.
 pipeline = _base_.pipeline
-# From above there is no up and down.
+# Aerial images have no preferred orientation.
 pipeline[2] = dict(
     type='RandomFlip',
     prob=[0.25, 0.25, 0.25],

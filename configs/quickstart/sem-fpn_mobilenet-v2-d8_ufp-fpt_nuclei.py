@@ -1,10 +1,10 @@
 _base_ = 'sem-fpn_mobilenet-v2_fpt_nuclei.py'
 
-# A backbone that keeps an eighth of the image's size, as the paper's segmentors
-# have it, large kernels instead of smaller maps, and grounding in windows. UFP
-# reads the last map alone. That of the last stage sees several hundred pixels
-# around each place, too wide for nuclei of 40: a short training tells no nucleus
-# from its surroundings there (mIoU 0.25). The stage before the last two does.
+# As the paper's segmentors: a dilated backbone with an output stride of 8, large
+# kernels instead of smaller maps, and the Grounding Transformer in windows. UFP reads
+# only one map. The last stage has a receptive field of several hundred pixels, too
+# large for nuclei of 40 pixels: a short training with it fails (mIoU 0.25). It works
+# with the stage before the last two.
 model = dict(
     backbone=dict(
         out_indices=(1, 2, 4),
@@ -17,6 +17,6 @@ model = dict(
             type='LocalGroundingTransformer', window=5)),
     decode_head=dict(feature_strides=[8, 8, 8, 8]))
 
-# The backbone builds its last two stages all the same. They get no gradient,
-# which several processes accept only when told.
+# The backbone still builds its last two stages. They get no gradient, which DDP
+# accepts only with this setting.
 find_unused_parameters = True

@@ -54,7 +54,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     resize,
-    # Under a microscope there is no up and down.
+    # Microscope images have no preferred orientation.
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='PhotoMetricDistortion'),
@@ -117,7 +117,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=9, log_metric_by_epoch=True),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # an interrupted run goes on from its last epoch
+    # an interrupted run resumes from its last epoch
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 log_processor = dict(by_epoch=True)

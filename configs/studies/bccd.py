@@ -2,8 +2,8 @@ _base_ = [
     '../quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py', '_base_/necks.py'
 ]
 
-# Blood cells in three sizes, on half the pixels. Choices are made on every 5th
-# image of train, which is held out; what is reported is val.
+# Blood cells of three sizes, images at half their size. Choices are made on every
+# 5th image of train, which is held out. The reported metric is on val.
 study = dict(
     title='BCCD val: AP in %',
     metric='bbox_mAP',
@@ -65,7 +65,7 @@ test_dataloader = dict(
         test_mode=True,
         ann_file='annotations/val.json',
         pipeline=test_pipeline))
-# Without a file it takes the boxes of the images that it is given.
+# Without an annotation file, the metric uses the boxes of the tested images.
 val_evaluator = dict(ann_file=None)
 test_evaluator = val_evaluator
 

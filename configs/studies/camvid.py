@@ -6,8 +6,8 @@ custom_imports = dict(
     allow_failed_imports=False)
 
 # Street scenes at 320x240. Choices are made on the sequence 0001TP, which is
-# held out of train; what is reported is val, 101 neighbouring frames of a
-# sequence that train has a part of.
+# held out of train. The reported metric is on val, 101 consecutive frames; other
+# parts of their sequence are in train.
 study = dict(
     title='CamVid val: mIoU in %',
     metric='mIoU',
@@ -39,7 +39,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(320, 240), keep_ratio=True),
-    dict(type='LoadAnnotations'),  # in the pixels of the file
+    dict(type='LoadAnnotations'),  # at the size of the file
     dict(type='PackSegInputs')
 ]
 data_root = 'data/camvid'

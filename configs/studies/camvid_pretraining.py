@@ -1,9 +1,9 @@
 _base_ = ['camvid.py', '../pretraining/_base_/swin.py']
 
-# A small Swin Transformer under Semantic FPN on a tenth of CamVid's labels, from
-# random weights and from two pre-trainings on the training images without labels,
-# except those for choices. Both take the same time on one core: a step of SimMIM takes
-# 3.4 times as long as one of GreenMIM, loading included.
+# A small Swin Transformer with Semantic FPN on a tenth of CamVid's labels, from
+# random weights and from two kinds of pre-training on the training images without
+# labels, except those for choices. Both take the same time on one core: a step of
+# SimMIM takes 3.4 times as long as a step of GreenMIM, with data loading.
 images, choices = 367, list(range(5, 367, 10))
 mini = dict(images='train', settings=dict(
     train_dataloader=dict(
@@ -30,7 +30,7 @@ model = dict(
     backbone=dict(_base_.swin_mini, _delete_=True, type='SwinTransformer'),
     neck=dict(in_channels=[32, 64, 128, 256]))
 
-# Every tenth image of train, and every tenth from the fifth for choices.
+# Train on every 10th image of train; for choices use every 10th from the 5th.
 train_dataloader = dict(
     dataset=dict(sequences=None, indices=list(range(0, images, 10))))
 val_dataloader = dict(dataset=dict(sequences=None, indices=choices))

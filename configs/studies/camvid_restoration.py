@@ -1,8 +1,8 @@
 _base_ = 'camvid.py'
 
-# A tenth of CamVid's labels. Each neck with ImageNet's backbone only, and after
-# backbone, neck and head have learnt to restore all training images without labels,
-# except those for choices.
+# A tenth of CamVid's labels. Each neck with only the backbone pre-trained on
+# ImageNet, and with backbone, neck and head also pre-trained to restore all training
+# images without labels, except those for choices.
 restoration = dict(
     config='pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
     images='train')
@@ -39,7 +39,7 @@ study = dict(
             model=dict(neck=dict(type='FPT')),
             pretrain=dict(settings=shared, **restoration))))
 
-# Every tenth image of train, and every tenth from the fifth for choices.
+# Train on every 10th image of train; for choices use every 10th from the 5th.
 train_dataloader = dict(
     dataset=dict(sequences=None, indices=list(range(0, images, 10))))
 val_dataloader = dict(dataset=dict(sequences=None, indices=choices))

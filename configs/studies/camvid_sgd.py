@@ -1,6 +1,6 @@
 _base_ = 'camvid.py'
 
-# The same with the optimiser of mmseg's convolutional models.
+# The study camvid with the optimiser of mmseg's convolutional models.
 study = dict(title='CamVid val with SGD: mIoU in %')
 optim_wrapper = dict(
     optimizer=dict(

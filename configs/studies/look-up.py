@@ -3,8 +3,8 @@ custom_imports = dict(
     imports=['fpt_plugin', 'fpt_plugin.commands.study.look_up'],
     allow_failed_imports=False)
 
-# Drawn images: small discs whose label is the texture of the far patch of their
-# colour. A network without long-range reading guesses, at an accuracy of 0.5.
+# Synthetic images: the label of a small disc is the texture of the distant patch
+# with the same colour. Without long-range layers a network guesses (accuracy 0.5).
 study = dict(
     title='Look-up: accuracy of the discs in % (chance: 50)',
     metric='aAcc',
@@ -39,7 +39,7 @@ model = dict(
         in_channels=[32, 48, 64, 64],
         out_channels=64,
         num_outs=4),
-    # No 3x3 convolutions: a wide head would look far by itself.
+    # No 3x3 convolutions, which would enlarge the receptive field.
     decode_head=dict(
         type='FCNHead',
         in_channels=[64] * 4,

@@ -2,8 +2,8 @@ _base_ = [
     '../quickstart/sem-fpn_mobilenet-v2_fpt_nuclei.py', '_base_/necks.py'
 ]
 
-# The quickstart's segmentor. Choices are made on every fifth tile of train, which
-# is held out; what is reported is the quickstart's validation tiles.
+# The quickstart's segmentor. Choices are made on every 5th tile of train, which is
+# held out. The reported metric is on the quickstart's validation tiles.
 study = dict(
     title="The quickstart's nuclei: mIoU in %",
     metric='mIoU',

@@ -1,7 +1,7 @@
 _base_ = 'nuclei.py'
 
-# Each neck with ImageNet's backbone only, and after backbone, neck and head have
-# learnt to restore the same training images, without labels.
+# Each neck with only the backbone pre-trained on ImageNet, and with backbone, neck
+# and head also pre-trained to restore the same training images, without labels.
 restoration = dict(
     config='pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
     images='images/train')

@@ -2,8 +2,8 @@ _base_ = [
     '../quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py', '_base_/necks.py'
 ]
 
-# The quickstart's detector. Choices are made on every fifth tile of train, which
-# is held out; what is reported is the quickstart's validation tiles.
+# The quickstart's detector. Choices are made on every 5th tile of train, which is
+# held out. The reported metric is on the quickstart's validation tiles.
 study = dict(
     title="The quickstart's trees: AP in %",
     metric='bbox_mAP',
@@ -32,6 +32,6 @@ val_dataloader = dict(
         indices=held_out,
         pipeline=pipeline))
 test_dataloader = dict(dataset=dict(pipeline=pipeline))
-# Without a file it takes the boxes of the images that it is given.
+# Without an annotation file, the metric uses the boxes of the tested images.
 val_evaluator = dict(ann_file=None)
 test_evaluator = val_evaluator

@@ -1,7 +1,7 @@
 _base_ = 'ttsr_1xb9-200e_160.py'
 
-# Two thousand steps of a small one on a CPU: video frames, each with the frame before
-# as its reference.
+# 2000 steps of a small model on a CPU: video frames, each with the previous frame as
+# its reference.
 model = dict(
     channels=24,
     blocks=(4, 2, 2, 2),

@@ -1,7 +1,7 @@
 custom_imports = dict(imports=['fpt_plugin'], allow_failed_imports=False)
 
-# The paper's size: 160x160 pixels of an image and of its reference, which the list of
-# pairs names. Adam, 1e-4, a tenth of it for the texture extractor.
+# The paper's size: 160x160 pixels of an image and its reference, from a list of
+# pairs. Adam, learning rate 1e-4, a tenth of it for the texture extractor.
 default_scope = 'mmengine'
 data_root = 'data/references/'
 model = dict(type='TTSR')

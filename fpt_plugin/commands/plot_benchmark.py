@@ -1,4 +1,4 @@
-"""The guide's plot of the benchmark, from its JSON files."""
+"""Plot the benchmark's JSON files for the guide."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COLOURS = dict(fpt_plugin='#0b6e8a', reference='#c7c7c7', sdpa='#e0a030')
 LABELS = dict(
     fpt_plugin='fpt_plugin',
     reference='plain formula',
-    sdpa='one SDPA call a part')
+    sdpa='one SDPA call for each part')
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/plot_benchmark.py."""
+    """Build the parser of tools/plot_benchmark.py."""
     parser = argparse.ArgumentParser(
-        description='Draw time and memory of forward and backward')
+        description='Plot time and memory of forward and backward passes')
     parser.add_argument(
         'results',
         nargs='*',
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _read(path: str) -> dict:
-    """A result of the benchmark, with the names of version 0.1.0 replaced."""
+    """Read a result; files of version 0.1.0 have other key names."""
     content = json.loads(Path(path).read_text(encoding='utf-8'))
     if not isinstance(content, dict) or 'records' not in content:
         raise ValueError('results must be JSON files of benchmark attention or '
@@ -46,15 +46,15 @@ def _read(path: str) -> dict:
 
 
 def bars(paths: list[str]) -> tuple[list[dict], dict]:
-    """The cases of some result files, and the machine of the first.
+    """Read the cases of some result files, and the environment of the first.
 
     Raises:
-        ValueError: A file holds no case with times and memory.
+        ValueError: A file has no case with times and memory.
     """
-    cases, where = [], None
+    cases, machine = [], None
     for path in paths:
         content = _read(path)
-        where = where or content['environment']
+        machine = machine or content['environment']
         found = [
             record for record in content['records'] if any(
                 'both_bytes' in c for c in record['candidates'].values())
@@ -63,20 +63,20 @@ def bars(paths: list[str]) -> tuple[list[dict], dict]:
             raise ValueError('results must hold cases with memory, measured '
                              f'without --no-memory, got none in {path}')
         cases += found
-    return cases, where
+    return cases, machine
 
 
 def draw(paths: list[str], out: str) -> Path:
-    """Draw seconds and extra memory, a group of bars a case.
+    """Plot seconds and extra memory, a group of bars for each case.
 
     Returns:
-        The picture.
+        The path of the picture.
     """
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    cases, where = bars(paths)
+    cases, machine = bars(paths)
     names = [n for n in COLOURS if any(n in c['candidates'] for c in cases)]
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.2), sharex=True)
     quantities = (
@@ -105,7 +105,7 @@ def draw(paths: list[str], out: str) -> Path:
         axis.set_axisbelow(True)
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_title('Forward and backward pass, time and extra memory '
-                      f'({where["device"]}, {where["threads"]} threads)',
+                      f'({machine["device"]}, {machine["threads"]} threads)',
                       fontsize=10)
     axes[0].legend(frameon=False, fontsize=8, ncols=len(names))
     axes[1].set_xticks(range(len(cases)), [_title(c) for c in cases],

@@ -20,31 +20,31 @@ def configs_of_tables():
     """FOLDER/CONFIG.py of each row."""
     return [f'{spec["folder"]}/{name}.py' for spec in SPEC.values()
             if 'folder' in spec for row in spec['rows']
-            for name in table_makers.spelt_out(row[0] if isinstance(row, list)
-                                               else row)]
+            for name in table_makers.expand(row[0] if isinstance(row, list)
+                                            else row)]
 
 
-def test_renews_what_is_between_the_markers():
-    asked = []
+def test_tables_between_the_markers_are_replaced():
+    calls = []
 
     def make(call):
-        asked.append(call)
+        calls.append(call)
         return '| new |'
 
     old = MARKED.format('| old |\n') + MARKED.format('')
     assert tables.renew(old, make, 'a.md') == 2 * MARKED.format('| new |\n')
-    assert asked == ['NAME x', 'NAME x']
+    assert calls == ['NAME x', 'NAME x']
 
 
 @pytest.mark.parametrize('text', [
     '<!-- table: presets -->\n', '<!-- /table -->\n',
     '<!-- table: presets --> | a |\n<!-- /table -->\n'])
-def test_a_marker_without_a_partner_is_named(text):
-    with pytest.raises(ValueError, match='a.md: a table needs'):
+def test_a_missing_marker_is_an_error(text):
+    with pytest.raises(ValueError, match='a.md: every table needs'):
         tables.renew(text, str, 'a.md')
 
 
-def test_a_wrong_name_is_refused():
+def test_a_wrong_name_is_an_error():
     with pytest.raises(ValueError, match="tables are .*'presets'.* got 'preset'"):
         table_makers.make('preset')
 
@@ -77,7 +77,7 @@ def test_every_document_names_tables_that_exist():
     assert called == set(table_makers.MAKERS)
 
 
-def test_unfinished_rows_say_so(monkeypatch):
+def test_unfinished_rows_are_marked(monkeypatch):
     monkeypatch.setattr(table_makers, 'SEEDS', 1000)
     short = table_makers.make('study-short look-up fpn default')
     assert short.count('not finished') == 2
@@ -106,7 +106,7 @@ def test_the_record_has_every_config():
 @pytest.mark.parametrize('name', [
     pytest.param(name, id=name) for name in config_costs.names()])
 def test_costs_are_those_of_the_record(name):
-    """As they are counted now; some models of the fork are a little larger."""
+    """Count again; some models of the fork are slightly larger."""
     counted = config_costs.count(name)
     recorded = json.loads(config_costs.RECORD.read_text())[name]
     # Windows of random masks more or less; other tensors are kept by the fork.

@@ -1,5 +1,5 @@
-# What mmseg's FCN becomes on UFP. The four maps have one size, and the head
-# takes them concatenated.
+# mmseg's FCN over UFP. The four maps have the same size, and the head
+# concatenates them.
 fcn_ufp = dict(
     neck=dict(
         type='UFP',
@@ -13,8 +13,8 @@ fcn_ufp = dict(
         input_transform='resize_concat'),
     auxiliary_head=dict(in_channels=256))
 
-# The paper's FPT over it, but for the scale of the scores: every key, full
-# width, and the grounding transformer within a window.
+# The paper's FPT, except for the scale of the scores: all keys, full width, and
+# the Grounding Transformer in a window.
 fcn_ufp_fpt = dict(
     fcn_ufp,
     neck=dict(

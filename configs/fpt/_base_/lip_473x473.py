@@ -1,9 +1,8 @@
-# LIP (Look into Person): people cut out of photographs, in 19 parts and
-# background.
+# LIP (Look into Person): cropped people with 19 parts and background.
 dataset_type = 'LIPDataset'
 data_root = 'data/LIP'
 crop_size = (473, 473)
-# Mirrored, a left limb is a right one: arms, legs, shoes.
+# A flip turns left arms, legs and shoes into right ones.
 swapped = [(14, 15), (16, 17), (18, 19)]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -21,11 +20,11 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=crop_size, keep_ratio=True),
-    # The ground truth keeps its size.
+    # After resizing, so that the ground truth keeps its size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
-# Without the mirrored image: the logits of a left limb stay its own there.
+# Without flips, because logits of left and right parts are not swapped back.
 tta_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(

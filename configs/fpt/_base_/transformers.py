@@ -1,7 +1,7 @@
-# Backbones that mmseg's configs of Semantic FPN and of Cityscapes lack, and how
-# the hosts train them.
+# Backbones that mmseg has no configs for with Semantic FPN or on Cityscapes, and
+# their training settings in mmseg and mmdet.
 
-# Of mmseg's UPerNet on ADE20K.
+# From mmseg's UPerNet on ADE20K.
 swin_t = dict(
     type='SwinTransformer',
     drop_path_rate=0.3,
@@ -23,7 +23,7 @@ swin_optim_wrapper = dict(
             'norm': dict(decay_mult=0.)
         }))
 
-# Of mmdet's RetinaNet; mmseg has no PVT, so that mmdet must be there too.
+# From mmdet's RetinaNet. mmseg has no PVT, so mmdet must be installed too.
 pvtv2_b0 = dict(
     type='mmdet.PyramidVisionTransformerV2',
     embed_dims=32,
@@ -40,7 +40,7 @@ pvt_optim_wrapper = dict(
     optimizer=dict(
         _delete_=True, type='AdamW', lr=0.0001, weight_decay=0.0001))
 
-# The schedule of mmseg's Swin and ViT; ``end`` is the file's number of steps.
+# The schedule of mmseg's Swin and ViT; each config sets ``end`` to its steps.
 warmup = dict(
     type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500)
 decay = dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, by_epoch=False)

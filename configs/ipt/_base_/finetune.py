@@ -1,4 +1,4 @@
-# 30 epochs of one task, from the model of all.
+# 30 epochs with one task, starting from the model of all tasks.
 _base_ = 'ipt.py'
 
 load_from = 'work_dirs/ipt_8xb32-200e_48/epoch_200.pth'

@@ -1,6 +1,6 @@
-# Folders of photographs, schedule and hooks of IPT: 200 epochs of 256 images a step,
-# 5e-5 falling to 2e-5. A batch is degraded by one random task when it is put
-# together, so batches differ between processes: not all heads get a gradient.
+# Data, schedule and hooks of IPT: 200 epochs with 256 images per step, learning rate
+# 5e-5 falling to 2e-5. The collate function degrades a batch with one random task, so
+# tasks differ between processes, and not all heads get a gradient.
 default_scope = 'mmengine'
 find_unused_parameters = True
 data_root = 'data/images/'

@@ -1,5 +1,5 @@
 # Data, schedule and hooks of pre-training on a folder of images without labels:
-# 800 epochs of 2048 images a step. data_root may hold folders.
+# 800 epochs with 2048 images per step. data_root may have subfolders.
 default_scope = 'mmengine'
 data_root = 'data/images'
 
@@ -19,7 +19,7 @@ train_dataloader = dict(
     dataset=dict(
         type='UnlabelledImages', data_root=data_root, pipeline=pipeline))
 
-# tools/test.py measures how well hidden squares of other images are predicted.
+# tools/test.py measures the error of masked squares on held-out images.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(size, size)),
@@ -34,15 +34,15 @@ test_dataloader = dict(
 test_evaluator = dict(type='ReconstructionError')
 test_cfg = dict(type='TestLoop')
 
-# Mean and deviation of ImageNet, as the detectors and segmentors have them.
+# Mean and standard deviation of ImageNet, as in the detectors and segmentors.
 data_preprocessor = dict(
     type='ImgDataPreprocessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True)
 
-# 1.5e-4 for each 256 images of a step. No weight decay of biases and norms, which
-# have one dimension, bias tables, positions and mask tokens.
+# Learning rate 1.5e-4 per 256 images of a step. No weight decay for biases and norms
+# (which have one dimension), bias tables, positions and mask tokens.
 auto_scale_lr = dict(enable=False, base_batch_size=2048)
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -77,7 +77,7 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(type='CheckpointHook', interval=20, max_keep_ckpts=2))
-# Random masks and crops of a resumed training are those of an uninterrupted one.
+# A resumed training draws the same masks and crops as an uninterrupted one.
 custom_hooks = [
     dict(type='ReconstructionHook', interval=1000),
     dict(type='ReseedHook')

@@ -1,5 +1,5 @@
-# Restoration of a folder of images without labels: what RestorationPretrainer
-# needs beside the model.
+# Data, schedule and hooks of RestorationPretrainer, on a folder of images without
+# labels.
 _base_ = 'images.py'
 
 pipeline = [
@@ -12,7 +12,7 @@ pipeline = [
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=pipeline))
 test_dataloader = test_evaluator = test_cfg = None
 
-# 1e-3 for each 256 images of a step.
+# Learning rate 1e-3 per 256 images of a step.
 auto_scale_lr = dict(base_batch_size=256)
 optim_wrapper = dict(
     _delete_=True,

@@ -1,11 +1,11 @@
-# Two thousand steps of small images, on a CPU. Each image for validation is
-# restored from each degradation, and compared with doing nothing.
+# 2000 steps with small images, on a CPU. Each validation image is restored from
+# each degradation, and compared with the unrestored image.
 _base_ = 'restoration.py'
 
 pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=128, area=(0.1, 0.5)),
-    # Under a microscope and from above there is no up and down.
+    # Microscope and aerial images have no preferred orientation.
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='Degrade', enlarge=True),
@@ -38,7 +38,7 @@ val_evaluator = [
     dict(type='SSIM', compare_input=True)
 ]
 val_cfg = dict(type='ValLoop')
-# The base has none of them.
+# The base config has none of them.
 test_dataloader = dict(val_dataloader, _delete_=True)
 test_evaluator = val_evaluator
 test_cfg = dict(_delete_=True, type='TestLoop')

@@ -1,4 +1,4 @@
-# The necks that a study on real images compares, whatever the library.
+# The necks that studies on real images compare, for both libraries.
 study = dict(
     baseline='fpn',
     rows=dict(

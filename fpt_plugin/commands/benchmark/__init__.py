@@ -1,1 +1,1 @@
-"""Measure speed, memory and error of our functions, necks and backbones."""
+"""Measure speed, memory and error of functions, necks and backbones."""

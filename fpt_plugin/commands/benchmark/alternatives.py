@@ -1,4 +1,4 @@
-"""FPT beside the necks that a user would pick instead, in one Faster R-CNN."""
+"""Compare FPT with other necks in one Faster R-CNN."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _COARSE = dict(FPN, start_level=1)
 
 @dataclass(frozen=True)
 class Published:
-    """Box AP of COCO val with a neck and without it, and who says so.
+    """Published box AP of COCO val with a neck and without it.
 
     Attributes:
-        without: Of the detector with the plain FPN.
-        with_neck: Of the detector with the neck.
-        source: Detector and where the numbers stand.
+        without: AP of the detector with the plain FPN.
+        with_neck: AP of the detector with the neck.
+        source: The detector, and the source of the numbers.
     """
 
     without: float
@@ -43,12 +43,12 @@ class Published:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A neck as its users configure it.
+    """A neck in its usual configuration.
 
     Attributes:
         neck: Its config.
-        finest: The finest level that it gives the heads.
-        published: What it is known to gain; None: nothing was published.
+        finest: The finest level of its outputs.
+        published: Its published gain; None: nothing was published.
     """
 
     neck: Any
@@ -97,14 +97,14 @@ ALTERNATIVES = {
     Alternative(
         dict(FPN, type='FPT', preset='full'),
         published=Published(
-            31.6, 38.0, "Mask R-CNN R50, the paper's own form (preset 'paper' "
+            31.6, 38.0, "Mask R-CNN R50, the paper's variant (preset 'paper' "
             'with SyncBN and DropBlock) over a pyramid of lateral convolutions, '
-            'FPT, ECCV 2020; not confirmed by others')),
+            'FPT, ECCV 2020; not reproduced by others')),
 }
 
 
 def roi_align_runs(device: str) -> bool:
-    """Whether mmcv has its RoIAlign for the device."""
+    """Return whether mmcv's RoIAlign runs on the device."""
     from mmcv.ops import roi_align
     x = torch.ones(1, 1, 4, 4, device=device)
     try:
@@ -123,18 +123,18 @@ class _State:
 
 @dataclass(frozen=True)
 class AlternativesCase(Case):
-    """A Faster R-CNN R50 with one neck after the other, or only the necks.
+    """A Faster R-CNN R50 with different necks, or only the necks.
 
-    The detector is backbone, neck, RPN head and box head: all that runs before
-    boxes are made of it. The box head sees as many RoIs as in testing, or with
-    gradients as many as in training; the same random ones for every neck.
+    The detector is backbone, neck, RPN head and box head, without the decoding
+    of boxes. The box head receives as many RoIs as in testing, or with gradients
+    as many as in training. The RoIs are random and equal for all necks.
 
     Attributes:
         part: ``'detector'`` or ``'neck'``.
         shape: Height and width of the image.
         names: Keys of ALTERNATIVES.
-        aligned: Whether RoIs are cut out; False where mmcv has no RoIAlign for
-            the device: the box head sees ones.
+        aligned: Whether RoIAlign runs. False if mmcv has none for the device;
+            then the RoI features are ones.
     """
 
     part: str = 'detector'
@@ -144,11 +144,11 @@ class AlternativesCase(Case):
     aligned: bool = True
 
     def candidates(self) -> tuple[str, ...]:
-        """Names of the necks, the baseline first."""
+        """Return the names of the necks, the baseline first."""
         return self.names
 
     def unavailable(self, candidate: str) -> str:
-        """Try the neck on small maps: its operators may be missing."""
+        """Try the neck on small maps, because operators may be missing."""
         try:
             with torch.no_grad():
                 self._neck(self._build_neck(candidate), self._maps((128, 128)))
@@ -157,7 +157,7 @@ class AlternativesCase(Case):
         return ''
 
     def prepare(self, candidate: str) -> _State:
-        """The detector or the neck, and its inputs."""
+        """Build the detector or the neck, and its inputs."""
         torch.manual_seed(0)
         if self.part == 'neck':
             return _State(
@@ -176,7 +176,7 @@ class AlternativesCase(Case):
         return model.to(self.device, getattr(torch, self.dtype))
 
     def _maps(self, shape: tuple[int, int]) -> tuple[Tensor, ...]:
-        """The backbone's, (B, C, H, W) of strides 4 to 32."""
+        """Draw the backbone's maps, (B, C, H, W) with strides 4 to 32."""
         return tuple(
             self._randn(
                 self.batch, width, *level_size(shape, level), seed=level,
@@ -184,7 +184,7 @@ class AlternativesCase(Case):
             for level, width in enumerate(FPN['in_channels'], 2))
 
     def _rois(self, count: int) -> Tensor:
-        """Boxes of all sizes in all places: (B * count, 5)."""
+        """Draw boxes of random sizes and places: (B * count, 5)."""
         generator = torch.Generator().manual_seed(0)
         height, width = self.shape
         image = torch.tensor([width, height])
@@ -198,12 +198,12 @@ class AlternativesCase(Case):
         return rois.to(self.device, getattr(torch, self.dtype))
 
     def leaves(self, state: _State) -> list[Tensor]:
-        """Parameters, and the maps that a neck reads without a detector."""
+        """Return parameters, and the input maps of a neck without a detector."""
         maps = state.inputs if self.part == 'neck' else ()
         return [*state.model.parameters(), *maps]
 
     def run(self, candidate: str, state: _State) -> Sequence[Tensor]:
-        """What the heads give, or the neck's maps."""
+        """Return the outputs of the heads, or the neck's maps."""
         if self.part == 'neck':
             return self._neck(state.model, state.inputs)
         model, training = state.model, torch.is_grad_enabled()
@@ -225,14 +225,14 @@ class AlternativesCase(Case):
         return neck(maps)
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             part=self.part, shape=self.shape, batch=self.batch,
             dtype=self.dtype, aligned=self.aligned)
 
 
 def detector_config(name: str) -> Any:
-    """Config of the Faster R-CNN R50 with a neck of ALTERNATIVES."""
+    """Make the config of the Faster R-CNN R50 with a neck of ALTERNATIVES."""
     alternative = ALTERNATIVES[name]
     config = load_config(DETECTOR)
     model = config.model
@@ -247,14 +247,14 @@ def detector_config(name: str) -> Any:
 
 def cases(names: Sequence[str], shape: tuple[int, int],
           **common: Any) -> list[AlternativesCase]:
-    """The whole detector, then only the necks.
+    """Make the case of the whole detector, then the case of the necks.
 
     Raises:
         ValueError: The baseline is not among the names.
     """
     if BASELINE not in names:
-        raise ValueError(f'--rows must have {BASELINE!r}, to which all others '
-                         f'are compared, got {list(names)}')
+        raise ValueError(f'--rows must include {BASELINE!r}, the baseline of the '
+                         f'comparison, got {list(names)}')
     names = tuple(name for name in ALTERNATIVES if name in names)
     aligned = roi_align_runs(common.get('device', 'cpu'))
     return [
@@ -265,12 +265,12 @@ def cases(names: Sequence[str], shape: tuple[int, int],
 
 
 def counts(names: Sequence[str], shape: tuple[int, int]) -> dict[str, dict]:
-    """What each detector costs one image, without running it, by name.
+    """Count the cost of each detector for one image, by name.
 
     Returns:
         ``parameters``, ``macs`` and ``saved_bytes`` of the detector,
-        ``neck_macs``, ``not_counted``, the finest level and what was
-        published.
+        ``neck_macs``, ``not_counted``, the ``finest`` level and the ``published``
+        gain.
     """
     found = {}
     for name in names:
@@ -290,21 +290,21 @@ def counts(names: Sequence[str], shape: tuple[int, int]) -> dict[str, dict]:
 
 
 def markdown(content: dict) -> str:
-    """One table: each number, and its ratio to the baseline's."""
-    where, counted = content['environment'], content['counts']
+    """Format one table: each number, and its ratio to the baseline's."""
+    machine, counted = content['environment'], content['counts']
     parts = {r['part']: r['candidates'] for r in content['records']}
     sizes = content['records'][0]
     height, width = sizes['shape']
     lines = [
         f'Faster R-CNN R50 (backbone, neck, RPN head, box head), '
         f'{sizes["batch"]} x {height}x{width}, {sizes["dtype"]}, '
-        f'{where["device"]}, {where["threads"]} threads, torch '
-        f'{where["torch"]}. Medians of {content["repeats"]}; in brackets the '
+        f'{machine["device"]}, {machine["threads"]} threads, torch '
+        f'{machine["torch"]}. Medians of {content["repeats"]}; in brackets the '
         f'ratio to {BASELINE}.', '',
         *table_head(
             ['neck', 'levels'],
             ['GMACs', 'M parameters', 'forward', 'neck forward',
-             'forward and backward', 'neck, the same', 'peak, forward',
+             'forward and backward', 'neck forward and backward', 'peak, forward',
              'peak, with backward', 'saved for backward'],
             ['published box AP'])]
     for name, costs in counted.items():
@@ -333,6 +333,6 @@ def markdown(content: dict) -> str:
     missing = [f'- not counted, {name}: {what}' for name, costs in
                counted.items() for what in costs['not_counted']]
     if not sizes['aligned']:
-        missing.append('- features of RoIs are ones: mmcv has no RoIAlign for '
+        missing.append('- RoI features are ones, because mmcv has no RoIAlign for '
                        'this device')
     return '\n'.join([*lines, *([''] if missing else []), *missing]) + '\n'

@@ -1,4 +1,4 @@
-"""What the benchmark measures: attention, attention to windows, necks."""
+"""Cases of the benchmark: attention, windowed attention, necks."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from .measuring import MAP_SCALE, Case, relative_error
 
 SIMILARITY = dict(st='dot', gt='neg_euclid')
 PARTS = dict(st=2, gt=4)
-# Rows of a large problem whose exact output float64 computes.
+# Number of query rows that are compared with the formula in float64.
 SAMPLED = 64
 
 
 def level_size(shape: tuple[int, int], level: int) -> tuple[int, int]:
-    """Pixels of P2, P3, ... of an image: stride 2^level, rounded up."""
+    """Return height and width of P2, P3, ...: stride 2^level, rounded up."""
     return tuple(ceil(side / 2**level) for side in shape)
 
 
 @dataclass(frozen=True)
 class AttentionCase(Case):
-    """One Self- or Grounding-Transformer's attention.
+    """Attention of one Self- or Grounding-Transformer.
 
     Attributes:
         branch: ``'st'`` or ``'gt'``.
-        queries: Pixels of the map of the queries.
-        keys: Pixels of the map of the keys, after pooling.
-        paths: Whether each path takes part, beside the one that is chosen.
+        queries: Height and width of the map of the queries.
+        keys: Height and width of the map of the keys, after pooling.
+        paths: Measure each path, besides the automatic choice.
     """
 
     branch: str = 'st'
@@ -52,14 +52,14 @@ class AttentionCase(Case):
 
     @classmethod
     def parse(cls, text: str, shape: tuple[int, int], **kwargs) -> AttentionCase:
-        """Read ``st:P4``, ``gt:P3-P4`` or ``gt:P2-P3@4`` (keys pooled by 4).
+        """Parse ``st:P4``, ``gt:P3-P4`` or ``gt:P2-P3@4`` (keys pooled by 4).
 
         Raises:
-            ValueError: The text is of another form.
+            ValueError: The text has another form.
         """
         match = re.fullmatch(r'(?:st:P(\d)|gt:P(\d)-P(\d))(?:@(\d+))?', text)
         if match is None:
-            raise ValueError('--cases must be of the form st:P4, gt:P3-P4 or '
+            raise ValueError('--cases must have the form st:P4, gt:P3-P4 or '
                              f'gt:P2-P3@4 (keys pooled by 4), got {text!r}')
         own, fine, coarse, stride = match.groups()
         keys = level_size(shape, int(own or coarse))
@@ -77,14 +77,14 @@ class AttentionCase(Case):
         return height * width, rows * columns
 
     def candidates(self) -> tuple[str, ...]:
-        """Ours, the plain formula, and each path or torch's attention."""
+        """Return ours, the plain formula, and each path or torch's attention."""
         others = MIXTURE_PATHS if self.paths else ('sdpa', )
         if self.dtype == 'float16' and SIMILARITY[self.branch] == 'neg_euclid':
-            others = [path for path in others if path != 'fused']  # refused
+            others = [path for path in others if path != 'fused']  # unsupported
         return ('fpt_plugin', 'reference', *others)
 
     def prepare(self, candidate: str) -> list[Tensor]:
-        """Query, key, value and weights."""
+        """Draw query, key, value and weights."""
         (queries, keys), parts = self.lengths, PARTS[self.branch]
         depth = self.channels // parts
         weights = self._randn(self.batch, parts, seed=3)
@@ -96,11 +96,11 @@ class AttentionCase(Case):
         ]
 
     def leaves(self, state: list[Tensor]) -> list[Tensor]:
-        """All four."""
+        """Return all four."""
         return state
 
     def run(self, candidate: str, state: list[Tensor]) -> Tensor:
-        """(B, Lq, C)."""
+        """Compute attention: (B, Lq, C)."""
         options = dict(similarity=SIMILARITY[self.branch])
         if candidate == 'reference':
             return reference.mixture_attention(*state, **options)
@@ -108,7 +108,7 @@ class AttentionCase(Case):
         return mixture_attention(*state, **options, path=path)
 
     def least_bytes(self, candidate: str) -> int:
-        """The maps of all parts, before and after the softmax."""
+        """Return the size of all parts' scores before and after the softmax."""
         if candidate not in ('reference', 'eager'):
             return 0
         queries, keys = self.lengths
@@ -116,7 +116,7 @@ class AttentionCase(Case):
         return 2 * self.batch * PARTS[self.branch] * queries * keys * size
 
     def errors(self, states: dict[str, list[Tensor]]) -> dict[str, float]:
-        """Against the formula in float64, in evenly spread rows."""
+        """Compare evenly spaced query rows with the formula in float64."""
         found = {}
         for name, state in states.items():
             rows = torch.linspace(
@@ -130,7 +130,7 @@ class AttentionCase(Case):
         return found
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             queries=self.queries, keys=self.keys, parts=PARTS[self.branch],
             channels=self.channels, batch=self.batch, dtype=self.dtype)
@@ -138,13 +138,13 @@ class AttentionCase(Case):
 
 @dataclass(frozen=True)
 class LocalCase(Case):
-    """One Locality-constrained Grounding Transformer's attention.
+    """Attention of one Locality-constrained Grounding Transformer.
 
     Attributes:
-        fine: Rows and columns of the map of the queries.
-        coarse: Rows and columns of the map of keys and values.
+        fine: Height and width of the map of the queries.
+        coarse: Height and width of the map of keys and values.
         window: Side of the window.
-        paths: Whether each path takes part, beside the one that is chosen.
+        paths: Measure each path, besides the automatic choice.
     """
 
     fine: tuple[int, int] = (1, 1)
@@ -156,14 +156,14 @@ class LocalCase(Case):
 
     @classmethod
     def parse(cls, text: str, **kwargs) -> LocalCase:
-        """Read ``97x97``, or ``128x256-64x128`` of a fine and a coarse map.
+        """Parse ``97x97``, or ``128x256-64x128`` of a fine and a coarse map.
 
         Raises:
-            ValueError: The text is of another form.
+            ValueError: The text has another form.
         """
         match = re.fullmatch(r'(\d+)x(\d+)(?:-(\d+)x(\d+))?', text)
         if match is None:
-            raise ValueError('--cases must be of the form 97x97 or '
+            raise ValueError('--cases must have the form 97x97 or '
                              f'128x256-64x128, got {text!r}')
         sides = [int(side) for side in match.groups() if side is not None]
         return cls(
@@ -171,11 +171,11 @@ class LocalCase(Case):
             **kwargs)
 
     def candidates(self) -> tuple[str, ...]:
-        """Ours, windows unfolded, and each path."""
+        """Return ours, the formula with unfolded windows, and each path."""
         return ('fpt_plugin', 'reference', *(LOCAL_PATHS if self.paths else ()))
 
     def prepare(self, candidate: str) -> list[Tensor]:
-        """Query, key, value and weights."""
+        """Draw query, key, value and weights."""
         parts = PARTS['gt']
         depth = self.channels // parts
         weights = self._randn(self.batch, parts, seed=3)
@@ -187,11 +187,11 @@ class LocalCase(Case):
         ]
 
     def leaves(self, state: list[Tensor]) -> list[Tensor]:
-        """All four."""
+        """Return all four."""
         return state
 
     def run(self, candidate: str, state: list[Tensor]) -> Tensor:
-        """(B, C, H, W)."""
+        """Compute attention: (B, C, H, W)."""
         options = dict(window=self.window, similarity='neg_euclid')
         if candidate == 'reference':
             return reference.local_mixture_attention(*state, **options)
@@ -199,7 +199,7 @@ class LocalCase(Case):
         return local_mixture_attention(*state, **options, path=path)
 
     def least_bytes(self, candidate: str) -> int:
-        """Keys and values, window^2 times, on the fine grid."""
+        """Return the size of unfolded keys and values, window^2 per fine pixel."""
         if candidate not in ('reference', 'eager'):
             return 0
         copies = 2 * self.batch * self.channels * self.window**2
@@ -207,9 +207,9 @@ class LocalCase(Case):
         return copies * pixels * getattr(torch, self.dtype).itemsize
 
     def errors(self, states: dict[str, list[Tensor]]) -> dict[str, float]:
-        """Against the formula in float64, in a crop of the upper left.
+        """Compare the upper left crop with the formula in float64.
 
-        The crop's own windows lie inside of a somewhat larger one.
+        The formula runs on a larger crop, which contains all windows.
         """
         found = {}
         if self.fine != self.coarse:
@@ -229,7 +229,7 @@ class LocalCase(Case):
         return found
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             fine=self.fine, coarse=self.coarse, window=self.window,
             parts=PARTS['gt'], channels=self.channels, batch=self.batch,
@@ -237,7 +237,7 @@ class LocalCase(Case):
 
 
 PRESETS = {name: dict(preset=name) for name in presets.PRESETS}
-# The paper's segmentor: windows, around UFP on the maps of a dilated backbone.
+# The paper's segmentor: windowed FPT over UFP, on maps of a dilated backbone.
 PRESETS['ufp'] = dict(
     PRESETS['paper'],
     pyramid=dict(type='UFP'),
@@ -252,14 +252,14 @@ FPN = dict(
 
 @dataclass(frozen=True)
 class NeckCase(Case):
-    """FPT without the pyramid that it wraps, beside a ResNet-50 and an FPN.
+    """FPT without the pyramid that it wraps, compared with ResNet-50 and FPN.
 
-    With the preset ``'ufp'`` FPT and the UFP that it wraps, beside nothing.
+    With the preset ``'ufp'``: FPT with its UFP, and nothing to compare with.
 
     Attributes:
         shape: Height and width of the image.
         preset: A key of PRESETS.
-        only: Leave the others out.
+        only: Measure only FPT.
     """
 
     shape: tuple[int, int] = (800, 1344)
@@ -268,19 +268,19 @@ class NeckCase(Case):
     only: bool = False
 
     def candidates(self) -> tuple[str, ...]:
-        """FPT first, then what it is compared to."""
-        alone = self.only or self.preset == 'ufp'
-        return ('fpt', ) if alone else ('fpt', 'resnet50', 'fpn')
+        """Return FPT, then the models that it is compared with."""
+        only_fpt = self.only or self.preset == 'ufp'
+        return ('fpt', ) if only_fpt else ('fpt', 'resnet50', 'fpn')
 
     def prepare(self, candidate: str) -> tuple[torch.nn.Module, Any]:
-        """The module, and its inputs."""
+        """Build the module and its inputs."""
         torch.manual_seed(0)
         if candidate == 'resnet50':
             model = MODELS.build(BACKBONE)
             inputs = self._randn(self.batch, 3, *self.shape, seed=0)
         else:
-            whole = candidate == 'fpn' or self.preset == 'ufp'
-            channels = FPN['in_channels'] if whole else [256] * 4
+            has_pyramid = candidate == 'fpn' or self.preset == 'ufp'
+            channels = FPN['in_channels'] if has_pyramid else [256] * 4
             levels = (2, 3, 3, 3) if self.preset == 'ufp' else (2, 3, 4, 5)
             inputs = tuple(
                 self._randn(
@@ -288,29 +288,29 @@ class NeckCase(Case):
                     scale=MAP_SCALE)
                 for i, (width, level) in enumerate(zip(channels, levels)))
             args = dict(in_channels=channels, out_channels=256, num_outs=4) \
-                if whole else dict(
+                if has_pyramid else dict(
                     in_channels=256, out_channels=256, pyramid=None,
                     num_levels=4)
             model = MODELS.build(FPN if candidate == 'fpn' else dict(
                 type='FPT', **args, **PRESETS[self.preset]))
         model = model.to(self.device, getattr(torch, self.dtype))
-        model.train()  # a host's backbone may return nothing here
+        model.train()  # do not chain: train() of some backbones returns None
         return model, inputs
 
     def leaves(self, state: tuple[torch.nn.Module, Any]) -> list[Tensor]:
-        """Parameters and inputs."""
+        """Return parameters and inputs."""
         model, inputs = state
         inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         return [*model.parameters(), *inputs]
 
     def run(self, candidate: str,
             state: tuple[torch.nn.Module, Any]) -> Sequence[Tensor]:
-        """The maps."""
+        """Compute the maps."""
         model, inputs = state
         return model(inputs)
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             shape=self.shape, preset=self.preset, batch=self.batch,
             dtype=self.dtype)

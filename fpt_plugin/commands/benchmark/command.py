@@ -25,12 +25,12 @@ LOCAL = ('64x128', '97x97', '128x256')
 # C4 and C5 of an 800x1344 image, and of a 512x1024 one at output stride 8.
 LAMBDA = ('50x84x64', '25x42x128', '64x128x64', '64x128x128')
 BACKBONES = ('50', '50-d8')
-# As the wheel and the checkout both find them.
+# Names that work from an installed wheel and from a checkout.
 SEGMENTORS = (
     'fpt_plugin::fpt/fcn_r101-d8_ufp-fpt_4xb2-80k_cityscapes-769x769.py',
     'mmseg::fcn/fcn_r101-d8_4xb2-80k_cityscapes-769x769.py')
 
-# Commands that write their own table, beside the JSON.
+# Commands that also write a Markdown table.
 TABLES = dict(
     alternatives=alternatives.markdown,
     levels=levels.markdown,
@@ -38,10 +38,10 @@ TABLES = dict(
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/benchmark.py."""
+    """Build the parser of tools/benchmark.py."""
     parser = argparse.ArgumentParser(
         description='Measure speed, memory and error side by side; '
-        'benchmarks/README.md says how')
+        'benchmarks/README.md describes the method')
     commands = parser.add_subparsers(dest='command', required=True)
     attention = commands.add_parser(
         'attention', help='Self- and Grounding-Transformer')
@@ -56,11 +56,11 @@ def parser() -> argparse.ArgumentParser:
         'HxW of maps of one size, or HxW-hxw of a fine and a coarse map')
     local.add_argument('--window', type=int, default=5)
     neck = commands.add_parser(
-        'neck', help='FPT beside the ResNet-50 and the FPN that it follows')
+        'neck', help='FPT compared with its ResNet-50 and FPN')
     neck.add_argument(
         '--preset', choices=sorted(PRESETS), nargs='+', default=['default'])
     neck.add_argument(
-        '--only', action='store_true', help='FPT alone, nothing beside it')
+        '--only', action='store_true', help='measure only FPT')
     lambdas = commands.add_parser(
         'lambda', help='position lambdas of a lambda layer')
     _add_cases(
@@ -72,43 +72,43 @@ def parser() -> argparse.ArgumentParser:
     lambdas.add_argument(
         '--no-orders',
         action='store_true',
-        help='leave out the orders of summation that are not chosen')
+        help='leave out the orders of summation that are not selected')
     backbone = commands.add_parser(
-        'backbone', help="LambdaResNet beside mmdet's ResNet")
+        'backbone', help="LambdaResNet compared with mmdet's ResNet")
     _add_cases(
         backbone, BACKBONES,
         'depths: 50, 101, 152; with an output stride of 8: 50-d8')
     segmentor = commands.add_parser(
-        'segmentor', help='inference of segmentors, whole and in windows')
+        'segmentor', help='inference of segmentors, on whole images and windows')
     segmentor.add_argument(
         '--configs',
         nargs='+',
         default=SEGMENTORS,
         metavar='CONFIG',
-        help='the first one is what the others are compared with')
+        help='configs to compare; the first one is the baseline')
     others = commands.add_parser(
-        'alternatives', help='FPT beside other necks in one Faster R-CNN R50')
+        'alternatives', help='FPT and other necks in one Faster R-CNN R50')
     others.add_argument(
         '--rows', nargs='+', choices=tuple(alternatives.ALTERNATIVES),
         default=tuple(alternatives.ALTERNATIVES), metavar='NECK',
         help='some of: %(choices)s (default: all)')
     branches = commands.add_parser(
-        'levels', help="each branch of each level of FPT's presets beside its "
-        'plain formula')
+        'levels', help="each branch of each level of FPT's presets, compared "
+        'with its plain formula')
     branches.add_argument(
         '--preset', choices=sorted(presets.PRESETS), nargs='+',
         default=levels.PRESETS)
     masked = commands.add_parser(
-        'pretraining', help='steps of GreenMIM beside SimMIM, and its packing')
+        'pretraining', help='steps of GreenMIM and SimMIM, and window packing')
     _add_cases(
         masked, pretraining.CASES,
         f'backbone ({", ".join(pretraining.CONFIGS)}) and side: t-224, b-448')
     gpu.add_flags(
         commands.add_parser(
-            'gpu', help='every suite on one GPU, in one run; '
+            'gpu', help='all suites on one GPU in one run; '
             'benchmarks/gpu.sh runs the tests first'))
     gpu_table = commands.add_parser(
-        'gpu-table', help='print the table of a result of gpu again')
+        'gpu-table', help='print the table of a result of gpu')
     gpu_table.add_argument('result', help='JSON file')
     graft_zoo.add_parser(commands)
     shapes = dict.fromkeys((attention, neck, others, branches), (800, 1344))
@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument('--channels', type=int, default=256)
         command.add_argument(
             '--paths', action='store_true',
-            help='measure each path beside the one that is chosen')
+            help='measure each path, besides the automatic choice')
     for command in (attention, local, neck, lambdas, backbone, segmentor,
                     others, branches, masked):
         command.add_argument(
@@ -142,12 +142,12 @@ def parser() -> argparse.ArgumentParser:
             '--limit-gib',
             type=float,
             default=8,
-            help='leave out what would hold more than that')
-        alone = command.add_mutually_exclusive_group()
-        alone.add_argument(
-            '--no-memory', action='store_true', help='measure times alone')
-        alone.add_argument(
-            '--no-times', action='store_true', help='measure memory alone')
+            help='skip candidates that would need more memory')
+        only = command.add_mutually_exclusive_group()
+        only.add_argument(
+            '--no-memory', action='store_true', help='measure only times')
+        only.add_argument(
+            '--no-times', action='store_true', help='measure only memory')
         command.add_argument(
             '--out',
             help='JSON file; default: benchmarks/COMMAND-DEVICE-DTYPE.json')
@@ -161,10 +161,10 @@ def _add_cases(command: argparse.ArgumentParser, default: tuple[str, ...],
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
-    """The cases that the flags ask for.
+    """Make the cases from the flags.
 
     Raises:
-        ValueError: A flag is out of range or a case of unknown form.
+        ValueError: A flag is out of range, or a case has an unknown form.
     """
     for name in ('batch', 'repeats', 'threads', 'channels', 'window', 'heads',
                  'depth', 'intra'):
@@ -173,7 +173,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
             raise ValueError(f'--{name} must be at least 1, got {number}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda needs a CUDA device, got a torch that '
-                         'sees none')
+                         'finds none')
     common = dict(device=args.device, dtype=args.dtype, batch=args.batch)
     if args.command == 'attention':
         return [
@@ -232,8 +232,8 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
     """Measure, print the table and write the JSON.
 
     Returns:
-        The JSON file; of ``gpu`` with what failed, of ``graft-zoo`` what
-        came of each config.
+        The JSON file; for ``gpu`` also the failures; for ``graft-zoo`` the
+        record of each config.
     """
     if args.command == 'gpu':
         return gpu.main(args)
@@ -248,7 +248,7 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
     out = Path(args.out or f'benchmarks/{args.command}-{args.device}-'
                f'{args.dtype}.json')
     check_writable(out, suffixes=['.json'], name='--out')
-    # A log file has no width of its own.
+    # A log file has no terminal width.
     console = Console()
     if not console.is_terminal:
         console.width = 140
@@ -256,11 +256,11 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
         records = measure(cases, args.repeats, int(args.limit_gib * 2**30),
                           progress,
                           memory=not args.no_memory, times=not args.no_times)
-    where = environment(args.device)
+    machine = environment(args.device)
     content = dict(
         command=args.command,
         repeats=args.repeats,
-        environment=where,
+        environment=machine,
         records=records)
     if args.command == 'alternatives':
         content['counts'] = alternatives.counts(cases[0].names, cases[0].shape)
@@ -275,15 +275,15 @@ def main(args: argparse.Namespace) -> Path | gpu.Result | list[graft_zoo.Record]
         write_bytes(out.with_suffix('.md'), text.encode())
         print(text)
     else:
-        console.print(table(records, where))
+        console.print(table(records, machine))
     return out
 
 
-def table(records: list[dict], where: dict) -> Table:
-    """The records as a table; times relative to the first candidate's."""
+def table(records: list[dict], machine: dict) -> Table:
+    """Format the records as a table; ratios are to the first candidate."""
     table = Table(
-        title=f'{where["device"]}, {where["threads"]} threads, torch '
-        f'{where["torch"]}: medians (spread between quartiles)')
+        title=f'{machine["device"]}, {machine["threads"]} threads, torch '
+        f'{machine["torch"]}: medians (spread between quartiles)')
     for column in ('case', 'candidate'):
         table.add_column(column)
     for column in ('forward', 'ratio', 'with backward', 'ratio', 'memory',

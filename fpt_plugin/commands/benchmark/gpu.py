@@ -1,4 +1,4 @@
-"""All that is measured on one GPU, in one run: suites, JSON and table."""
+"""All measurements on one GPU in one run: suites, JSON and table."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .networks import NetworkCase
 
 DTYPES = ('float32', 'bfloat16')
 SUITES = ('attention', 'local_attention', 'position_lambda', 'networks', 'largest')
-# Levels of an 800x1344 image: pooled as in the preset 'full', two images of 128
-# channels; and every key of one image of 256 channels.
+# Levels of an 800x1344 image: two images, 128 channels and the pooling of the
+# preset 'full'; and one image, 256 channels and all keys.
 POOLED = ('st:P5', 'st:P4@2', 'st:P3@4', 'st:P2@8', 'gt:P4-P5', 'gt:P3-P4@2',
           'gt:P2-P3@4')
 WHOLE = ('st:P4', 'st:P3', 'gt:P3-P4')
@@ -36,15 +36,15 @@ LAMBDA = ('50x84x64', '25x42x128', '64x128x128')
 # Memory of common devices, in GiB.
 DEVICES = (8, 24, 80)
 LARGEST = 'LambdaResNet-50 + FPT'
-# Seconds of turns that a case gets; the first turns are always taken.
+# Seconds of repeats per case; the first few repeats always run.
 CASE_SECONDS = 4
-# Share of a device's free memory that a candidate may need.
+# Fraction of a device's free memory that a candidate may need.
 SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """Result of a run.
 
     Attributes:
         out: The JSON file.
@@ -56,17 +56,17 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """1 where a candidate failed."""
+        """1 if a candidate failed, else 0."""
         return int(bool(self.failed))
 
 
 def suites(device: str, dtype: str, tiny: bool) -> dict[str, list[Case]]:
-    """The cases of each suite.
+    """Make the cases of each suite.
 
     Args:
         device: ``'cuda'`` or ``'cpu'``.
-        dtype: Of the tensors, or of autocast for networks.
-        tiny: Sizes that take seconds on a CPU.
+        dtype: Type of the tensors, or of autocast for networks.
+        tiny: Use sizes that take seconds on a CPU.
     """
     common = dict(device=device, dtype=dtype)
     if tiny:
@@ -107,7 +107,7 @@ def suites(device: str, dtype: str, tiny: bool) -> dict[str, list[Case]]:
 
 
 def _named(case: Case) -> Case:
-    """The name tells batch and channels too."""
+    """Add batch and channels to the name of a case."""
     sizes = case.facts()
     name = f'{case.name}, batch {sizes["batch"]}'
     if not isinstance(case, LambdaCase) and 'channels' in sizes:
@@ -116,35 +116,35 @@ def _named(case: Case) -> Case:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``benchmark gpu``."""
+    """Add the flags of ``benchmark gpu``."""
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda')
     parser.add_argument(
         '--dtypes', nargs='+', choices=('float32', 'bfloat16', 'float16'),
         default=DTYPES)
     parser.add_argument(
         '--tiny', action='store_true',
-        help='sizes that take seconds, to try the command itself')
+        help='small sizes, to test the command in seconds')
     parser.add_argument(
         '--suites', nargs='+', choices=SUITES, default=SUITES,
         help='what to measure (default: everything)')
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument(
         '--minutes', type=float, default=5.5,
-        help='leave out what would start later')
+        help='start no further case after this time')
     parser.add_argument(
         '--tests', metavar='XML',
-        help="pytest's --junit-xml of the tests marked cuda, to be recorded")
+        help="pytest's --junit-xml of the tests marked cuda, to record")
     parser.add_argument(
         '--out',
-        help='JSON file, with the table beside it as .md; default: '
+        help='JSON file; the table is written to the same name with .md; default: '
         'benchmarks/gpu-NAME_OF_THE_DEVICE.json')
 
 
 def main(args: argparse.Namespace) -> Result:
-    """Run all suites; JSON and table are written after each of them.
+    """Run all suites, and write JSON and table after each of them.
 
     Raises:
-        ValueError: A flag is out of range, or there is no such device.
+        ValueError: A flag is out of range, or the device is missing.
     """
     for name in ('repeats', 'minutes'):
         if getattr(args, name) <= 0:
@@ -152,13 +152,13 @@ def main(args: argparse.Namespace) -> Result:
                 f'--{name} must be positive, got {getattr(args, name)}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda needs a CUDA device, got a torch that '
-                         'sees none')
+                         'finds none')
     deadline = time.monotonic() + 60 * args.minutes
-    where = environment(args.device)
-    out = Path(args.out or f'benchmarks/gpu-{slug(where["device"])}.json')
+    machine = environment(args.device)
+    out = Path(args.out or f'benchmarks/gpu-{slug(machine["device"])}.json')
     check_writable(out, suffixes=['.json'], name='--out')
     content = dict(
-        command='gpu', tiny=args.tiny, repeats=args.repeats, environment=where,
+        command='gpu', tiny=args.tiny, repeats=args.repeats, environment=machine,
         tests=None if args.tests is None else read_tests(args.tests),
         suites=[], largest_images=[])
     console = Console()
@@ -179,8 +179,8 @@ def read_result(path: str | Path) -> dict:
     """Read the JSON of a run.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is of another command.
+        OSError: The file cannot be read.
+        ValueError: The file is not a result of this command.
     """
     content = json.loads(Path(path).read_text('utf-8'))
     if not isinstance(content, dict) or content.get('command') != 'gpu':
@@ -190,13 +190,13 @@ def read_result(path: str | Path) -> dict:
 
 
 def slug(name: str) -> str:
-    """``'NVIDIA H100 80GB HBM3'`` as ``'nvidia-h100-80gb-hbm3'``."""
+    """Convert ``'NVIDIA H100 80GB HBM3'`` to ``'nvidia-h100-80gb-hbm3'``."""
     return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-') or 'unknown'
 
 
 def _parts(args: argparse.Namespace, deadline: float,
            progress: Progress) -> Iterator[dict[str, dict]]:
-    """Each suite's record, then each search's, under its key of the JSON."""
+    """Yield the record of each suite, then of each search, by its JSON key."""
     for dtype in args.dtypes:
         for name, cases in suites(args.device, dtype, args.tiny).items():
             if name not in args.suites:
@@ -206,7 +206,7 @@ def _parts(args: argparse.Namespace, deadline: float,
             if args.device == 'cuda':
                 torch.cuda.empty_cache()
                 limit = int(SHARE * torch.cuda.mem_get_info()[0])
-            # Fresh processes would take longer than all of a small run.
+            # No memory on a CPU: new processes take longer than a small run.
             records = measure(
                 cases, args.repeats, limit, progress,
                 memory=args.device == 'cuda', case_seconds=CASE_SECONDS,
@@ -221,7 +221,7 @@ def _parts(args: argparse.Namespace, deadline: float,
 
 def _largest(args: argparse.Namespace, dtype: str,
              deadline: float) -> Iterator[dict[str, dict]]:
-    """The largest images of one dtype."""
+    """Search the largest images of one dtype."""
     if time.monotonic() > deadline:
         return
     case = NetworkCase(
@@ -234,7 +234,7 @@ def _largest(args: argparse.Namespace, dtype: str,
 
 
 def _progress(part: dict[str, dict]) -> Iterator[str]:
-    """A line a suite or search, for a log file."""
+    """Yield one line for each suite or search, for a log file."""
     for found in part.values():
         if 'suite' in found:
             yield (f'{found["suite"]} {found["dtype"]}: '
@@ -245,10 +245,10 @@ def _progress(part: dict[str, dict]) -> Iterator[str]:
 
 
 def read_tests(path: str | Path) -> dict[str, Any]:
-    """Counts and failures of a run of pytest, from its JUnit XML.
+    """Read counts and failures of a run of pytest from its JUnit XML.
 
     Raises:
-        ValueError: The file is not such XML.
+        ValueError: The file is not XML.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -282,7 +282,7 @@ def _failed(content: dict) -> Iterator[str]:
 
 
 def markdown(content: dict) -> str:
-    """The JSON's content as one Markdown document."""
+    """Format the JSON's content as one Markdown document."""
     dtypes = list(dict.fromkeys(s['dtype'] for s in content['suites']))
     lines = [f'# {content["environment"]["device"]}', '']
     lines += [f'- {key}: {_plain(value)}'
@@ -293,8 +293,8 @@ def markdown(content: dict) -> str:
                   f'skipped, {len(tests["failures"])} failed']
         lines += [f'  - {name}' for name in tests['failures']]
     lines += ['', 'Milliseconds are medians; **bold** is the fastest path of a '
-              'case, `fpt_plugin` and the formulas not counted. Memory is the '
-              'peak of the second pass in MiB. The second pass is forward and '
+              'case, without `fpt_plugin` and the formulas. Memory is the peak '
+              'of the second pass in MiB. The second pass is forward and '
               'backward; for networks it is a training step.', '']
     head = ['suite', 'case', 'candidate']
     for dtype in dtypes:
@@ -319,7 +319,7 @@ def _plain(value: object) -> str:
 
 
 def _cases(content: dict) -> Iterator[tuple[str, str, dict[str, dict]]]:
-    """Suite, case, and the candidates of each dtype."""
+    """Yield suite, case, and the candidates of each dtype."""
     merged: dict[tuple[str, str], dict[str, dict]] = {}
     for suite in content['suites']:
         for record in suite['records']:
@@ -329,14 +329,14 @@ def _cases(content: dict) -> Iterator[tuple[str, str, dict[str, dict]]]:
         yield suite, case, rows
 
 
-# Not paths among which a function chooses.
+# Candidates that are not paths of a function.
 _NO_PATHS = ('fpt_plugin', 'reference', 'conv2d', 'depthwise', 'conv3d',
              'conv3d-v-first')
 
 
 def _cells(rows: dict[str, dict],
            dtypes: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """The cells of each candidate, four a dtype."""
+    """Yield the cells of each candidate, four for each dtype."""
     names = dict.fromkeys(name for found in rows.values() for name in found)
     for name in names:
         cells = []
@@ -357,7 +357,7 @@ def _cells(rows: dict[str, dict],
 
 
 def _time(candidates: dict[str, dict], name: str, kind: str) -> str:
-    """Milliseconds, bold where no other path takes less."""
+    """Format milliseconds, bold for the fastest path."""
     if kind not in candidates.get(name, {}):
         return ''
     own = candidates[name][kind]['median']

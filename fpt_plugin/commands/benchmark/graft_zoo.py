@@ -1,8 +1,8 @@
-"""The benchmark's graft-zoo: a graft tried on every config that a library ships.
+"""The benchmark's graft-zoo: graft every config that a library ships.
 
-Each is grafted, its text read again, both models built and compared; nothing is
-written but the results. What is one model under several schedules or data sets
-is built once, and counted for each of its configs.
+Each config is grafted, its text is parsed again, and both models are built and
+compared. Only the results are written. Configs of the same model with different
+schedules or data sets share one comparison.
 """
 
 from __future__ import annotations
@@ -48,32 +48,32 @@ UNBUILDABLE = 'does not build plain'
 FAILED = 'failed'
 STATUSES = (IDENTICAL, DIFFERENT, REFUSED, UNBUILDABLE, FAILED)
 
-# What two models may differ in and be built of the same parts: weights,
-# training, the number of classes, what is done before and after.
+# Settings that do not change the modules under test: weights, training, the
+# number of classes, pre- and post-processing.
 _NO_PART = ('init_cfg', 'pretrained', 'train_cfg', 'test_cfg',
             'data_preprocessor', 'num_classes', 'num_things_classes',
             'num_stuff_classes', 'frozen_stages', 'norm_eval', 'with_cp',
             'drop_path_rate', 'requires_grad')
 
-# Height and width, as in proof.py but for a smaller first one.
+# Height and width, as in proof.py except for a smaller first one.
 _SIZES = ((64, 96), (128, 128), (256, 256), (512, 512))
 
-# RoI heads and decoders of masks see no more than so many candidates.
+# Largest number of candidates in RoI heads and mask decoders.
 _CANDIDATES = 20
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a config.
+    """Result of one config.
 
     Attributes:
         config: Its path in the library's folder of configs.
         status: One of :data:`STATUSES`.
-        neck: The neck that stood there, or ``none``.
-        reason: Why, where it is not identical; else what was compared.
-        model: Hash of the model's parts; configs with the same one share a
+        neck: The original neck, or ``none``.
+        reason: The compared parts if identical, else the reason.
+        model: Hash of the model's parts; configs with the same hash share a
             result.
-        seconds: That it took; 0 where the result was there already.
+        seconds: Duration; 0 for a shared result.
     """
 
     config: str
@@ -85,7 +85,7 @@ class Record:
 
 
 def shipped_configs(folder: Path) -> list[str]:
-    """Paths of all configs but those that are bases alone."""
+    """List the paths of all configs, except those in ``_base_``."""
     return sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob('*.py')
         if '_base_' not in path.parts)
@@ -93,13 +93,13 @@ def shipped_configs(folder: Path) -> list[str]:
 
 def try_config(folder: Path, name: str, known: Mapping[str, Record],
                options: Options = Options()) -> Record:
-    """Graft one config and prove it.
+    """Graft one config and prove that the models are identical.
 
     Args:
-        folder: Of the library's configs.
-        name: Its path in there.
-        known: Records by their model.
-        options: Of the graft.
+        folder: Folder of the library's configs.
+        name: Path of the config in the folder.
+        known: Records by their model hash.
+        options: Options of the graft.
     """
     started = time.perf_counter()
     neck, model = 'none', ''
@@ -116,7 +116,7 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
         missing = str(error.filename or error)
         return record(UNBUILDABLE, 'a file is missing: '
                       f'{missing.replace(f"{folder}/", "")}')
-    # What configs of anyone do when they are read: a package is missing.
+    # A config may run any code, such as imports of missing packages.
     except Exception as error:
         return record(UNBUILDABLE, describe(error))
     neck = _neck_of(cfg)
@@ -140,16 +140,16 @@ def try_config(folder: Path, name: str, known: Mapping[str, Record],
         return record(REFUSED, str(error))
     except Unbuildable as error:
         return record(UNBUILDABLE, str(error) + _parts_of(cfg, made))
-    except Exception as error:  # whatever it is, it is a failure of the graft
+    except Exception as error:  # any other error is a failure of the graft
         return record(FAILED, describe(error))
     if not proof.identical:
         different = [c.what for c in proof.comparisons if not c.equal]
         return record(DIFFERENT if different else FAILED,
                       ', '.join(different) or 'nothing could differ')
     if proof.effective is False:
-        return record(REFUSED, 'no head reads the maps that are transformed')
+        return record(REFUSED, 'no head reads the transformed maps')
     if not proof.heads_compared:
-        return record(IDENTICAL, f'neck alone; {"; ".join(proof.notes)}')
+        return record(IDENTICAL, f'neck only; {"; ".join(proof.notes)}')
     return record(IDENTICAL, 'neck and heads' + (
         ', which read the graft' if proof.effective else ''))
 
@@ -160,7 +160,7 @@ def _compared(before: nn.Module, after: nn.Module) -> Proof:
 
 
 def _parts_of(cfg: Config, made: Plan | None) -> str:
-    """What can be said of backbone and neck where the heads do not build."""
+    """Compare backbone and neck when the heads cannot be built."""
     if made is None:
         return ''
     new = {site.path: site for site in find_sites(made.cfg.model,
@@ -175,10 +175,10 @@ def _parts_of(cfg: Config, made: Plan | None) -> str:
                 models = Parts(site), Parts(new[site.path])
             proof = _compared(*models)
         except (RuntimeError, ValueError) as error:
-            return f'; nor does its neck run alone: {describe(error)}'
+            return f'; its neck does not run either: {describe(error)}'
         found.append(proof.identical)
-    return ('; backbone and neck alone are identical'
-            if found and all(found) else '; its neck alone is DIFFERENT')
+    return ('; backbone and neck are identical'
+            if found and all(found) else '; its neck is DIFFERENT')
 
 
 def _neck_of(cfg: Config) -> str:
@@ -189,7 +189,7 @@ def _neck_of(cfg: Config) -> str:
 
 
 def _signature(cfg: Config) -> str:
-    """A hash of the parts of a model, without what acts in training alone."""
+    """Hash the parts of a model, without settings that only affect training."""
 
     def stripped(node: object) -> object:
         if isinstance(node, Mapping):
@@ -206,7 +206,7 @@ def _signature(cfg: Config) -> str:
 
 
 def _lighten(node: object) -> None:
-    """Few candidates, wherever a test_cfg names how many."""
+    """Limit the numbers of candidates in every test_cfg, in place."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if key in ('max_per_img', 'nms_pre') and type(value) is int:
@@ -226,21 +226,21 @@ def sweep(library: str,
           only: str | None = None,
           options: Options = Options(),
           console: Console | None = None) -> list[Record]:
-    """Try every config that a library ships.
+    """Graft every config that a library ships.
 
     Args:
         library: ``mmdet`` or ``mmseg``.
-        out: File of JSON lines, one a config, written as they come.
-        limit: Stop after so many configs.
-        resume: Go on with what is in ``out``.
-        force: Begin ``out`` anew.
-        only: Take the configs whose path has this in it.
-        options: Of the graft.
-        console: Shows how far it is.
+        out: File of JSON lines, one per config, written immediately.
+        limit: Maximum number of configs.
+        resume: Keep the records in ``out`` and continue.
+        force: Overwrite ``out``.
+        only: Use only configs whose path contains this text.
+        options: Options of the graft.
+        console: Console of the progress bar.
 
     Raises:
-        OSError: ``out`` cannot be written, or is there already.
-        ValueError: There is no such library, or ``out`` holds something else.
+        OSError: ``out`` cannot be written, or exists already.
+        ValueError: The library is unknown, or ``out`` is another file.
     """
     if library not in SCOPES:
         raise ValueError(f'library must be one of {SCOPES}, got {library!r}')
@@ -261,7 +261,7 @@ def sweep(library: str,
             if record is None:
                 record = try_config(folder, name, known, options)
                 lines.write(record)
-                gc.collect()  # models hold on to themselves
+                gc.collect()  # models have reference cycles
             if record.model:
                 known.setdefault(record.model, record)
             records.append(record)
@@ -274,26 +274,26 @@ def _read(out: str | Path | None, resume: bool,
     if out is None or not Path(out).exists():
         return {}
     if not resume:
-        check_writable(out, force=force, flag='--resume goes on with it, --force')
+        check_writable(out, force=force, flag='--resume continues it, --force')
         Path(out).unlink()
         return {}
     found = {}
     lines = Path(out).read_text().splitlines(keepends=True)
     for number, line in enumerate(lines):
-        if not line.endswith('\n'):  # cut off when the process was
+        if not line.endswith('\n'):  # incomplete: the process was killed
             Path(out).write_text(''.join(lines[:number]))
             break
         try:
             record = Record(**json.loads(line))
         except (TypeError, ValueError) as error:
-            raise ValueError(f'{out} is no file of graft-zoo: line {number + 1} '
+            raise ValueError(f'{out} is not a file of graft-zoo: line {number + 1} '
                              f'({describe(error)})') from error
         found[record.config] = record
     return found
 
 
 class _Lines:
-    """Appends records to a file, if there is one."""
+    """Append records to a file; does nothing without a file."""
 
     def __init__(self, out: str | Path | None) -> None:
         self.out = None if out is None else Path(out)
@@ -310,14 +310,14 @@ class _Lines:
             self.file.close()
 
     def write(self, record: Record) -> None:
-        """One line, on the disk at once."""
+        """Write one line and flush it."""
         if self.file is not None:
             self.file.write(json.dumps(asdict(record)) + '\n')
             self.file.flush()
 
 
 def summary(library: str, records: list[Record]) -> Table:
-    """Necks as rows, what came of their configs as columns."""
+    """Format a table of necks (rows) and statuses of their configs (columns)."""
     built = {r.model for r in records if r.status in (IDENTICAL, DIFFERENT)}
     necks: dict[str, Counter] = {}
     for record in sorted(records, key=lambda r: r.neck):
@@ -343,7 +343,7 @@ def _numbers(counts: Counter) -> Iterator[str]:
 
 
 def reasons(records: list[Record]) -> list[str]:
-    """Why, with the number of configs and one of them."""
+    """List the reasons, each with the number of configs and an example."""
     found: dict[tuple[str, str], list[str]] = {}
     for record in records:
         found.setdefault((record.status, record.reason), []).append(
@@ -358,25 +358,25 @@ def reasons(records: list[Record]) -> list[str]:
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add graft-zoo to the benchmark's subcommands."""
-    text = 'graft every config that a library ships, and compare'
+    text = 'graft every config of a library, and compare the models'
     parser = commands.add_parser('graft-zoo', help=text, description=text)
     parser.add_argument('library', choices=SCOPES)
-    parser.add_argument('--out', help='file of JSON lines, one a config')
+    parser.add_argument('--out', help='file of JSON lines, one per config')
     parser.add_argument(
         '--limit', type=positive_int, metavar='N', help='the first N configs')
     parser.add_argument(
-        '--only', metavar='TEXT', help='configs with this in their path')
+        '--only', metavar='TEXT', help='configs whose path contains TEXT')
     parser.add_argument(
-        '--resume', action='store_true', help='go on with what --out has')
+        '--resume', action='store_true', help='continue an existing --out')
     parser.add_argument(
-        '--force', action='store_true', help='replace --out if it is there')
+        '--force', action='store_true', help='overwrite an existing --out')
 
 
 def main(args: argparse.Namespace) -> list[Record]:
-    """Try the configs and show what came of them.
+    """Graft the configs and print the summary.
 
     Raises:
-        SystemExit: A file is in the way, or the user interrupts.
+        SystemExit: The file exists already, or the user interrupts.
     """
     console = wide_console()
     try:
@@ -384,6 +384,6 @@ def main(args: argparse.Namespace) -> list[Record]:
             records = sweep(args.library, args.out, args.limit, args.resume,
                             args.force, args.only, console=console)
     except KeyboardInterrupt:
-        sys.exit('graft-zoo interrupted: it goes on with --resume')
+        sys.exit('graft-zoo interrupted; continue with --resume')
     console.print(summary(args.library, records))
     return records

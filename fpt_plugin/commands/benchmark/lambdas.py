@@ -1,4 +1,4 @@
-"""What the benchmark measures of lambda layers: position lambdas, backbones."""
+"""Cases of lambda layers: position lambdas and backbones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...functional import position_lambda, reference
 from ...functional.lambda_orders import ORDERS
 from .measuring import Case, relative_error
 
-# What users use today, as plain formulas.
+# Common implementations, as plain formulas.
 FORMULAS = {
     'conv2d': reference.position_lambda,
     'depthwise': reference.position_lambda_depthwise,
@@ -31,13 +31,13 @@ class LambdaCase(Case):
     """Position lambdas of one map.
 
     Attributes:
-        size: Rows and columns of the map.
-        channels: Depth v of a value.
-        heads: Queries h of a pixel.
-        depth: Depth k of a query.
+        size: Height and width of the map.
+        channels: Value depth v.
+        heads: Number of queries h per pixel.
+        depth: Query depth k.
         intra: Intra depth u.
         window: Side of the window.
-        orders: Whether each order takes part, beside the one that is chosen.
+        orders: Measure each order, besides the automatic choice.
     """
 
     size: tuple[int, int] = (1, 1)
@@ -51,20 +51,20 @@ class LambdaCase(Case):
 
     @classmethod
     def parse(cls, text: str, **kwargs) -> LambdaCase:
-        """Read ``50x84x64``: rows, columns, depth v of the values.
+        """Parse ``50x84x64``: rows, columns, depth v of the values.
 
         Raises:
-            ValueError: The text is of another form.
+            ValueError: The text has another form.
         """
         match = re.fullmatch(r'(\d+)x(\d+)x(\d+)', text)
         if match is None or '0' in match.groups():
-            raise ValueError('--cases must be of the form 50x84x64 (rows, '
+            raise ValueError('--cases must have the form 50x84x64 (rows, '
                              f'columns, depth of the values), got {text!r}')
         height, width, channels = map(int, match.groups())
         return cls(name=text, size=(height, width), channels=channels, **kwargs)
 
     def candidates(self) -> tuple[str, ...]:
-        """What is chosen, what users use today, and each order."""
+        """Return the automatic choice, common implementations, and each order."""
         formulas = [
             name for name in FORMULAS
             if name != 'depthwise' or self.intra == 1
@@ -73,10 +73,10 @@ class LambdaCase(Case):
         return ('fpt_plugin', *formulas, *orders)
 
     def prepare(self, candidate: str) -> list[Tensor]:
-        """Query, value and embedding."""
-        lead = self.batch, self.heads, self.depth
+        """Draw query, value and embedding."""
         return [
-            self._randn(*lead, *self.size, seed=0),
+            self._randn(
+                self.batch, self.heads, self.depth, *self.size, seed=0),
             self._randn(
                 self.batch, self.intra, self.channels, *self.size, seed=1),
             self._randn(
@@ -84,18 +84,18 @@ class LambdaCase(Case):
         ]
 
     def leaves(self, state: list[Tensor]) -> list[Tensor]:
-        """All three."""
+        """Return all three."""
         return state
 
     def run(self, candidate: str, state: list[Tensor]) -> Tensor:
-        """(B, h, v, H, W)."""
+        """Compute position lambdas times queries: (B, h, v, H, W)."""
         if candidate in FORMULAS:
             return FORMULAS[candidate](*state)
         return position_lambda(
             *state, path=candidate if candidate in ORDERS else None)
 
     def least_bytes(self, candidate: str) -> int:
-        """The lambdas of all pixels; the broadcast product has h of them."""
+        """Return the size of all lambdas; conv3d broadcasts them to h heads."""
         if candidate not in FORMULAS:
             return 0
         copies = 1 + self.heads if candidate.startswith('conv3d') else 1
@@ -104,19 +104,19 @@ class LambdaCase(Case):
             torch, self.dtype).itemsize
 
     def errors(self, states: dict[str, list[Tensor]]) -> dict[str, float]:
-        """Against the formula in float64."""
+        """Compare with the formula in float64."""
         state = next(iter(states.values()), None)
         if state is None:
             return {}
         with torch.no_grad():
             want = reference.position_lambda(*(x.double() for x in state))
             return {
-                name: relative_error(self.run(name, mine).double(), want)
-                for name, mine in states.items()
+                name: relative_error(self.run(name, state).double(), want)
+                for name, state in states.items()
             }
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             size=self.size, channels=self.channels, heads=self.heads,
             depth=self.depth, intra=self.intra, window=self.window,
@@ -125,11 +125,11 @@ class LambdaCase(Case):
 
 @dataclass(frozen=True)
 class BackboneCase(Case):
-    """LambdaResNet beside mmdet's ResNet of the same depth.
+    """LambdaResNet and mmdet's ResNet of the same depth.
 
     Attributes:
         depth: 50, 101 or 152.
-        dilated: Output stride 8, as segmentors want it.
+        dilated: Use output stride 8, as segmentors do.
         shape: Height and width of the image.
     """
 
@@ -141,50 +141,51 @@ class BackboneCase(Case):
     @classmethod
     def parse(cls, text: str, shape: tuple[int, int] | None,
               **kwargs) -> BackboneCase:
-        """Read ``50`` or, with an output stride of 8, ``50-d8``.
+        """Parse ``50`` or, with an output stride of 8, ``50-d8``.
 
         Args:
             text: The case.
-            shape: Of the image; None: 800x1344, or 512x1024 where dilated.
+            shape: Height and width of the image; None: 800x1344, or 512x1024 if
+                dilated.
             **kwargs: Other attributes.
 
         Raises:
-            ValueError: The text is of another form.
+            ValueError: The text has another form.
         """
         match = re.fullmatch(r'(50|101|152)(-d8)?', text)
         if match is None:
-            raise ValueError('--cases must be 50, 101 or 152, or with an output '
-                             f'stride of 8 50-d8 and the like, got {text!r}')
+            raise ValueError('--cases must be 50, 101 or 152, with the suffix '
+                             f'-d8 for an output stride of 8, got {text!r}')
         dilated = match[2] is not None
         return cls(
             name=text, depth=int(match[1]), dilated=dilated,
             shape=shape or ((512, 1024) if dilated else (800, 1344)), **kwargs)
 
     def candidates(self) -> tuple[str, ...]:
-        """Ours and the host's."""
+        """Return LambdaResNet and mmdet's ResNet."""
         return ('LambdaResNet', 'mmdet.ResNet')
 
     def prepare(self, candidate: str) -> tuple[torch.nn.Module, Tensor]:
-        """The backbone, training with its norms in evaluation; an image."""
+        """Build the backbone in training mode with norm_eval, and an image."""
         torch.manual_seed(0)
         cfg = dict(type=candidate, depth=self.depth, norm_eval=True)
         if self.dilated:
             cfg.update(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
         model = MODELS.build(cfg).to(self.device, getattr(torch, self.dtype))
-        model.train()  # a host's backbone may return nothing here
+        model.train()  # do not chain: train() of some backbones returns None
         return model, self._randn(self.batch, 3, *self.shape, seed=0)
 
     def leaves(self, state: tuple[torch.nn.Module, Tensor]) -> list[Tensor]:
-        """Parameters and image."""
+        """Return parameters and image."""
         return [*state[0].parameters(), state[1]]
 
     def run(self, candidate: str,
             state: tuple[torch.nn.Module, Tensor]) -> Sequence[Tensor]:
-        """The maps."""
+        """Compute the maps."""
         return state[0](state[1])
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             shape=self.shape, depth=self.depth, dilated=self.dilated,
             batch=self.batch, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""The largest image that a network takes in the memory of a device."""
+"""Search the largest image that fits into the memory of a device."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ...openmmlab.models import describe
 from .measuring import resident_peak, run_pass
 from .networks import NetworkCase
 
-# What a process needs on a CUDA device beside torch's tensors.
+# Memory of a process on a CUDA device besides torch's tensors.
 CONTEXT_GIB = 0.5
 # Sides grow in steps of this many pixels; 25 steps are 800 x 1344.
 STEP = 32
-# Stop when the result is known to this share of a side.
+# Stop when the side is known to this relative precision.
 PRECISION = 0.03
 TRIALS = 6
 
 
 def image_shape(steps: int) -> tuple[int, int]:
-    """Height and width of an image of about 800:1344, multiples of 32."""
+    """Return height and width of about 800:1344, in multiples of 32."""
     return STEP * steps, STEP * round(steps * 42 / 25)
 
 
@@ -34,9 +34,9 @@ class Trial:
 
     Attributes:
         fits: Whether it ran within the limit.
-        peak: Its bytes; 0 where it did not run.
-        seconds: How long it took.
-        error: Why it did not run, where that is not memory.
+        peak: Peak memory in bytes; 0 if it did not run.
+        seconds: Duration.
+        error: Why it did not run; None if it ran or memory was the reason.
     """
 
     fits: bool
@@ -47,17 +47,17 @@ class Trial:
 
 def search(attempt: Callable[[int], bool], guess: int, most: int,
            trials: int = TRIALS) -> tuple[int, int]:
-    """Find the largest number of steps that fits, from a good guess.
+    """Find the largest number of steps that fits, starting from a guess.
 
     Args:
-        attempt: Whether a number of steps fits; monotonic.
-        guess: Where to begin.
+        attempt: Returns whether a number of steps fits; must be monotonic.
+        guess: The first number to try.
         most: The largest number to try.
-        trials: Most attempts.
+        trials: Maximum number of attempts.
 
     Returns:
-        The largest number that was seen to fit (0: none), and the smallest
-        that was seen not to (``most + 1``: none).
+        The largest number that fitted (0: none), and the smallest number that
+        did not (``most + 1``: none).
     """
     fitting, failing = 0, most + 1
     stride = PRECISION
@@ -69,7 +69,7 @@ def search(attempt: Callable[[int], bool], guess: int, most: int,
             fitting = guess
         else:
             failing = guess
-        # From one side only: strides that grow; from both: bisection.
+        # Bisect once both bounds are known; before that, take growing strides.
         if fitting and failing <= most:
             guess = (fitting + failing) // 2
         else:
@@ -79,19 +79,19 @@ def search(attempt: Callable[[int], bool], guess: int, most: int,
 
 
 def _line(sizes: Sequence[float], amounts: Sequence[float]) -> tuple[float, float]:
-    """Offset and slope through two points, neither of them negative."""
+    """Fit offset and slope through two points, both clamped to at least 0."""
     (x0, x1), (y0, y1) = sizes, amounts
     slope = max(0., (y1 - y0) / (x1 - x0))
     return max(0., y1 - slope * x1), slope
 
 
 class LargestImage:
-    """Searches of one network and dtype; the case's shape does not matter.
+    """Search for one network and dtype; the case's shape is ignored.
 
     Args:
-        case: Gives device, network and dtype.
-        probes: Two numbers of steps that surely fit, to predict the others.
-        longest: No attempt is made that is predicted to take more seconds.
+        case: Device, network and dtype.
+        probes: Two small numbers of steps, from which others are predicted.
+        longest: Skip attempts with a longer predicted duration in seconds.
     """
 
     def __init__(self,
@@ -103,21 +103,21 @@ class LargestImage:
         self.longest = longest
         self._state = case.prepare(case.names[0])
         self._probed: dict[str, list[Trial]] = {}
-        # The optimiser's state, libraries and their workspaces.
+        # Warm up: allocate optimiser state, libraries and workspaces.
         for kind in ('step', 'forward'):
             self._try(probes[0], kind, self._limit(None))
 
     def find(self, kind: str, gib: float, deadline: float) -> dict[str, Any]:
-        """Search the largest image of one pass in a device of ``gib`` GiB.
+        """Search the largest image of one pass on a device with ``gib`` GiB.
 
         Args:
             kind: ``'forward'`` or ``'step'``.
-            gib: Memory of the device that is imitated.
-            deadline: No further attempt starts later, by ``time.monotonic()``.
+            gib: Memory of the simulated device.
+            deadline: Start no attempt later, by ``time.monotonic()``.
 
         Returns:
-            ``shape``, the largest that ran, ``peak_bytes`` and ``seconds`` of
-            that pass, ``too_large``, the smallest shape that did not run, and
+            ``shape``, the largest that ran; ``peak_bytes`` and ``seconds`` of
+            that pass; ``too_large``, the smallest shape that did not run; and
             ``limited_by``: ``'memory'``, ``'time'`` or an error.
         """
         limit = self._limit(gib)
@@ -149,7 +149,7 @@ class LargestImage:
         return dict(record, limited_by=error or 'memory')
 
     def _limit(self, gib: float | None) -> int:
-        """Bytes that torch may take of a device of ``gib`` GiB; None: this one."""
+        """Return the bytes for torch on a ``gib`` GiB device; None: this one."""
         if self.case.device == 'cuda':
             total = torch.cuda.get_device_properties(0).total_memory
             gib = min(total / 2**30, total if gib is None else gib)
@@ -158,9 +158,9 @@ class LargestImage:
         return int(max(gib - CONTEXT_GIB, 0.1 * gib) * 2**30)
 
     def _predict(self, kind: str, limit: int) -> tuple[int, int]:
-        """A guess of the largest number of steps, and the most to try."""
+        """Predict the largest number of steps; return it and the most to try."""
         if kind not in self._probed:
-            # Twice: libraries start and choose kernels in the first pass.
+            # Twice: libraries initialise and choose kernels in the first pass.
             self._probed[kind] = [
                 [self._try(steps, kind, self._limit(None)) for _ in range(2)][-1]
                 for steps in self.probes
@@ -169,18 +169,18 @@ class LargestImage:
         pixels = [steps**2 for steps in self.probes]
         offset, slope = _line(pixels, [t.peak for t in trials])
         guess = int((max(0., limit - offset) / max(slope, 1.))**0.5)
-        # Attention takes the square of the pixels, the rest is linear.
+        # Attention is quadratic in the number of pixels, the rest is linear.
         linear, square = _line(
             pixels, [t.seconds / p for t, p in zip(trials, pixels)])
         most = max(1, guess)
         while most > 1 and linear * most**2 + square * most**4 > self.longest:
             most = int(0.95 * most)
-        # With room for a guess that was too small.
+        # Leave room above the guess, which may be too small.
         most = most if most < guess else round(1.5 * guess) + 2
         return max(1, min(guess, most)), most
 
     def _try(self, steps: int, kind: str, limit: int) -> Trial:
-        """One pass at one size, in at most ``limit`` bytes."""
+        """Run one pass at one size, in at most ``limit`` bytes."""
         state = self._state
         case = replace(self.case, shape=image_shape(steps))
         cuda = case.device == 'cuda'
@@ -203,14 +203,14 @@ class LargestImage:
             if cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
-            # What the allocator reserved is what a smaller device must have.
+            # A smaller device needs as much as the allocator reserved.
             peak = torch.cuda.max_memory_reserved() if cuda else \
                 resident_peak() - before + case.held_bytes(state)
             return Trial(peak <= limit, peak, seconds)
         except torch.cuda.OutOfMemoryError:
             return Trial(False)
         except RuntimeError as error:
-            # Such as a library that allocates by itself, or 32-bit indices.
+            # For example a library's own allocation, or 32-bit indices.
             return Trial(False, error=describe(error))
         finally:
             state.image = None

@@ -1,4 +1,4 @@
-"""Each branch of each level of FPT's presets beside its plain formula."""
+"""Compare each branch of each level of FPT's presets with its plain formula."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ CHANNELS = 256
 
 def _mixture(layer: nn.Module, x: Tensor, source: Tensor,
              key_stride: int) -> Tensor:
-    """All scores at once (FPT, Eq. 2): (B, E, H, W)."""
-    source = pool_keys(source, key_stride)
-    key = layer.key(source)
+    """Compute all scores at once (FPT, Eq. 2): (B, E, H, W)."""
+    source = pool_keys(source, key_stride)  # (B, C, h, w)
+    key = layer.key(source)  # (B, N * d, h, w)
     parts = layer.num_mixtures
 
     def split(maps: Tensor) -> Tensor:
-        """(B, E, H, W) to (B, N, H * W, d)."""
+        """Reshape (B, N * d, H, W) to (B, N, H * W, d)."""
         return maps.flatten(2).unflatten(1, (parts, -1)).transpose(2, 3)
 
-    weights = key.new_ones(len(key), 1) if parts == 1 else (
+    weights = key.new_ones(len(key), 1) if parts == 1 else (  # (B, N)
         key.mean(dim=(2, 3)) @ layer.mixture_weight.T).softmax(dim=1)
-    out = reference.mixture_attention(
+    out = reference.mixture_attention(  # (B, H * W, E)
         split(layer.query(x)), split(key),
         layer.value(source).flatten(2).transpose(1, 2), weights,
         similarity=layer.similarity, scale=layer.scale)
-    return out.transpose(1, 2).unflatten(2, x.shape[2:])
+    return out.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, E, H, W)
 
 
 def self_transformer(layer: SelfTransformer, x: Tensor,
                      key_stride: int | None = None) -> Tensor:
-    """FPT, Sec. 3.2."""
+    """Compute the Self-Transformer (FPT, Sec. 3.2)."""
     return _mixture(layer, x, x, key_stride or layer.key_stride)
 
 
 def grounding_transformer(layer: GroundingTransformer, fine: Tensor,
                           coarse: Tensor,
                           key_stride: int | None = None) -> Tensor:
-    """FPT, Sec. 3.3."""
+    """Compute the Grounding Transformer (FPT, Sec. 3.3)."""
     return _mixture(layer, fine, coarse, key_stride or layer.key_stride)
 
 
 def rendering_transformer(layer: RenderingTransformer, coarse: Tensor,
                           fine: Tensor) -> Tensor:
-    """FPT, Eq. 5 and 6, K of every pixel before its mean is taken."""
-    weight = layer.key(fine).mean(dim=(2, 3), keepdim=True)
+    """Compute FPT, Eq. 5 and 6, with K of every pixel before the mean."""
+    weight = layer.key(fine).mean(dim=(2, 3), keepdim=True)  # (B, E, 1, 1)
     conv = layer.value_conv
-    value = F.conv2d(
+    value = F.conv2d(  # (B, E, h, w), the coarse size except for rounding
         layer.value(fine), conv.weight, conv.bias,
         stride=layer.stride(fine.shape[2], coarse.shape[2]), padding=1)
     if value.shape[2:] != coarse.shape[2:]:
@@ -91,7 +91,7 @@ class _State:
 
 @lru_cache(maxsize=1)
 def _neck(preset: str) -> nn.Module:
-    """FPT on a pyramid of four levels; its branches alone are run."""
+    """Build FPT on four levels; only its branches are run."""
     torch.manual_seed(0)
     return MODELS.build(dict(
         type='FPT', in_channels=CHANNELS, out_channels=CHANNELS, pyramid=None,
@@ -104,10 +104,10 @@ class BranchCase(Case):
 
     Attributes:
         preset: A key of FPT's presets.
-        index: Of the branch, as FPT counts them.
-        level: P2, P3, ... that it belongs to.
-        branch: ``'ST'``, or ``'GT from P5'`` and the like.
-        scores: Of all parts and all images.
+        index: Number of the branch in ``FPT.branch_inputs``.
+        level: Its level: 2 for P2, 3 for P3, ...
+        branch: Its name, such as ``'ST'`` or ``'GT from P5'``.
+        scores: Number of scores of all parts and images.
         shape: Height and width of the image.
     """
 
@@ -120,11 +120,11 @@ class BranchCase(Case):
     batch: int = 1
 
     def candidates(self) -> tuple[str, ...]:
-        """Ours and the formula."""
+        """Return ours and the formula."""
         return CANDIDATES
 
     def prepare(self, candidate: str) -> _State:
-        """The layer, and the maps that it reads."""
+        """Return the layer and its input maps."""
         maps = tuple(
             self._randn(
                 self.batch, CHANNELS, *level_size(self.shape, level), seed=level,
@@ -136,23 +136,23 @@ class BranchCase(Case):
                       tuple(x.detach().requires_grad_() for x in args), options)
 
     def leaves(self, state: _State) -> list[Tensor]:
-        """Parameters and maps."""
+        """Return parameters and maps."""
         return [*state.layer.parameters(), *state.maps]
 
     def run(self, candidate: str, state: _State) -> Tensor:
-        """(B, E, H, W)."""
+        """Compute the branch: (B, E, H, W)."""
         if candidate == 'formula':
             _, formula = FORMULAS[type(state.layer)]
             return formula(state.layer, *state.maps, **state.options)
         return state.layer(*state.maps, **state.options)
 
     def least_bytes(self, candidate: str) -> int:
-        """The maps of all parts, before and after the softmax."""
+        """Return the size of all parts' scores before and after the softmax."""
         size = getattr(torch, self.dtype).itemsize
         return 2 * self.scores * size if candidate == 'formula' else 0
 
     def errors(self, states: dict[str, _State]) -> dict[str, float]:
-        """Of ours against the formula, where both were run."""
+        """Compare ours with the formula, if both ran."""
         if len(states) < len(CANDIDATES):
             return {}
         with torch.no_grad():
@@ -160,7 +160,7 @@ class BranchCase(Case):
         return dict(fpt_plugin=relative_error(ours, formula))
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             preset=self.preset, level=self.level, branch=self.branch,
             scores=self.scores, shape=self.shape, batch=self.batch,
@@ -169,7 +169,7 @@ class BranchCase(Case):
 
 def cases(names: list[str], shape: tuple[int, int], batch: int = 1,
           **common: Any) -> list[BranchCase]:
-    """All branches of all levels of some presets.
+    """Make the cases of all branches of all levels of some presets.
 
     Args:
         names: Keys of FPT's presets.
@@ -200,14 +200,14 @@ def cases(names: list[str], shape: tuple[int, int], batch: int = 1,
 
 
 def markdown(content: dict) -> str:
-    """How many times longer the formula takes, by preset, level and branch."""
-    where, sizes = content['environment'], content['records'][0]
+    """Format times and their ratio to the formula, by preset, level, branch."""
+    machine, sizes = content['environment'], content['records'][0]
     height, width = sizes['shape']
     lines = [
         f'{sizes["batch"]} x {height}x{width}, {sizes["dtype"]}, '
-        f'{where["device"]}, {where["threads"]} threads, torch '
-        f'{where["torch"]}. Ratios are times of the plain formula over those of '
-        f'fpt_plugin, medians of {content["repeats"]}.', '',
+        f'{machine["device"]}, {machine["threads"]} threads, torch '
+        f'{machine["torch"]}. Ratio: time of the plain formula divided by the time '
+        f'of fpt_plugin, medians of {content["repeats"]}.', '',
         *table_head(['preset', 'level', 'branch'],
                     ['forward', 'with backward', 'formula / fpt_plugin: forward',
                      'with backward'])]
@@ -229,7 +229,7 @@ def markdown(content: dict) -> str:
 
 
 def _seconds(records: list[dict], kind: str, name: str) -> float | None:
-    """The sum of the medians; None where one was not timed."""
+    """Sum the medians; None if one was not timed."""
     found = [record['candidates'][name] for record in records]
     if any(kind not in x for x in found):
         return None

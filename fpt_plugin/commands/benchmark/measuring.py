@@ -1,6 +1,6 @@
-"""Side-by-side measurement of candidates at one piece of work.
+"""Measure time, memory and error of several candidates for the same work.
 
-How it is done, and what the figures mean: benchmarks/README.md.
+benchmarks/README.md describes the method and the figures.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from ...openmmlab.models import describe
 from ...version import __version__
 
 PASSES = ('forward', 'both')
-# Turns that a case gets at least, where its time is limited.
+# Minimum number of turns when the time of a case is limited.
 LEAST_TURNS = 3
-# Standard deviation of a trained backbone's maps (0.2 to 0.7). With 1, exponentials
-# of the scores' differences are denormal numbers, which take a CPU twice the time.
+# Standard deviation of a trained backbone's maps (0.2 to 0.7). With 1, the softmax
+# has denormal numbers, which take twice the time on a CPU.
 MAP_SCALE = 0.4
 
 
 @dataclass(frozen=True)
 class Case:
-    """A piece of work that several candidates can do.
+    """Work for which several candidates are compared.
 
-    Subclasses say how. They are small and can be pickled, because each peak
-    of memory is measured in a process of its own.
+    Subclasses define the work. They must be small and picklable, because each
+    memory peak is measured in a new process.
 
     Attributes:
-        name: As the table shows it.
+        name: Name in the table.
         device: ``'cpu'`` or ``'cuda'``.
         dtype: Name of the floating point type of the inputs.
-        passes: What is measured: ``'forward'``, ``'both'`` (with backward) or
+        passes: The measured passes: ``'forward'``, ``'both'`` (with backward) or
             ``'step'`` (with backward and an optimiser step).
     """
 
@@ -57,43 +57,43 @@ class Case:
     dtype: str = 'float32'
 
     def candidates(self) -> tuple[str, ...]:
-        """Names; times are shown relative to the first one's."""
+        """Return their names; ratios are relative to the first one."""
         raise NotImplementedError
 
     def prepare(self, candidate: str) -> Any:
-        """Everything that is there before the clock starts."""
+        """Build the state before the time measurement."""
         raise NotImplementedError
 
     def leaves(self, state: Any) -> list[Tensor]:
-        """The tensors that get gradients, cleared between two runs."""
+        """Return the tensors with gradients, which are cleared between runs."""
         raise NotImplementedError
 
     def run(self, candidate: str, state: Any) -> Tensor | Sequence[Tensor]:
-        """The work itself; returns what the backward pass starts from."""
+        """Run the forward pass; return the tensors for the backward pass."""
         raise NotImplementedError
 
     def step(self, state: Any) -> None:
-        """An optimiser step, after the backward pass."""
+        """Run an optimiser step, after the backward pass."""
         raise NotImplementedError
 
     def least_bytes(self, candidate: str) -> int:
-        """A lower bound of what the candidate's forward pass holds."""
+        """Return a lower bound of the memory of the forward pass."""
         return 0
 
     def unavailable(self, candidate: str) -> str:
-        """Why the candidate cannot run here; empty: it can."""
+        """Return why the candidate cannot run here; empty if it can."""
         return ''
 
     def held_bytes(self, state: Any) -> int:
-        """What is there before a pass and counts as its memory all the same."""
+        """Return bytes allocated before a pass that count as its memory."""
         return 0
 
     def errors(self, states: dict[str, Any]) -> dict[str, float]:
-        """Relative error of each candidate's output."""
+        """Return the relative error of each candidate's output."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Sizes, for the record."""
+        """Return the sizes, for the record."""
         return {}
 
     def _randn(self, *shape: int, seed: int, scale: float = 1.) -> Tensor:
@@ -103,7 +103,7 @@ class Case:
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """||got - want|| / ||want||."""
+    """Compute ||got - want|| / ||want||."""
     return ((got - want).norm() / want.norm()).item()
 
 
@@ -120,24 +120,24 @@ def measure(cases: Sequence[Case],
     """Time all candidates of each case in turns, and measure their memory.
 
     Args:
-        cases: What to measure.
-        repeats: Turns, after one that does not count.
-        limit: A candidate that would hold more bytes is left out by name.
-        progress: Shows how far it is.
-        memory: Whether peaks of memory are measured.
-        times: Whether passes are timed, and their results compared.
-        case_seconds: Start no further turn of a case after that long, except
-            the first three; None: no limit.
-        deadline: Leave out the cases that would start later, by
-            ``time.monotonic()``; None: none.
-        keep_going: Record the error of a candidate as ``failed`` and go on
-            with the others, so that one long run loses nothing else.
+        cases: The cases.
+        repeats: Number of turns after a warm-up turn.
+        limit: Skip candidates that would need more bytes.
+        progress: Progress bar.
+        memory: Measure peaks of memory.
+        times: Time the passes and compare their results.
+        case_seconds: Start no further turn of a case after this time, except
+            the first three turns; None: no limit.
+        deadline: Skip cases that would start later, by ``time.monotonic()``;
+            None: no deadline.
+        keep_going: Record the error of a candidate as ``failed`` and continue
+            with the others.
 
     Returns:
-        A record a case: ``case``, its sizes, and ``candidates`` by name, each
-        with the ``median`` and ``spread`` (interquartile range) of the seconds
-        of each pass, the extra peak memory of each pass in bytes, and the
-        relative ``error``; or ``skipped`` or ``failed`` with why.
+        One record per case: ``case``, its sizes, and ``candidates`` by name. Each
+        candidate has the ``median`` and ``spread`` (interquartile range) of the
+        seconds of each pass, the extra peak memory of each pass in bytes, and the
+        relative ``error``; or the reason under ``skipped`` or ``failed``.
     """
     records = []
     for case in cases:
@@ -152,11 +152,12 @@ def measure(cases: Sequence[Case],
                 found[name] = dict(skipped=reason)
             elif needed > limit:
                 found[name] = dict(
-                    skipped=f'would hold more than {needed / 2**30:.0f} GiB')
+                    skipped=f'would need more than {needed / 2**30:.0f} GiB')
             else:
                 found[name] = {}
                 running.append(name)
-        # On CUDA torch counts what is allocated; a CPU's peaks need a process.
+        # On CUDA, torch counts allocations. On a CPU, each peak is measured in a
+        # new process.
         in_process = memory and case.device == 'cuda'
         turns = repeats + 1 if times else 0
         task = progress.add_task(
@@ -178,13 +179,13 @@ def measure(cases: Sequence[Case],
 def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
                         memory: bool, advance: Callable[[], None],
                         case_seconds: float | None, keep_going: bool) -> None:
-    """Interleaved repeats of all candidates, then their errors and peaks.
+    """Run interleaved turns of all candidates, then measure errors and peaks.
 
     Args:
-        case: What to measure.
+        case: The case.
         found: The record of each candidate, filled here.
-        turns: How many; the first one does not count.
-        memory: Whether peaks are measured.
+        turns: Number of turns; the first one is a warm-up.
+        memory: Measure peaks.
         advance: Called after each pass.
         case_seconds: See :func:`measure`.
         keep_going: See :func:`measure`.
@@ -204,7 +205,7 @@ def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
             if not keep_going:
                 raise
             reason = dict(failed=describe(error))
-        # After the handler: the traceback holds the tensors of the pass.
+        # Not in the handler, where the traceback keeps the pass's tensors alive.
         states.pop(name, None)
         found[name].clear()
         found[name].update(reason)
@@ -213,14 +214,14 @@ def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
     def prepare(name: str) -> None:
         states[name] = case.prepare(name)
 
-    def take_turn(name: str, counts: bool) -> None:
+    def take_turn(name: str, warm_up: bool) -> None:
         for kind in case.passes:
             taken = _clock(case, name, states[name], kind)
-            if counts:
+            if not warm_up:
                 seconds[name][kind].append(taken)
             advance()
 
-    def weigh(name: str) -> None:
+    def measure_peaks(name: str) -> None:
         for kind in case.passes:
             found[name][f'{kind}_bytes'] = _peak(case, name, states[name], kind)
             advance()
@@ -233,7 +234,7 @@ def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
                 and time.monotonic() - started > case_seconds:
             break
         for name in found:
-            attempt(name, partial(take_turn, name, turn > 0))
+            attempt(name, partial(take_turn, name, turn == 0))
     for name in states if turns else ():
         found[name].update({
             kind: median_and_spread(taken)
@@ -242,7 +243,7 @@ def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
     try:
         errors = case.errors(states) if turns else {}
     except RuntimeError as error:
-        # The formula in float64 holds more than the candidates.
+        # The formula in float64 needs more memory than the candidates.
         memory_only = isinstance(error, torch.cuda.OutOfMemoryError)
         if not (memory_only or keep_going):
             raise
@@ -251,24 +252,24 @@ def _measure_in_process(case: Case, found: dict[str, dict], turns: int,
         found[name]['error'] = error
     if memory:
         for name in list(states):
-            attempt(name, partial(weigh, name))
+            attempt(name, partial(measure_peaks, name))
 
 
 def _release(device: str) -> None:
-    """Give back what nothing refers to any more."""
+    """Free unreferenced memory."""
     gc.collect()
     if device == 'cuda':
         torch.cuda.empty_cache()
 
 
 def median_and_spread(seconds: list[float]) -> dict[str, float]:
-    """Median and interquartile range."""
+    """Compute median and interquartile range."""
     low, median, high = np.percentile(seconds, (25, 50, 75))
     return dict(median=float(median), spread=float(high - low))
 
 
 def _clock(case: Case, name: str, state: Any, kind: str) -> float:
-    """Seconds of one pass; what ran before has ended."""
+    """Measure the seconds of one pass, after all earlier work."""
     for leaf in case.leaves(state):
         leaf.grad = None
     if case.device == 'cuda':
@@ -285,7 +286,7 @@ def _clock(case: Case, name: str, state: Any, kind: str) -> float:
 
 
 def run_pass(case: Case, name: str, state: Any, kind: str) -> None:
-    """One pass of a candidate: ``'forward'``, ``'both'`` or ``'step'``."""
+    """Run one pass of a candidate: ``'forward'``, ``'both'`` or ``'step'``."""
     with torch.set_grad_enabled(kind != 'forward'):
         out = case.run(name, state)
     if kind == 'forward':
@@ -297,7 +298,7 @@ def run_pass(case: Case, name: str, state: Any, kind: str) -> None:
 
 
 def peak_in_fresh_process(case: Case, name: str, kind: str) -> int:
-    """Bytes by which a pass exceeds what is there before it."""
+    """Measure the extra peak memory of a pass, in a new process."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_prepare_and_peak, case, name, kind,
@@ -307,14 +308,14 @@ def peak_in_fresh_process(case: Case, name: str, kind: str) -> int:
 def _prepare_and_peak(case: Case, name: str, kind: str, threads: int) -> int:
     torch.set_num_threads(threads)
     state = case.prepare(name)
-    # Thread pools and libraries that the first operation of a kind loads.
+    # Start thread pools and load libraries before the measurement.
     small = torch.ones(8, 8, requires_grad=True)
     (small @ small).softmax(-1).sum().backward()
     return _peak(case, name, state, kind)
 
 
 def _peak(case: Case, name: str, state: Any, kind: str) -> int:
-    """Bytes by which a pass in this process exceeds what was there before."""
+    """Measure the extra peak memory of a pass, in this process."""
     for leaf in case.leaves(state):
         leaf.grad = None
     gc.collect()
@@ -332,10 +333,10 @@ def _peak(case: Case, name: str, state: Any, kind: str) -> int:
 
 
 def resident_peak(reset: bool = False) -> int:
-    """Peak of the resident memory of this process, from now on if reset.
+    """Return this process's peak resident memory, and optionally reset it.
 
-    Where the system cannot reset it (other than Linux), the peak of the
-    process' whole life so far stands for what is there.
+    Only Linux can reset the peak. Elsewhere it is the peak since the start of the
+    process.
     """
     try:
         if reset:
@@ -350,7 +351,7 @@ def resident_peak(reset: bool = False) -> int:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The machine and the versions that figures belong to."""
+    """Describe the machine and the versions."""
     return dict(
         device=torch.cuda.get_device_name() if device == 'cuda' else _cpu(),
         threads=torch.get_num_threads(),
@@ -366,7 +367,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    """The CUDA device, its libraries, and what they round products to."""
+    """Describe the CUDA device, its libraries, and its use of TF32."""
     properties = torch.cuda.get_device_properties(0)
     return dict(
         device_memory_gib=round(properties.total_memory / 2**30, 1),
@@ -381,14 +382,14 @@ def _cuda() -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """Version of the device's driver; None where nvidia-smi does not tell."""
+    """Return the version of the driver; None if nvidia-smi does not report it."""
     program = shutil.which('nvidia-smi')
     if program is None:
         return None
-    told = subprocess.run(
+    result = subprocess.run(
         [program, '--query-gpu=driver_version', '--format=csv,noheader'],
         capture_output=True, text=True, timeout=30, check=False)
-    return told.stdout.strip().partition('\n')[0] or None
+    return result.stdout.strip().partition('\n')[0] or None
 
 
 def _cpu() -> str:

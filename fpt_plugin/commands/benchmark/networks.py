@@ -1,4 +1,4 @@
-"""What the benchmark measures of whole networks, without the host libraries."""
+"""Cases of whole networks, without mmdet and mmseg."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...backbones import LambdaResNet
 from ...necks import FPT, BottomUpPyramid
 from .measuring import Case
 
-# The backbone's lambda blocks, and the neck.
+# Lambda blocks of the backbone, and the neck.
 NETWORKS = {
     'ResNet-50': ((), None),
     'ResNet-50 + pyramid': ((), 'pyramid'),
@@ -28,8 +28,8 @@ class Network(nn.Module):
     """LambdaResNet-50, with or without lambda blocks, and a neck.
 
     The ResNet-50 has the stem and shortcuts of ResNet-D. FPT is the default
-    preset over a :class:`~fpt_plugin.necks.BottomUpPyramid`, which needs no
-    host library.
+    preset over a :class:`~fpt_plugin.necks.BottomUpPyramid`, which needs neither
+    mmdet nor mmseg.
 
     Args:
         name: A key of NETWORKS.
@@ -47,7 +47,7 @@ class Network(nn.Module):
         }[neck]()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to the maps of all levels."""
+        """Compute the maps of all levels from (B, 3, H, W)."""
         return self.neck(self.backbone(image))
 
 
@@ -64,7 +64,7 @@ class TrainingState:
 class NetworkCase(Case):
     """Inference and training steps of networks, at one image size.
 
-    Parameters and images are float32. A lower ``dtype`` is that of autocast.
+    Parameters and images are float32. A lower ``dtype`` is the type of autocast.
     Memory includes weights and the optimiser's state.
 
     Attributes:
@@ -78,11 +78,11 @@ class NetworkCase(Case):
     names: tuple[str, ...] = tuple(NETWORKS)
 
     def candidates(self) -> tuple[str, ...]:
-        """Names of the networks."""
+        """Return the names of the networks."""
         return self.names
 
     def prepare(self, candidate: str) -> TrainingState:
-        """The network in training mode, with its norms in evaluation mode."""
+        """Build the network in training mode, its optimiser, and images."""
         torch.manual_seed(0)
         network = Network(candidate).to(self.device).train()
         optimizer = torch.optim.SGD(
@@ -94,27 +94,27 @@ class NetworkCase(Case):
         return TrainingState(network, optimizer, image)
 
     def leaves(self, state: TrainingState) -> list[Tensor]:
-        """Parameters; the image gets no gradient, as in training."""
+        """Return the parameters; images get no gradient, as in training."""
         return list(state.network.parameters())
 
     def run(self, candidate: str, state: TrainingState) -> Sequence[Tensor]:
-        """The maps."""
+        """Compute the maps."""
         dtype = getattr(torch, self.dtype)
         with torch.autocast(
                 self.device, dtype, enabled=dtype != torch.float32):
             return state.network(state.image)
 
     def step(self, state: TrainingState) -> None:
-        """SGD with momentum."""
+        """Run a step of SGD with momentum."""
         state.optimizer.step()
 
     def held_bytes(self, state: TrainingState) -> int:
-        """Weights, buffers and momentum."""
+        """Return the bytes of weights, buffers and momentum."""
         tensors = [*state.network.parameters(), *state.network.buffers()]
         tensors += [x for kept in state.optimizer.state.values()
                     for x in kept.values() if isinstance(x, Tensor)]
         return sum(x.nbytes for x in tensors)
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(shape=self.shape, batch=self.batch, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""Steps of pre-training: GreenMIM beside SimMIM, and how windows are packed."""
+"""Cases of pre-training: steps of GreenMIM and SimMIM, and window packing."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ CONFIGS = dict(
     b='greenmim_swin-b-p4-w7_8xb256-800e_224.py',
     mini='greenmim_swin-mini-p4-w7_1xb16-2k_192.py')
 CASES = ('t-224', 't-448')
-# The dense one first: it is what the others are compared with.
+# The dense model is the baseline, so it comes first.
 CANDIDATES = ('SimMIM', 'GreenMIM groups', 'GreenMIM uniform')
 
 
 def build(backbone: str, candidate: str) -> nn.Module:
-    """One of CANDIDATES with a backbone of CONFIGS, as the configs have it."""
+    """Build one of CANDIDATES with a backbone of CONFIGS."""
     folder = config_folder('fpt_plugin') / 'pretraining'
     config = load_config(folder / CONFIGS[backbone]).model
     if candidate == 'SimMIM':
@@ -48,7 +48,7 @@ def build(backbone: str, candidate: str) -> nn.Module:
 
 @cache
 def counts(backbone: str, candidate: str, side: int, batch: int) -> dict[str, int]:
-    """What a step costs, without running it: parameters, macs, saved_bytes."""
+    """Count parameters, macs and saved_bytes of a step."""
     total = complexity(build(backbone, candidate), (side, side), batch).total
     return dict(parameters=total.parameters, macs=total.macs,
                 saved_bytes=total.saved_bytes)
@@ -58,12 +58,12 @@ def counts(backbone: str, candidate: str, side: int, batch: int) -> dict[str, in
 class PretrainingCase(Case):
     """The loss of a batch of square images, and its gradients.
 
-    Every pass draws its masks and packs its windows anew, as in training.
-    Parameters are float32 where ``dtype`` is a lower one, that of autocast.
+    As in training, every pass draws new masks and packs its windows. A lower
+    ``dtype`` is the type of autocast; parameters are then float32.
 
     Attributes:
         backbone: A key of CONFIGS.
-        side: Of the images, pixels.
+        side: Side of the images in pixels.
     """
 
     backbone: str = 't'
@@ -72,10 +72,10 @@ class PretrainingCase(Case):
 
     @classmethod
     def parse(cls, text: str, **common: Any) -> PretrainingCase:
-        """``'t-224'``: Swin-T on images of 224x224.
+        """Parse ``'t-224'``: Swin-T on images of 224x224.
 
         Raises:
-            ValueError: The text is of another form.
+            ValueError: The text has another form.
         """
         backbone, _, side = text.partition('-')
         if backbone not in CONFIGS or not side.isdecimal() or int(side) % 32 \
@@ -86,11 +86,11 @@ class PretrainingCase(Case):
                    side=int(side), **common)
 
     def candidates(self) -> tuple[str, ...]:
-        """Names of the models."""
+        """Return the names of the models."""
         return CANDIDATES
 
     def prepare(self, candidate: str) -> tuple[nn.Module, Tensor]:
-        """The model in training mode, and normalised images."""
+        """Build the model in training mode, and draw normalised images."""
         torch.manual_seed(0)
         model = build(self.backbone, candidate).to(self.device).train()
         generator = torch.Generator(self.device).manual_seed(0)
@@ -101,27 +101,27 @@ class PretrainingCase(Case):
         return model, images
 
     def leaves(self, state: tuple[nn.Module, Tensor]) -> list[Tensor]:
-        """Parameters; images get no gradients, as in training."""
+        """Return the parameters; images get no gradient, as in training."""
         return list(state[0].parameters())
 
     def run(self, candidate: str, state: tuple[nn.Module, Tensor]) -> Tensor:
-        """The loss."""
+        """Compute the loss."""
         model, images = state
         dtype = getattr(torch, self.dtype)
         with torch.autocast(self.device, dtype, enabled=dtype.itemsize < 4):
             return model(images, mode='loss')['loss']
 
     def least_bytes(self, candidate: str) -> int:
-        """What a step saves for its backward pass; half of it in a lower type."""
+        """Return the bytes saved for backward; half of them in 16-bit types."""
         size = getattr(torch, self.dtype).itemsize
         return self.counts(candidate)['saved_bytes'] * size // 4
 
     def counts(self, candidate: str) -> dict[str, int]:
-        """What a step costs, counted in float32."""
+        """Count the cost of a step in float32."""
         return counts(self.backbone, candidate, self.side, self.batch)
 
     def facts(self) -> dict[str, Any]:
-        """Sizes, and what was counted."""
+        """Return the sizes and the counts."""
         return dict(
             backbone=self.backbone, side=self.side, batch=self.batch,
             dtype=self.dtype,
@@ -132,14 +132,15 @@ class PretrainingCase(Case):
 
 
 def knapsack(counts: Sequence[int], size: int) -> list[int]:
-    """Pack items into groups, each as full as can be with what is left.
+    """Pack items into groups, filling one group after another optimally.
 
-    The exact counterpart of :func:`first_fit_decreasing`: a group is a 0/1
-    knapsack, solved by dynamic programming in O(items * size).
+    In contrast to :func:`first_fit_decreasing`, each group is an exact 0/1
+    knapsack of the remaining items, solved by dynamic programming in
+    O(items * size).
 
     Args:
-        counts: What each item takes, from 1 to ``size``.
-        size: What a group holds.
+        counts: Size of each item, from 1 to ``size``.
+        size: Capacity of a group.
 
     Returns:
         The group of each item.
@@ -155,44 +156,44 @@ def knapsack(counts: Sequence[int], size: int) -> list[int]:
 
 
 def _fullest(counts: Sequence[int], size: int) -> set[int]:
-    """The items whose sum is the largest that is at most ``size``."""
-    # The item by which each sum was first reached; those below it do the rest.
-    by: list[int | None] = [None] * (size + 1)
+    """Return the items with the largest sum of at most ``size``."""
+    # The item that first reached each sum. Earlier items reach the remainder.
+    last_item: list[int | None] = [None] * (size + 1)
     reached = [True] + [False] * size
     for item, count in enumerate(counts):
         for total in range(size, count - 1, -1):
             if not reached[total] and reached[total - count]:
-                reached[total], by[total] = True, item
+                reached[total], last_item[total] = True, item
         if reached[size]:
             break
     total = max(total for total in range(size + 1) if reached[total])
     chosen = set()
     while total:
-        chosen.add(by[total])
-        total -= counts[by[total]]
+        chosen.add(last_item[total])
+        total -= counts[last_item[total]]
     return chosen
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The tokens that a mask leaves visible in one stage, for one shift."""
+    """Visible tokens of one stage and window shift."""
 
     coords: Tensor
     window: int
     shift: int
 
     def counts(self) -> list[int]:
-        """Visible tokens of each window."""
+        """Count the visible tokens of each window."""
         return count_tokens(self.coords, self.window, self.shift)[1].tolist()
 
     @property
     def trivial(self) -> bool:
-        """Whether all tokens are one group, which needs no packing."""
+        """Whether all tokens fit into one group, so that no packing is needed."""
         return len(self.coords) <= self.window**2
 
 
 def packings(model: GreenMIM, side: int, visible: Tensor) -> Iterator[Packing]:
-    """What a step of square images has to pack for visible units (V,)."""
+    """Yield the packings of a step on square images for visible units (V,)."""
     grid = (side // model.mask_unit, ) * 2
     swin = model.backbone
     size = model.mask_unit // swin.patch_embed.projection.stride[0]
@@ -207,13 +208,13 @@ def packings(model: GreenMIM, side: int, visible: Tensor) -> Iterator[Packing]:
 
 
 def pack(backbone: str, side: int, repeats: int) -> dict[str, Any]:
-    """Measure how the windows of a step are packed, for several masks in turns.
+    """Measure the packing of a step's windows, for several masks in turns.
 
     Returns:
-        ``windows`` and the lower bound ``least`` of the groups of a step, and by
-        method the ``groups`` and ``seconds`` of one, medians over the masks.
-        ``plan_seconds`` is all that precedes attention: coordinates, packing,
-        and rows of the bias table.
+        Medians over the masks: ``windows``, the lower bound ``least`` of the
+        groups of a step, and ``groups`` and ``seconds`` of each method.
+        ``plan_seconds`` is the time of all work before attention: coordinates,
+        packing, and rows of the bias table.
     """
     model = build(backbone, 'GreenMIM groups')
     units = (side // model.mask_unit)**2
@@ -238,7 +239,7 @@ def pack(backbone: str, side: int, repeats: int) -> dict[str, Any]:
             groups = [method(c, max(c)) for c in windows]
             found[f'{name} seconds'].append(time.perf_counter() - started)
             found[f'{name} groups'].append(sum(max(g) + 1 for g in groups))
-    # The first mask does not count.
+    # The first mask is a warm-up.
     middle = {name: median(values[1:]) for name, values in found.items()}
     return dict(
         backbone=backbone, side=side, windows=middle['windows'],
@@ -252,16 +253,16 @@ def pack(backbone: str, side: int, repeats: int) -> dict[str, Any]:
 
 
 def markdown(content: dict) -> str:
-    """Two tables: steps with their ratio to SimMIM, and packing."""
-    where, sizes = content['environment'], content['records'][0]
+    """Format two tables: steps with their ratio to SimMIM, and packing."""
+    machine, sizes = content['environment'], content['records'][0]
     lines = [
         f'Loss of {sizes["batch"]} images and its gradients, {sizes["dtype"]}, '
-        f'{where["device"]}, {where["threads"]} threads, torch {where["torch"]}. '
+        f'{machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}. '
         f'Medians of {content["repeats"]}; in brackets the ratio to '
         f'{CANDIDATES[0]}.', '',
         *table_head(
             ['images', 'model'],
-            ['GMACs an image', 'forward', 'forward and backward', 'peak, forward',
+            ['GMACs per image', 'forward', 'forward and backward', 'peak, forward',
              'peak, with backward', 'saved for backward'])
     ]
     for record in content['records']:
@@ -282,12 +283,12 @@ def markdown(content: dict) -> str:
             lines.append(row([*cells, _mebibytes(
                 counted['saved_bytes'], first['saved_bytes'])]))
     lines += [
-        '', 'Windows of one step, all stages and shifts that need packing, packed '
-        'into groups; one thread of Python, medians over as many masks. The plan is '
-        'all that precedes attention, packing included.', '',
+        '', 'Windows of one step in all stages and shifts that need packing, and the '
+        'groups they are packed into; one Python thread, medians over as many masks. '
+        'Plan: all work before attention, with packing.', '',
         *table_head(['images'], [
-            'windows', 'groups at least', 'first fit', 'knapsack', 'first fit takes',
-            'knapsack takes', 'the plan takes'])
+            'windows', 'minimum of groups', 'groups, first fit', 'groups, knapsack',
+            'time, first fit', 'time, knapsack', 'time, plan'])
     ]
     for found in content['packing']:
         first, exact = found['methods'].values()

@@ -1,4 +1,4 @@
-"""What the benchmark measures of segmentors: inference at full resolution."""
+"""Cases of segmentors: inference at full resolution."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .measuring import Case
 
 @dataclass(frozen=True)
 class SegmentorCase(Case):
-    """Logits of an image, as a segmentor's ``predict`` makes them.
+    """Logits of an image, as a segmentor's ``predict`` computes them.
 
     Attributes:
-        mode: ``'whole'``, or ``'slide'``: in the overlapping windows of the
-            config, those of a 769x769 config where it has none.
-        configs: Files, or names of configs behind ``mmseg::`` and the like.
+        mode: ``'whole'``, or ``'slide'``: overlapping windows of the config, or
+            of a 769x769 config if it has none.
+        configs: Files, or names such as ``mmseg::FILE``.
         shape: Height and width of the image.
     """
 
@@ -33,12 +33,12 @@ class SegmentorCase(Case):
     batch: int = 1
 
     def candidates(self) -> tuple[str, ...]:
-        """Names of the configs."""
+        """Return the names of the configs."""
         return tuple(Path(config.rpartition('::')[2]).stem
                      for config in self.configs)
 
     def prepare(self, candidate: str) -> tuple[nn.Module, Tensor]:
-        """The segmentor with random weights; an image."""
+        """Build the segmentor with random weights, and an image."""
         config = self.configs[self.candidates().index(candidate)]
         cfg = load_config(config)
         cfg.model.pop('pretrained', None)
@@ -52,19 +52,19 @@ class SegmentorCase(Case):
         return model, self._randn(self.batch, 3, *self.shape, seed=0)
 
     def leaves(self, state: tuple[nn.Module, Tensor]) -> list[Tensor]:
-        """None: nothing is learnt."""
+        """Return no tensors: there is no backward pass."""
         return []
 
     def run(self, candidate: str,
             state: tuple[nn.Module, Tensor]) -> Sequence[Tensor]:
-        """(B, classes, H, W)."""
+        """Compute logits (B, classes, H, W)."""
         model, image = state
         meta = dict(img_shape=self.shape, ori_shape=self.shape)
         with torch.no_grad():
             return model.inference(image, [meta] * self.batch)
 
     def facts(self) -> dict[str, Any]:
-        """Sizes."""
+        """Return the sizes."""
         return dict(
             shape=self.shape, mode=self.mode, batch=self.batch,
             dtype=self.dtype)

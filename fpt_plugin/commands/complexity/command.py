@@ -3,25 +3,25 @@
 The convention:
 
 - **MACs** are the multiply-adds of matrix products, convolutions and
-  attention in a forward pass in evaluation mode: one for a multiplication and
-  its addition, half of torch's own count of FLOPs. Norms, activations,
+  attention in a forward pass in evaluation mode. A multiplication with its
+  addition is one MAC, half of torch's count of FLOPs. Norms, activations,
   softmax, pooling, interpolation and other elementwise work are not counted.
-  FPT's attention counts what its formula says, N Lq Lk d for the scores of N
-  parts and Lq Lk C for the one product with the values, in whatever order it
-  is computed. What follows the heads' forwards is left out: NMS, and the masks
-  that RTMDet-Ins, SOLOv2 or YOLACT assemble of their detections. RoI heads see
-  the config's numbers of proposals and detections.
+  FPT's attention counts N Lq Lk d for the scores of N parts and Lq Lk C for the
+  product with the values, independent of the order of computation. Work after
+  the heads' forward is not counted: NMS, and the masks that RTMDet-Ins, SOLOv2
+  or YOLACT assemble from their detections. RoI heads receive the config's
+  numbers of proposals and detections.
 - **Saved for backward** are the bytes of the tensors that autograd keeps in a
-  forward pass in training mode, in float32, indices and masks included: a
-  storage counts whole and once, for the part that saves it first; parameters
-  and buffers do not count. Losses and the optimiser are not in it, nor is what
-  is freed before the backward pass. Operations of mmcv keep what they keep
-  without a GPU: deformable attention its samples, on a GPU its inputs alone.
-  FPT's attention keeps its operands; on a CPU small maps keep their scores too.
+  forward pass in training mode, in float32, with indices and masks. Each storage
+  counts once, in full, for the part that saves it first. Parameters, buffers,
+  losses, the optimiser and tensors that are freed before the backward pass do
+  not count. Operations of mmcv count as they run without a GPU: deformable
+  attention saves its samples, on a GPU only its inputs. FPT's attention saves
+  its operands; on a CPU it also saves the scores of small maps.
 - **Parameters** count once, for the innermost part that has them.
 
-Nothing is computed: the passes run on tensors without data where the model
-allows it, so that a large model at full resolution takes seconds.
+If the model allows it, the passes run on tensors without data, so that a large
+model at full resolution takes seconds.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def complexity(config: str | Path | Config | nn.Module,
                shape: Sequence[int] | None = None,
                batch: int = 1,
                cfg_options: dict | None = None) -> Complexity:
-    """Count a detector or segmentor, with or without our necks.
+    """Count a detector or segmentor, with or without FPT.
 
     Args:
         config: A config, its file, ``mmdet::`` or ``mmseg::`` and a file of
-            that library's configs, or a model, which is left as it is.
+            that library's configs, or a model, which is not changed.
         shape: Height and width of the images; None: 800x1344 for a detector,
-            the size of the crops for a segmentor.
+            the crop size for a segmentor.
         batch: Number of images.
         cfg_options: Settings that override the config's.
 
@@ -89,7 +89,7 @@ def complexity(config: str | Path | Config | nn.Module,
         FileNotFoundError: There is no such config.
         TypeError: A number is not an int.
         ValueError: A number is out of range, the config has no model, the
-            model has no backbone, or it does not say the size of the crops.
+            model has no backbone, or the crop size is unknown.
     """
     check_positive_int('batch', batch)
     cfg = None
@@ -104,7 +104,7 @@ def complexity(config: str | Path | Config | nn.Module,
     if has_plain_roi_head(model):
         notes.append(str(RoICounts.of(model)))
     elif getattr(model, 'roi_head', None) is not None:
-        notes.append('RoI heads see the proposals that the weights at hand make')
+        notes.append('RoI heads receive the proposals of the current weights')
 
     def run(twin: nn.Module, make: Callable[..., Tensor]) -> list[str]:
         return run_model(twin, make(images))
@@ -115,20 +115,20 @@ def complexity(config: str | Path | Config | nn.Module,
 def neck_complexity(neck: nn.Module,
                     shapes: Sequence[Sequence[int]],
                     batch: int = 1) -> Complexity:
-    """Count a neck alone.
+    """Count a neck without a model.
 
     Args:
-        neck: FPT or any other; it is left as it is.
+        neck: FPT or any other neck; it is not changed.
         shapes: (C, H, W) of each backbone map.
         batch: Number of images.
 
     Returns:
         The parts ``pyramid`` (the neck, without FPT) and ``fpt`` (without the
-        pyramid it wraps). The maps want gradients, and count where they are
-        saved first.
+        pyramid it wraps). The maps require gradients, and count for the part
+        that saves them first.
 
     Raises:
-        TypeError: ``neck`` is no module, or a number is not an int.
+        TypeError: ``neck`` is not a module, or a number is not an int.
         ValueError: A number or a shape is out of range.
     """
     if not isinstance(neck, nn.Module):
@@ -154,14 +154,14 @@ def neck_complexity(neck: nn.Module,
 
 
 def model_labels(model: nn.Module) -> dict[nn.Module, Label]:
-    """Each child of a model is a part; so is each head of a RoI head."""
+    """Label each child of a model, and each head of a RoI head, as a part."""
     labels: dict[nn.Module, Label] = {}
     for name, child in model.named_children():
         if name == 'neck':
             labels.update(neck_labels(child))
             continue
         labels[child] = Label(name)
-        if isinstance(model, MaskedImageModel):  # calls its parts' parts
+        if isinstance(model, MaskedImageModel):  # calls submodules of its parts
             labels.update(dict.fromkeys(child.modules(), Label(name)))
         if name == 'roi_head':
             labels.update((head, Label(f'{name}.{inner}'))
@@ -173,7 +173,7 @@ def model_labels(model: nn.Module) -> dict[nn.Module, Label]:
 
 
 def neck_labels(neck: nn.Module) -> dict[nn.Module, Label]:
-    """The pyramid and, wherever it is in the neck, FPT with its branches."""
+    """Label the pyramid and every FPT in the neck with its branches."""
     labels = {neck: Label('pyramid')}
     for fpt in neck.modules():
         if not isinstance(fpt, FPT):
@@ -206,19 +206,19 @@ def _result(measurement: Measurement, inputs: tuple[tuple[int, ...], ...],
         parts=tuple(parts.values()),
         branches=tuple(b for label, b in branches.items() if label.branch),
         notes=(*notes, *measurement.notes,
-               *(f'{name} runs in training alone'
+               *(f'{name} runs only in training'
                  for name in measurement.training_only(parts))),
         not_counted=tuple(missing))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/complexity.py."""
+    """Build the parser of tools/complexity.py."""
     parser = argparse.ArgumentParser(
         description='Parameters, multiply-adds and activation memory of a '
         'detector or segmentor, part by part. ' + CONVENTION)
     add_config(parser)
     add_shape(parser, 'height and width of the images (default: 800 1344 for a '
-              'detector, the size of the crops for a segmentor)')
+              'detector, the crop size for a segmentor)')
     parser.add_argument(
         '--batch',
         type=positive_int,
@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> Complexity:
-    """What tools/complexity.py does."""
+    """Print the table and write the JSON."""
     if args.json is not None:
         check_writable(args.json, suffixes=['.json'], read=[args.config],
                        name='--json')

@@ -1,8 +1,8 @@
-"""Multiply-adds, and tensors saved for the backward pass, label by label.
+"""Count multiply-adds and tensors saved for the backward pass, by label.
 
-Operators are counted where torch executes them, so it does not matter which
-module calls them. What does its work out of torch's sight, or in an order of
-its own, is counted by a formula of its arguments instead: see formulas.py.
+Operators are counted when torch dispatches them, whichever module calls them.
+Functions that torch does not dispatch, or that choose their order of
+computation, are counted by a formula of their arguments: see formulas.py.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .formulas import ATEN, HARMLESS_MMCV, OPERATIONS, UNCOUNTED_ATEN
 
 
 class Meter:
-    """Counts what the copy of a module does, under the label that does it.
+    """Count the work of a module's copy by label.
 
     Args:
-        module: The copy. Its forwards are wrapped, so it serves one meter.
-        labels: A label for each module that shall have one; the innermost
-            running module's holds.
-        rest: The label of everything else.
+        module: The copy. Its forwards are wrapped, so use it with one meter only.
+        labels: Labels of modules. Work counts for the label of the innermost
+            running module that has one.
+        rest: The label of all other work.
 
     Attributes:
         macs: Multiply-adds of each label.
-        saved: Bytes of the tensors saved for backward of each label. A
-            storage counts whole, and once, for the label that saves it first;
-            parameters and buffers do not count.
+        saved: Bytes saved for backward of each label. Each storage counts once,
+            in full, for the label that saves it first; parameters and buffers
+            do not count.
         entered: Labels whose module ran.
-        failed: Labels whose module raised, and what.
-        uncounted: Names of operations without a formula that ran.
-        inside: How many operations that a formula counts are running.
+        failed: Labels whose module raised, with the error.
+        uncounted: Names of executed operations that have no formula.
+        inside: Number of running operations that a formula counts.
     """
 
     def __init__(self, module: nn.Module, labels: dict[nn.Module, Hashable],
@@ -52,7 +52,7 @@ class Meter:
         self.failed: dict[Hashable, str] = {}
         self.uncounted: set[str] = set()
         self._stack = [rest]
-        self.inside = 0  # running operations that a formula counts
+        self.inside = 0
         self._parameters = {_storage(p) for p in module.parameters()}
         self._constant = self._parameters | {
             _storage(b) for b in module.buffers()}
@@ -61,9 +61,9 @@ class Meter:
             self._watch(part, label)
 
     def used(self, parameter: Tensor) -> bool:
-        """Whether the pass was seen to do something with this parameter.
+        """Return whether the pass used a parameter.
 
-        Counting sees all uses; saving sees those that autograd records.
+        ``counting`` records every use, ``saving`` only those that autograd saves.
         """
         return _storage(parameter) in self._used
 
@@ -75,7 +75,7 @@ class Meter:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Count what autograd saves. Nothing is kept: no backward follows."""
+        """Count the tensors that autograd saves, without keeping them."""
         seen = {}
 
         def pack(tensor: Tensor) -> None:
@@ -83,7 +83,7 @@ class Meter:
             storage = tensor.untyped_storage()
             address = storage._cdata
             if address not in seen and address not in self._constant:
-                # The weak reference keeps the address from being used again.
+                # The weak reference prevents reuse of the address.
                 seen[address] = StorageWeakRef(storage)
                 self.saved[self._stack[-1]] += storage.nbytes()
 
@@ -92,11 +92,11 @@ class Meter:
             yield
 
     def add(self, macs: int) -> None:
-        """Count for the running label."""
+        """Add multiply-adds to the running label."""
         self.macs[self._stack[-1]] += int(macs)
 
     def use(self, *arguments) -> None:
-        """Remember the parameters among the arguments of an operation."""
+        """Record the parameters among the arguments of an operation."""
         for x in tree_flatten(arguments)[0]:
             if isinstance(x, Tensor) and x.layout is torch.strided:
                 storage = _storage(x)
@@ -104,10 +104,10 @@ class Meter:
                     self._used.add(storage)
 
     def _watch(self, module: nn.Module, label: Hashable) -> None:
-        """Wrap ``forward`` itself: the libraries' heads are called by it too.
+        """Wrap ``forward`` itself, because the libraries also call it directly.
 
-        mmdet's generators of queries have a ``__call__`` of their own instead,
-        which is looked up in the class.
+        mmdet's query generators define ``__call__`` instead, which Python looks
+        up in the class.
         """
         module.forward = self._labelled(module.forward, label)
         kind = type(module)
@@ -169,7 +169,7 @@ class Meter:
         return counted
 
     def _as_compiled(self, function: Callable, name: str) -> Callable:
-        """An operator of mmcv, which torch does not see and meta lacks."""
+        """Wrap a compiled mmcv operator, which has no dispatch and no meta kernel."""
 
         @functools.wraps(function)
         def guarded(*args, **kwargs):
@@ -177,7 +177,7 @@ class Meter:
                 isinstance(x, Tensor) and x.is_meta
                 for x in (*args, *kwargs.values()))
             if meta and self.inside:
-                return None  # it would fill a tensor that is there already
+                return None  # the operator writes to an existing tensor
             if meta:
                 raise NotImplementedError(
                     f'the compiled operator {name} of mmcv needs data')
@@ -189,7 +189,7 @@ class Meter:
 
 
 class _AtenCounter(TorchDispatchMode):
-    """Sees each operator that torch executes."""
+    """Count each operator that torch dispatches."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class _AtenCounter(TorchDispatchMode):
         name = name.rstrip('_')
         formula = ATEN.get(name) if namespace == 'aten' else None
         if formula is None and namespace == 'aten':
-            with self:  # what is made of other operators is counted by them
+            with self:  # count the operators that this one is composed of
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
@@ -226,7 +226,7 @@ def _no_backward(_) -> Tensor:
 
 
 def _find(package: str, name: str) -> list[Callable]:
-    """What a package and its imported submodules hold under a name."""
+    """Find functions by name in a package and its imported submodules."""
     modules = [
         module for key, module in list(sys.modules.items())
         if key == package or key.startswith(f'{package}.')
@@ -237,7 +237,7 @@ def _find(package: str, name: str) -> list[Callable]:
 
 @contextmanager
 def _replaced(pairs: list[tuple[Callable, Callable]]) -> Iterator[None]:
-    """Put the second of a pair wherever a module's namespace has the first."""
+    """Replace functions by their substitutes in the namespaces of all modules."""
     by_id = {id(function): substitute for function, substitute in pairs}
     changed = []
     try:
@@ -257,7 +257,7 @@ def _replaced(pairs: list[tuple[Callable, Callable]]) -> Iterator[None]:
 
 @contextmanager
 def meta_autocast() -> Iterator[None]:
-    """Let ``torch.autocast(x.device.type)`` take tensors without data."""
+    """Make ``torch.autocast(x.device.type)`` accept meta tensors."""
     original = torch.autocast.__init__
 
     @functools.wraps(original)
@@ -274,7 +274,7 @@ def meta_autocast() -> Iterator[None]:
 
 @contextmanager
 def _attention_in_chunks() -> Iterator[None]:
-    """Count attention with data as without: a CPU keeps maps that are small."""
+    """Use chunked attention, so that passes on CPU and meta save equal bytes."""
     if os.environ.get('FPT_ATTENTION'):
         yield
         return
@@ -287,7 +287,7 @@ def _attention_in_chunks() -> Iterator[None]:
 
 @contextmanager
 def _plain_multihead_attention() -> Iterator[None]:
-    """Keep torch from fusing its MultiheadAttention into one operator."""
+    """Disable torch's fused MultiheadAttention operator."""
     switch = getattr(torch.backends, 'mha', None)  # older torch has none
     if switch is None:
         yield

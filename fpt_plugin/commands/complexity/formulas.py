@@ -1,7 +1,7 @@
 """Multiply-adds of operations, as formulas of their arguments.
 
-Where to add one: a function of fpt_plugin.functional or of a library with
-:func:`operation`, an operator of torch in ``ATEN``.
+Add a function of fpt_plugin.functional or of a library with :func:`operation`,
+and an operator of torch in ``ATEN``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ OPERATIONS: dict[tuple[str, str], Callable[..., int]] = {}
 
 
 def operation(package: str, name: str) -> Callable:
-    """Count a function by a formula instead of by what it executes.
+    """Count a function by a formula instead of its operators.
 
-    The formula is called with the function's own arguments and returns
-    multiply-adds. The function is found by its name in the package and its
-    imported submodules, and intercepted wherever a module refers to it, so it
-    may be imported by name and may move within the package.
+    The formula takes the function's arguments and returns multiply-adds. The
+    function is found by its name in the package and its imported submodules,
+    and replaced in every module that imports it, so it may move within the
+    package.
 
     Args:
         package: Dotted name of a package or module.
@@ -37,7 +37,7 @@ def operation(package: str, name: str) -> Callable:
 @operation('fpt_plugin.functional', 'mixture_attention')
 def _(query: Tensor, key: Tensor, value: Tensor,
       mixture_weights: Tensor | None = None, **_) -> int:
-    """Scores of all N parts, and one product with the values."""
+    """Count the scores of all N parts, and one product with the values."""
     batch, parts, num_queries, depth = query.shape
     num_keys, channels = value.shape[1:]
     return batch * num_queries * num_keys * (parts * depth + channels)
@@ -46,7 +46,7 @@ def _(query: Tensor, key: Tensor, value: Tensor,
 @operation('fpt_plugin.functional', 'local_mixture_attention')
 def _(query: Tensor, key: Tensor, value: Tensor,
       mixture_weights: Tensor | None = None, *, window: int, **_) -> int:
-    """The same with the window's keys, those outside the map included."""
+    """Count the same for the window's keys, also those outside the map."""
     batch, parts, depth, height, width = query.shape
     return batch * height * width * window**2 * (
         parts * depth + value.shape[1])
@@ -54,16 +54,15 @@ def _(query: Tensor, key: Tensor, value: Tensor,
 
 @operation('fpt_plugin.functional', 'content_lambda')
 def _(key: Tensor, value: Tensor) -> int:
-    """Keys times values, summed over positions and intra depth."""
+    """Count keys times values, summed over positions and intra depth."""
     return key.numel() * value.shape[2]
 
 
 @operation('fpt_plugin.functional', 'position_lambda')
 def _(query: Tensor, value: Tensor, embedding: Tensor, **_) -> int:
-    """The cheaper order, on the window's pixels outside the map too.
+    """Count the cheaper order, also for window pixels outside the map.
 
-    Queries and embedding first, or embedding and values first and then the
-    queries.
+    The orders: queries times embedding first, or embedding times values first.
     """
     batch, heads, depth, height, width = query.shape
     channels = value.shape[2]
@@ -75,20 +74,20 @@ def _(query: Tensor, value: Tensor, embedding: Tensor, **_) -> int:
 
 @operation('mmcv.ops', 'deform_conv2d')
 def _(x: Tensor, offset: Tensor, weight: Tensor, *_) -> int:
-    """A convolution; the interpolation is not counted."""
-    # One pair of offsets a place of the output, kernel element and group.
+    """Count the convolution without the interpolation."""
+    # One pair of offsets for each output pixel, kernel element and group.
     return offset.shape[0] * offset.shape[2:].numel() * weight.numel()
 
 
 @operation('mmcv.ops', 'modulated_deform_conv2d')
 def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, *_) -> int:
-    """The same; the mask is elementwise."""
+    """Count the same; the mask is elementwise."""
     return offset.shape[0] * offset.shape[2:].numel() * weight.numel()
 
 
 @operation('mmcv.ops', 'carafe')
 def _(features: Tensor, masks: Tensor, kernel_size: int, *_) -> int:
-    """Each pixel of the output is a weighted sum of a window."""
+    """Count a weighted sum over a window for each output pixel."""
     return (features.shape[0] * features.shape[1] * masks.shape[2:].numel() *
             kernel_size**2)
 
@@ -96,12 +95,12 @@ def _(features: Tensor, masks: Tensor, kernel_size: int, *_) -> int:
 @operation('mmcv.ops', 'multi_scale_deformable_attn_pytorch')
 def _(value: Tensor, shapes: Tensor, locations: Tensor,
       attention_weights: Tensor) -> int:
-    """The weighted sum of what is sampled; sampling is not counted."""
+    """Count the weighted sum of the samples, without the sampling."""
     return attention_weights.numel() * value.shape[-1]
 
 
 def _product(out: Tensor, a: Tensor, b: Tensor, /, **_) -> int:
-    """A matrix (..., m, k) times (..., k, n) or (k,)."""
+    """Count a matrix (..., m, k) times (..., k, n) or (k,)."""
     return a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
 
 
@@ -112,19 +111,19 @@ def _add_product(out: Tensor, added: Tensor, a: Tensor, b: Tensor, /,
 
 def _convolution(out: Tensor, x: Tensor, weight: Tensor, bias, stride, padding,
                  dilation, transposed: bool, /, *_, **__) -> int:
-    """Every place of the output, or of a transposed one's input."""
+    """Count one kernel for each output pixel; if transposed, each input pixel."""
     return (x if transposed else out).numel() * weight.shape[1:].numel()
 
 
 def _attention(out, query: Tensor, key: Tensor, value: Tensor, /, *_,
                **__) -> int:
-    """Scaled dot product attention, masked scores included."""
+    """Count scaled dot product attention, with masked scores."""
     return query.shape[:-1].numel() * key.shape[-2] * (
         query.shape[-1] + value.shape[-1])
 
 
 # Formulas by the names of torch's operators, without the underscore of
-# in-place variants; called with the result and the arguments.
+# in-place variants. They take the result and the arguments.
 ATEN: dict[str, Callable[..., int]] = {
     **dict.fromkeys(['mm', 'bmm', 'mv', 'dot', 'vdot'], _product),
     **dict.fromkeys(['addmm', 'baddbmm', 'addbmm', 'addmv'], _add_product),
@@ -141,12 +140,12 @@ ATEN: dict[str, Callable[..., int]] = {
     ], _attention),
 }
 
-# Operators that multiply and add, and have no formula here: to be named.
+# Operators with multiply-adds but without a formula; they are reported.
 UNCOUNTED_ATEN = {
     '_native_multi_head_attention', '_transformer_encoder_layer_fwd',
     '_flash_attention_forward', '_efficient_attention_forward', '_trilinear',
     'mkldnn_rnn_layer', '_thnn_fused_lstm_cell', '_thnn_fused_gru_cell',
     '_fft_r2c', '_fft_c2r', '_fft_c2c'
 }
-# What mmcv's compiled operators begin with that only select, pool or compare.
+# Prefixes of mmcv's compiled operators that only select, pool or compare.
 HARMLESS_MMCV = ('nms', 'softnms', 'roi_', 'bbox_overlaps')

@@ -1,7 +1,7 @@
 """One forward pass of a detector or segmentor, part by part.
 
-The passes run on a copy of a model, whose tensors may be on the meta device:
-shapes only, nothing is computed.
+The pass runs on a copy of the model, which may be on the meta device (shapes
+without data).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...openmmlab.models import data_samples, describe
 
 @dataclass(frozen=True)
 class RoICounts:
-    """How many RoIs of an image the heads of a two-stage detector see."""
+    """Numbers of RoIs per image in the heads of a two-stage detector."""
 
     proposals: int
     detections: int
@@ -29,7 +29,7 @@ class RoICounts:
 
     @classmethod
     def of(cls, model: nn.Module) -> RoICounts:
-        """Read them from ``test_cfg`` and ``train_cfg``, or mmdet's defaults."""
+        """Read the numbers from the model's configs, with mmdet's defaults."""
         test, train = model.test_cfg or {}, model.train_cfg or {}
         proposals = (test.get('rpn') or {}).get('max_per_img', 1000)
         detections = (test.get('rcnn') or {}).get('max_per_img', 100)
@@ -44,46 +44,48 @@ class RoICounts:
             positives=int(samples * sampler.get('pos_fraction', 0.25)))
 
     def __str__(self) -> str:
-        return (f'RoI heads see {self.proposals} proposals and, for masks, '
-                f'{self.detections} detections an image; saved for backward: '
+        return (f'RoI heads receive {self.proposals} proposals and, for masks, '
+                f'{self.detections} detections per image; saved for backward: '
                 f'{self.samples} samples, {self.positives} of them positive')
 
 
 class Attempts:
-    """Runs steps that may fail, and keeps what they raised.
+    """Run steps that may fail, and collect their errors.
 
     Attributes:
-        errors: What failed, one line each.
+        errors: One line for each error.
     """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def __call__(self, function: Callable, *args, **kwargs) -> object | None:
-        """The result, or None where it raised."""
+        """Return the result, or None after an error."""
         try:
             return function(*args, **kwargs)
-        # Code of the libraries and of anyone's models: it may raise anything.
+        # Code of the libraries and of user models may raise any exception.
         except Exception as error:
             self.errors.append(describe(error))
             return None
 
 
 def run_model(model: nn.Module, images: Tensor) -> list[str]:
-    """One forward pass of a detector or segmentor, heads included.
+    """Run one forward pass of a detector or segmentor, with its heads.
+
+    In training mode, two-stage heads receive as many RoIs as their sampler draws,
+    and auxiliary heads run.
 
     Args:
         model: A copy, which is changed.
-        images: (B, C, H, W). In training the two-stage heads see as many RoIs
-            as their sampler takes and auxiliary heads run, else as in testing.
+        images: (B, C, H, W).
 
     Returns:
-        What failed, one line each.
+        One line for each error.
     """
     samples = data_samples(images)
     attempt = Attempts()
-    # What the extractors cut out depends on the data, and pooling is not
-    # counted: only the number and size of the RoI features matter.
+    # RoI extraction depends on the data, and pooling is not counted: only the
+    # number and size of the RoI features matter.
     for module in model.modules():
         if hasattr(module, 'roi_layers'):
             module.forward = functools.partial(_roi_features, module)
@@ -99,7 +101,7 @@ def run_model(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def has_plain_roi_head(model: nn.Module) -> bool:
-    """Whether the RoI heads can be given RoI features, one after the other."""
+    """Return whether each RoI head can run on given RoI features."""
     head = getattr(model, 'roi_head', None)
     if head is None:
         return False
@@ -130,7 +132,7 @@ def _forward_arguments(roi_head: nn.Module,
 
 def _run_segmentor(model: nn.Module, images: Tensor,
                    samples: list[BaseDataElement], attempt: Attempts) -> None:
-    """Backbone, neck and decode heads; in training the auxiliary heads."""
+    """Run backbone, neck and decode heads; in training the auxiliary heads too."""
     features = []
     extract_feat = model.extract_feat
 
@@ -147,7 +149,7 @@ def _run_segmentor(model: nn.Module, images: Tensor,
 
 
 def _run_two_stage(model: nn.Module, images: Tensor, attempt: Attempts) -> None:
-    """The dense parts, then each RoI head with its usual number of RoIs."""
+    """Run the dense parts, then each RoI head with its usual number of RoIs."""
     features = attempt(model.extract_feat, images)
     if features is None:
         return
@@ -169,7 +171,7 @@ def _run_two_stage(model: nn.Module, images: Tensor, attempt: Attempts) -> None:
             attempt(forward, features, rois)
             continue
         stages = range(len(getattr(head, f'{kind}_head')))
-        if 'training' in arguments:  # HTC, which tests all stages in one call
+        if 'training' in arguments:  # HTC tests all stages in one call
             forward = functools.partial(forward, training=model.training)
             stages = stages if model.training else stages[-1:]
         for stage in stages:
@@ -178,28 +180,31 @@ def _run_two_stage(model: nn.Module, images: Tensor, attempt: Attempts) -> None:
 
 def _run_transformer(model: nn.Module, images: Tensor,
                      samples: list[BaseDataElement], attempt: Attempts) -> None:
-    """A DETR; in training mmdet gives the head what its losses alone take."""
+    """Run a DETR, with only those outputs that the head's forward accepts.
+
+    In training mode mmdet also returns inputs of the losses.
+    """
     features = attempt(model.extract_feat, images)
     if features is None:
         return
-    given = attempt(model.forward_transformer, features, samples)
-    if given is not None:
-        wanted = inspect.signature(model.bbox_head.forward).parameters
+    outputs = attempt(model.forward_transformer, features, samples)
+    if outputs is not None:
+        accepted = inspect.signature(model.bbox_head.forward).parameters
         attempt(model.bbox_head.forward,
-                **{k: v for k, v in given.items() if k in wanted})
+                **{k: v for k, v in outputs.items() if k in accepted})
 
 
 def _roi_features(extractor: nn.Module,
                   features: Sequence[Tensor | None],
                   rois: Tensor,
                   roi_scale_factor: float | None = None) -> Tensor:
-    """Features of RoIs, of the extractor's size: (n, C, h, w)."""
+    """Make zero features of the extractor's output size: (n, C, h, w)."""
     size = extractor.roi_layers[0].output_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     out = rois.new_zeros(len(rois), extractor.out_channels, height, width)
     if torch.is_grad_enabled():
-        # It wants gradients as what is cut out of learned features does, and
-        # is no leaf, which could not be changed in place.
+        # Like real RoI features, they require gradients if the maps do, and
+        # are not a leaf, so that in-place operations are allowed.
         out = out.requires_grad_(
             any(x is not None and x.requires_grad for x in features)).clone()
     return out

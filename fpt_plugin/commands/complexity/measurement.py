@@ -1,4 +1,4 @@
-"""The forward passes of a model that are counted, and what comes of them."""
+"""Count forward passes of a model, and sum the counts by part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .report import Part
 
 
 class Label(NamedTuple):
-    """What a module is counted for."""
+    """The part, branch and level to which a module's work counts."""
 
     part: str
     branch: str | None = None
@@ -28,10 +28,10 @@ Labeller = Callable[[nn.Module], 'dict[nn.Module, Label]']
 Runner = Callable[[nn.Module, 'Callable[[tuple[int, ...]], Tensor]'],
                   'list[str]']
 
-# Modes of a pass, the one that is wished for first. Some norms refuse a single
-# pixel in training, some models train with annotations alone: what they save
-# otherwise is all but the same.
-TRAINING = ('training mode', 'training mode but for the batch norms',
+# Modes of a pass, in order of preference. Some norms refuse a single pixel in
+# training, and some models need annotations to train; the other modes save
+# almost the same tensors.
+TRAINING = ('training mode', 'training mode except for batch norms',
             'evaluation mode')
 TESTING = ('evaluation mode', )
 _REFUSED_BY_NORM = 'more than 1 value per channel'
@@ -39,7 +39,7 @@ _REFUSED_BY_NORM = 'more than 1 value per channel'
 
 @dataclass
 class _Pass:
-    """A forward pass of a copy of the model, and what was counted in it."""
+    """A forward pass of a copy of the model, with its counts."""
 
     twin: nn.Module
     meter: Meter
@@ -48,38 +48,38 @@ class _Pass:
     errors: list[str]
 
     def ran(self, label: Label) -> bool:
-        """Whether all that has the label ran to its end."""
+        """Return whether the label's modules ran without an error."""
         return label in self.meter.entered and label not in self.meter.failed
 
 
 class Measurement:
-    """Counts one pass in evaluation mode, and one that autograd records.
+    """Count one pass in evaluation mode, and one that autograd records.
 
     Args:
-        model: Left as it is: copies run.
-        labels: The labels of the modules of a copy, outer modules first.
-        run: Runs a copy on the tensors that the given function makes of
-            shapes; returns what failed, one line each.
+        model: The model; only copies of it run.
+        labels: Returns the labels of a copy's modules, outer modules first.
+        run: Runs a copy; takes the copy and a function that makes a tensor of a
+            shape. Returns one line for each error.
 
     Attributes:
-        counted: The pass whose multiply-adds count.
-        saved: The pass whose saved tensors count.
-        notes: What they are that a reader would not expect.
+        counted: The pass in which multiply-adds are counted.
+        saved: The pass in which saved tensors are counted.
+        notes: Deviations of these passes from the preferred ones.
     """
 
     def __init__(self, model: nn.Module, labels: Labeller, run: Runner) -> None:
         self.model, self.labels, self.run = model, labels, run
         self.notes: list[str] = []
-        self.counted = self._first_whole('MACs', TESTING, saving=False)
-        self.saved = self._first_whole(
+        self.counted = self._first_complete('MACs', TESTING, saving=False)
+        self.saved = self._first_complete(
             'saved for backward', TRAINING, saving=True)
 
-    def _first_whole(self, what: str, modes: tuple[str, ...],
-                     saving: bool) -> _Pass:
-        """The first pass without an error, else the one that came farthest.
+    def _first_complete(self, quantity: str, modes: tuple[str, ...],
+                        saving: bool) -> _Pass:
+        """Return the first pass without an error, else the most complete one.
 
-        Without data first, then with. Where it is not the pass that was wished
-        for, a note says why.
+        Passes on the meta device come before passes with data. A note gives the
+        reason if it is not the preferred pass.
         """
         passes: list[_Pass] = []
         for device in ('meta', 'cpu'):
@@ -93,16 +93,16 @@ class Measurement:
             key=lambda p: (len(p.errors), -sum(map(p.ran, p.meter.entered))))
         errors = {(p.device, p.mode): p.errors for p in passes}
         if best.device == 'cpu':
-            self.notes.append(f'{what}: with data, because of '
+            self.notes.append(f'{quantity}: with data, because of '
                               f'{errors["meta", modes[0]][0]}')
         if best.mode != modes[0]:
-            self.notes.append(f'{what}: in {best.mode}, because of '
+            self.notes.append(f'{quantity}: in {best.mode}, because of '
                               f'{errors[best.device, modes[0]][0]}')
         return best
 
     def _pass(self, device: str, mode: str, saving: bool) -> _Pass:
         twin = _copy(self.model, device)
-        # Not by its result: some train() of the libraries return None.
+        # Do not use the result: train() of some library models returns None.
         twin.train(mode in TRAINING[:2])
         if mode == TRAINING[1]:
             for module in twin.modules():
@@ -121,9 +121,9 @@ class Measurement:
         return _Pass(twin, meter, device, mode, errors)
 
     def parts(self, key: Callable[[Label], Label]) -> dict[Label, Part]:
-        """The numbers of the labels that have a key in common, by the key.
+        """Sum the counts of the labels that have the same key.
 
-        Keys that have nothing to count are left out.
+        Keys without any count are left out.
         """
         owners = self._owners(self.model)
         groups: dict[Label, list[Label]] = {}
@@ -144,7 +144,7 @@ class Measurement:
         return parts
 
     def _owners(self, model: nn.Module) -> dict[nn.Parameter, Label]:
-        """The innermost label of each parameter."""
+        """Return the innermost label of each parameter."""
         owners = dict.fromkeys(model.parameters(), OTHER)
         for module, label in self.labels(model).items():
             owners.update(dict.fromkeys(module.parameters(), label))
@@ -154,11 +154,11 @@ class Measurement:
         meter = self.counted.meter
         if any(label in meter.failed for label in members):
             return None
-        # Modules may be used without being called, as embeddings are, and
-        # what is called in training alone costs nothing in testing.
+        # A module may be used without a call of its forward, such as an
+        # embedding. A module that runs only in training costs nothing in testing.
         if has_parameters and not any(
                 label in meter.entered or label in self._used(self.counted)
-                or self._trains_alone(label) for label in members):
+                or self._only_trains(label) for label in members):
             return None
         return sum(meter.macs[label] for label in members)
 
@@ -168,8 +168,8 @@ class Measurement:
             if of.meter.used(parameter)
         }
 
-    def _trains_alone(self, label: Label) -> bool:
-        """Whether a part does nothing in testing, and something in training."""
+    def _only_trains(self, label: Label) -> bool:
+        """Return whether a part runs in training but not in testing."""
         return (not self.counted.errors and self.saved.mode in TRAINING[:2]
                 and label not in self.counted.meter.entered
                 and label not in self._used(self.counted)
@@ -183,11 +183,11 @@ class Measurement:
         return sum(meter.saved[label] for label in members)
 
     def training_only(self, parts: dict[Label, Part]) -> list[str]:
-        """The parts that do nothing in testing."""
-        return [label.part for label in parts if self._trains_alone(label)]
+        """Return the parts that run only in training."""
+        return [label.part for label in parts if self._only_trains(label)]
 
     def missing(self, parts: dict[Label, Part]) -> list[str]:
-        """What the numbers of the parts lack, and why."""
+        """Return the counts that are missing, with the reasons."""
         lines = []
         for label, part in parts.items():
             reasons = []
@@ -208,7 +208,7 @@ class Measurement:
         return lines + sorted(self.counted.meter.uncounted)
 
     def _unused(self, lost: set[str]) -> list[str]:
-        """The outermost modules that did nothing, in parts that are counted."""
+        """Return the outermost unused modules in parts that are counted."""
         twins = dict(self.saved.twin.named_modules())
         owners = self._owners(self.counted.twin)
         found: list[str] = []
@@ -218,8 +218,8 @@ class Measurement:
                     tuple(f'{outer}.' for outer in found)):
                 continue
             label = owners[parameters[0]]
-            # Autograd records the indices of an embedding, not its weights.
-            if self._trains_alone(label) and all(
+            # Autograd saves the indices of an embedding, not its weights.
+            if self._only_trains(label) and all(
                     isinstance(m, nn.Embedding) for m in module.modules()
                     if m._parameters):
                 continue
@@ -232,7 +232,7 @@ class Measurement:
 
 
 def _copy(model: nn.Module, device: str) -> nn.Module:
-    """A copy; on the meta device without a copy of the data."""
+    """Copy a model to a device; on the meta device without its data."""
     memo = {}
     if device == 'meta':
         for p in model.parameters():

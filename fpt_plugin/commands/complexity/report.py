@@ -1,4 +1,4 @@
-"""What a model costs, part by part, as numbers and as a table."""
+"""Cost of a model, part by part, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of a model costs.
+    """Cost of a part of a model.
 
     Attributes:
         name: ``backbone``, ``pyramid``, ``fpt``, or the name of a head. In
             :attr:`Complexity.branches` a branch of FPT.
-        parameters: Number of them.
-        trainable: Those that want gradients.
-        macs: Multiply-adds; None where they could not be counted.
-        saved_bytes: Saved for backward; None where it could not be counted.
-        level: Level of a branch, 0 the finest; None: not of one level.
+        parameters: Number of parameters.
+        trainable: Number of parameters that require gradients.
+        macs: Multiply-adds; None if they could not be counted.
+        saved_bytes: Saved for backward; None if it could not be counted.
+        level: Level of a branch, 0 is the finest; None: all levels.
     """
 
     name: str
@@ -38,17 +38,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a model costs at a size.
+    """Cost of a model at one input size.
 
     Attributes:
         model: Name of the model's class.
-        inputs: Shapes of the input: of the images (B, C, H, W), or of a neck's
-            maps.
-        parts: They add up to :attr:`total`.
-        branches: FPT's, one a branch and level. They add up to the part
-            ``fpt``.
-        notes: What a reader of the numbers must know.
-        not_counted: Parts, modules and operations that are missing in them.
+        inputs: Input shapes: of the images (B, C, H, W), or of a neck's maps.
+        parts: The parts; their sum is :attr:`total`.
+        branches: FPT's branches, one for each branch and level; their sum is the
+            part ``fpt``.
+        notes: Conditions of the counts.
+        not_counted: Parts, modules and operations that are missing.
     """
 
     model: str
@@ -60,18 +59,18 @@ class Complexity:
 
     @property
     def total(self) -> Part:
-        """The sum of what could be counted."""
+        """Sum of all counts that are known."""
         return total_of('total', self.parts)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing in the multiply-adds of the total."""
+        """Whether the multiply-adds of the total are complete."""
         unknown = [p for p in self.parts if None in (p.macs, p.saved_bytes)]
         return all(p.macs is not None for p in self.parts) and len(
             self.not_counted) == len(unknown)
 
     def part(self, name: str) -> Part:
-        """A part by its name.
+        """Return a part by its name.
 
         Raises:
             KeyError: The model has no such part.
@@ -83,12 +82,12 @@ class Complexity:
                        f'got {name!r}')
 
     def by_branch(self) -> tuple[Part, ...]:
-        """FPT's branches, each over all levels."""
+        """Sum FPT's branches over all levels."""
         return tuple(
             total_of(name, levels) for name, levels in self._grouped().items())
 
     def to_dict(self) -> dict:
-        """Plain numbers, lists and names, for JSON."""
+        """Convert to plain numbers, lists and strings, for JSON."""
         return dict(
             convention=CONVENTION,
             **asdict(self),
@@ -96,7 +95,7 @@ class Complexity:
             complete=self.complete)
 
     def table(self, per_level: bool = False) -> Table:
-        """The numbers as rows, with the notes under them.
+        """Format a table of the parts, with the notes below.
 
         Args:
             per_level: Show each level of FPT's branches.
@@ -116,16 +115,16 @@ class Complexity:
                           _scaled(part.macs, 1e9),
                           _scaled(part.saved_bytes, 2**20))
         table.add_section()
-        whole = self.total
-        # A sum that lacks something must not look like the whole.
-        least = [
+        total = self.total
+        # Mark an incomplete sum as a lower bound.
+        bounds = [
             '' if complete else '>= ' for complete in (
                 self.complete,
                 all(p.saved_bytes is not None for p in self.parts))
         ]
-        table.add_row('total', f'{whole.parameters:,}', f'{whole.trainable:,}',
-                      least[0] + _scaled(whole.macs, 1e9),
-                      least[1] + _scaled(whole.saved_bytes, 2**20))
+        table.add_row('total', f'{total.parameters:,}', f'{total.trainable:,}',
+                      bounds[0] + _scaled(total.macs, 1e9),
+                      bounds[1] + _scaled(total.saved_bytes, 2**20))
         return table
 
     def _rows(self, per_level: bool) -> Iterator[tuple[str, Part]]:
@@ -147,7 +146,7 @@ class Complexity:
 
 
 def total_of(name: str, parts: Sequence[Part]) -> Part:
-    """The sum of parts under a name, of what is known of them."""
+    """Sum the known counts of parts under a name."""
 
     def known(numbers: list[int | None]) -> int | None:
         found = [n for n in numbers if n is not None]

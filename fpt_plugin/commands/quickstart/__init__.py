@@ -1,1 +1,1 @@
-"""Train a small detector or segmentor on real data that packages carry."""
+"""Train a small detector or segmentor on real data from Python packages."""

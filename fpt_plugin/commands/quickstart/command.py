@@ -1,4 +1,4 @@
-"""From packages of the index to a trained model and its picture."""
+"""Command that prepares data, trains a small model and draws its results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .pretraining import Pretraining
 from .segmentation import Segmentation
 
 ERRORS = (OSError, RuntimeError, ValueError)
-INTERRUPTED = 'the same command goes on from the last finished epoch'
+INTERRUPTED = 'run the same command again to resume from the last finished epoch'
 
 TASKS = {task.name: task for task in (Detection(), Segmentation(), Pretraining())}
-# What chooses a variant: the values of all tasks that have the flag.
+# Each flag, and the variants of all tasks that have it.
 FLAGS = {
     flag: tuple(dict.fromkeys(variant for task in TASKS.values()
                               if task.flag == flag for variant in task.variants))
@@ -28,48 +28,48 @@ FLAGS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/quickstart.py."""
+    """Build the parser of tools/quickstart.py."""
     parser = argparse.ArgumentParser(
-        description='Train, evaluate and draw a small detector of trees, a small '
-        'segmentor of nuclei, or a backbone that learns without labels')
+        description='Train and evaluate a small detector of trees, a small '
+        'segmentor of nuclei, or a backbone without labels, and draw results')
     parser.add_argument(
         '--task',
         choices=tuple(TASKS),
         default='detection',
         help='trees in aerial photographs, nuclei in a microscope image, or '
-        'pre-training on the photographs without their boxes')
+        'pre-training on the photographs without boxes')
     parser.add_argument(
         '--neck',
         choices=FLAGS['neck'],
-        help='fpt (default); fpn trains the same model with a plain FPN, ufp '
-        '(segmentation) a dilated one with UFP and windowed FPT')
+        help='fpt (default); fpn: the same model with a plain FPN; ufp '
+        '(segmentation only): a dilated backbone with UFP and windowed FPT')
     parser.add_argument(
         '--method',
         choices=FLAGS['method'],
-        help='of pre-training: greenmim (default), uniform shows one square of '
-        'each 2x2, simmim computes hidden squares too')
-    parser.add_argument('--epochs', type=int, help="the config's by default")
+        help='pre-training: greenmim (default); uniform: one visible square in '
+        'each 2x2; simmim: computes masked squares too')
+    parser.add_argument('--epochs', type=int, help="default: the config's")
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--work-dir',
-        help='default: work_dirs/quickstart for detection with FPT, with the '
-        'names of another task and another neck or method behind it')
+        help='default: work_dirs/quickstart; names of a task, neck or method '
+        'other than the default are appended')
     parser.add_argument(
         '--fresh',
         action='store_true',
-        help='train again although a finished or interrupted run is there')
+        help='train again even if a finished or interrupted run exists')
     return parser
 
 
 def default_work_dir(task: str, variant: str) -> str:
-    """Where the quickstart keeps the run of a variant."""
+    """Return the default work folder of a variant."""
     default = variant == TASKS[task].variants[0]
     return TASKS[task].work_dir + ('' if default else f'-{variant}')
 
 
 def quickstart_config(task: str, variant: str, epochs: int | None, seed: int,
                       work_dir: str) -> Config:
-    """The shipped config under the flags of the quickstart.
+    """Load the shipped config and apply the flags of the quickstart.
 
     Raises:
         ValueError: ``epochs`` is less than 1, or the task has no such variant.
@@ -89,10 +89,10 @@ def quickstart_config(task: str, variant: str, epochs: int | None, seed: int,
 
 
 def _variant(args: argparse.Namespace) -> str:
-    """What the flag of the task chooses.
+    """Return the variant that the flags select.
 
     Raises:
-        ValueError: The flag of another task is given.
+        ValueError: A flag of another task is given.
     """
     task = TASKS[args.task]
     for flag in FLAGS:
@@ -104,7 +104,7 @@ def _variant(args: argparse.Namespace) -> str:
 
 
 def main(args: argparse.Namespace) -> dict:
-    """What tools/quickstart.py does.
+    """Prepare the data, train, evaluate, draw, and write ``summary.json``.
 
     Returns:
         The content of ``summary.json``.
@@ -143,9 +143,9 @@ def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
     lines = ['', _figures(summary)]
     others = [name for name in task.variants if name != summary[task.flag]]
     for other in others:
-        beside = Path(default_work_dir(task.name, other)) / 'summary.json'
-        if beside.is_file():
-            lines.append(_figures(json.loads(beside.read_text())))
+        earlier = Path(default_work_dir(task.name, other)) / 'summary.json'
+        if earlier.is_file():
+            lines.append(_figures(json.loads(earlier.read_text())))
     flag = '' if task.name == 'detection' else f'--task {task.name} '
     lines.append(f'on {summary["val_images"]} held-out tiles {task.held_out}')
     lines += [
@@ -159,7 +159,7 @@ def _report(summary: dict, work_dir: Path, checkpoint: str | None) -> None:
 
 
 def _figures(summary: dict) -> str:
-    """One line of a table: whose figures, and what they cost."""
+    """Format a summary as one line: variant, figures, and training time."""
     task = TASKS[summary['task']]
     return (f'{summary[task.flag].upper()}  {task.figures(summary)}  '
             f'({summary["epochs"]} epochs, seed {summary["seed"]}, '

@@ -35,28 +35,28 @@ class Detection(Task):
     shown = ('ap', 'ap50', 'ap75')
     picture = 'detections.png'
     caption = 'Annotations (left), detections (right)'
-    held_out = 'that the recipe was tuned on: a validation set, not a test set'
+    held_out = 'on which the recipe was tuned: a validation set, not a test set'
 
     def load(self, variant: str) -> Config:
-        """The shipped config with a neck."""
+        """Load the shipped config with the neck of a variant."""
         cfg = load_config(config_folder('fpt_plugin') / self.config)
         if variant == 'fpn':
             cfg.model.neck.type = 'FPN'
         return cfg
 
     def prepare(self) -> None:
-        """Fetch photographs and weights, unless they are there."""
+        """Download photographs and weights if they are missing."""
         prepare_trees('data/trees', CACHE)
         prepare_mobilenet_v2('data/pretrained/mobilenet_v2.pth', CACHE)
 
     def count_images(self, dataloader: dict) -> int:
-        """Images of the annotation file, those without trees included."""
+        """Count the images of the annotation file, also those without trees."""
         dataset = dataloader.dataset
         path = Path(dataset.data_root) / dataset.ann_file
         return len(json.loads(path.read_text())['images'])
 
     def test(self, runner: Runner) -> dict[str, float]:
-        """COCO's figures of the held-out tiles."""
+        """Compute COCO metrics on the held-out tiles."""
         metrics = runner.test()
         return dict(
             ap=metrics['coco/bbox_mAP'],
@@ -75,7 +75,7 @@ def draw_detections(model: torch.nn.Module, dataset: BaseDataset,
 
     Args:
         model: A trained detector.
-        dataset: Its test dataset, whose pipeline loads annotations.
+        dataset: Its test dataset; the pipeline must load annotations.
         path: The picture to write.
 
     Returns:
@@ -96,8 +96,8 @@ def draw_detections(model: torch.nn.Module, dataset: BaseDataset,
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         found = sample.pred_instances
         found = found.bboxes[found.scores > PICTURE_SCORE]
-        # The test pipeline loads annotations after resizing: like the
-        # detections they are in pixels of the file.
+        # The test pipeline loads annotations after resizing, so that they are
+        # in pixels of the file, as the detections are.
         annotated = sample.gt_instances.bboxes
         annotated = getattr(annotated, 'tensor', annotated)
         rows.append(

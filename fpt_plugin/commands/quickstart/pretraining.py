@@ -26,7 +26,7 @@ LOSS = 'loss.png'
 
 
 class Pretraining(Task):
-    """A small Swin Transformer that fills in hidden squares of photographs."""
+    """A small Swin Transformer that reconstructs masked squares of photographs."""
 
     name = 'pretraining'
     config = 'quickstart/greenmim_swin-mini_trees.py'
@@ -37,11 +37,11 @@ class Pretraining(Task):
     packages = (DEEPFOREST, )
     shown = ('error', 'flat_error', 'explained')
     picture = 'reconstructions.png'
-    caption = 'Tiles, what the model saw of them, and what it made of that'
-    held_out = 'of photographs of which other tiles were trained on'
+    caption = 'Tiles, their visible squares, and the reconstruction'
+    held_out = 'from photographs of which other tiles are in the training set'
 
     def load(self, variant: str) -> Config:
-        """The shipped config with a method."""
+        """Load the shipped config with the method of a variant."""
         cfg = load_config(config_folder('fpt_plugin') / self.config)
         if variant == 'uniform':
             cfg.model.sampling = 'uniform'
@@ -51,24 +51,24 @@ class Pretraining(Task):
         return cfg
 
     def prepare(self) -> None:
-        """Fetch the detector's photographs, unless they are there."""
+        """Download the detector's photographs if they are missing."""
         prepare_trees('data/trees', CACHE)
 
     def count_images(self, dataloader: dict) -> int:
-        """Images of the folder."""
+        """Count the images of the folder."""
         dataset = dataloader.dataset
         while 'dataset' in dataset:  # repeated
             dataset = dataset.dataset
         return len(UnlabelledImages(dataset.data_root))
 
     def test(self, runner: Runner) -> dict[str, float]:
-        """Errors of the hidden squares, under the same masks every time."""
+        """Compute errors of the masked squares, with the same masks every time."""
         with _same_masks():
             metrics = runner.test()
         return {name: metrics[f'reconstruction/{name}'] for name in self.shown}
 
     def draw(self, runner: Runner, path: Path) -> Path:
-        """Draw held-out tiles, and beside them the loss of the training."""
+        """Draw held-out tiles, and the training loss in a second file."""
         draw_loss(runner, path.with_name(LOSS))
         dataset = runner.test_loop.dataloader.dataset
         count = min(PICTURE_TILES, len(dataset))
@@ -87,11 +87,12 @@ class Pretraining(Task):
         return dict(backbone=str(transfer.out), usage=transfer.usage)
 
     def lines(self, summary: dict) -> list[str]:
-        """What the figures mean, and what to do with the weights."""
+        """Explain the figures and the use of the weights."""
         return [
-            'The flat guess is the mean colour of the visible squares, with the '
-            'brightness and contrast of each hidden one but for simmim, whose '
-            'figures do not compare with the others',
+            'FLAT_ERROR is the error of a flat guess: the mean colour of the '
+            'visible squares, with the brightness and contrast of each masked '
+            'square. simmim guesses without these two, so its figures are not '
+            'comparable',
             f'Loss: {Path(summary["picture"]).with_name(LOSS)}',
             f'Backbone: {summary["backbone"]}, for a config with',
             *(f'    {line}' for line in summary['usage']),
@@ -100,7 +101,7 @@ class Pretraining(Task):
 
 
 def draw_loss(runner: Runner, path: Path) -> None:
-    """Draw the loss of every step, resumed ones included, and its course."""
+    """Plot the loss of every step, also before a resume, and its moving mean."""
     from matplotlib.figure import Figure
     losses, _ = runner.message_hub.get_scalar('train/loss').data
     width = max(1, len(losses) // 50)
@@ -110,7 +111,7 @@ def draw_loss(runner: Runner, path: Path) -> None:
     axes.plot(losses, color='lightgrey', linewidth=0.5)
     axes.plot(np.arange(len(means)) + (width - 1) / 2, means)
     axes.set_xlabel('step')
-    axes.set_ylabel(f'loss, and means of {width} steps', fontsize=8)
+    axes.set_ylabel(f'loss, and mean of {width} steps', fontsize=8)
     axes.spines[['top', 'right']].set_visible(False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format='png')
@@ -118,7 +119,7 @@ def draw_loss(runner: Runner, path: Path) -> None:
 
 @contextmanager
 def _same_masks() -> Iterator[None]:
-    """Masks follow torch's random numbers on the CPU."""
+    """Seed torch's CPU generator, from which masks are drawn."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         yield

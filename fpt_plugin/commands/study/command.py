@@ -1,4 +1,4 @@
-"""Run the rows of a study, and show what they say."""
+"""Command that trains the rows of a study and shows the results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .running import Study, fingerprint, run
 from .table import markdown, plot, read_rows
 
 ERRORS = (OSError, RuntimeError, ValueError)
-INTERRUPTED = 'the same command goes on from the last checkpoint'
+INTERRUPTED = 'run the same command again to resume from the last checkpoint'
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/study.py."""
+    """Build the parser of tools/study.py."""
     parser = argparse.ArgumentParser(
-        description='Train the rows of a study with several seeds, skip those '
-        'that are finished, and print the table')
+        description='Train the rows of a study with several seeds, skip '
+        'finished ones, and print the table')
     parser.add_argument(
         'study', help='name of a config in configs/studies, or its path')
     parser.add_argument('--rows', nargs='+', metavar='ROW',
@@ -33,21 +33,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument('--work-dir', default='work_dirs/studies',
                         help='folder of checkpoints and logs')
     parser.add_argument('--fresh', action='store_true',
-                        help='train again what is finished or interrupted')
+                        help='train finished and interrupted runs again')
     parser.add_argument('--table', action='store_true',
-                        help='print the table of what is there; train nothing')
+                        help='print the table of finished runs without training')
     parser.add_argument('--markdown', metavar='FILE',
-                        help='write the table to a file too')
+                        help='also write the table to a file')
     parser.add_argument('--plot', metavar='FILE',
-                        help='draw figure against cost')
+                        help='plot the metric against the cost')
     parser.add_argument('--picture', metavar='FILE',
-                        help='draw the answers of --rows to one test image, '
+                        help='draw the predictions of --rows for one test image, '
                         'segmentors only')
     return parser
 
 
 def main(args: argparse.Namespace) -> str:
-    """Run what is not finished; return the table."""
+    """Train the unfinished rows and return the table."""
     study = Study.load(args.study)
     results = Path(args.results) / study.name
     for out in (args.markdown, args.plot, args.picture):
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> str:
         _run_rows(study, args, results)
     rows = read_rows(study, results)
     if not rows:
-        raise ValueError(f'{results} holds no result of the study {study.name}')
+        raise ValueError(f'{results} has no result of the study {study.name}')
     table = markdown(study, rows)
     if args.markdown is not None:
         write_bytes(args.markdown, f'{table}\n'.encode())
@@ -72,15 +72,18 @@ def main(args: argparse.Namespace) -> str:
 
 
 def _run_rows(study: Study, args: argparse.Namespace, results: Path) -> None:
-    """All seeds of the first seed first: a stopped study compares all rows."""
+    """Train all rows with one seed before the next seed.
+
+    All rows can then be compared even if the study is stopped early.
+    """
     names = args.rows or list(study.rows)
     for row in names:
-        study.configs_of(row, 0)  # names a wrong row before anything is trained
+        study.configs_of(row, 0)  # raise for a wrong row before any training
     for seed in args.seeds:
         for row in names:
             out = results / f'{row}-{seed}.json'
             if not args.fresh and _finished(study, row, seed, out):
-                print(f'{out} is there', flush=True)
+                print(f'{out} is finished', flush=True)
                 continue
             print(f'{study.name}: {row}, seed {seed}', flush=True)
             run(study, row, seed, out,
@@ -89,7 +92,7 @@ def _run_rows(study: Study, args: argparse.Namespace, results: Path) -> None:
 
 
 def _finished(study: Study, row: str, seed: int, out: Path) -> bool:
-    """Whether a run of the same settings is there."""
+    """Return whether a result of the same settings exists."""
     if not out.is_file():
         return False
     settings = json.loads(out.read_text(encoding='utf-8')).get('settings')

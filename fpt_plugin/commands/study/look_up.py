@@ -1,10 +1,10 @@
-"""Look-up, a drawn data set that a plain pyramid cannot solve.
+"""Look-up, a synthetic data set that a plain pyramid cannot solve.
 
-An image has three large patches, each of one colour and one of two textures,
-and small discs of the same three colours far from the patch of their colour.
-The label of a disc is the texture of that patch; nothing else is labelled. A
-disc does not show its label, so a network must read it from a place that it
-finds by its colour, beyond the receptive field of the backbone.
+An image has three large patches, each with one colour and one of two textures,
+and small discs of the same three colours, far from the patch of their colour.
+The label of a disc is the texture of that patch; all other pixels are
+unlabelled. A disc has no texture of its own. The network must find the patch by
+its colour, beyond the receptive field of the backbone, and read its texture.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ...openmmlab.registry import register
 COLOURS = np.array([[220, 60, 60], [60, 200, 80], [70, 90, 230]], np.float32)
 TEXTURES = ('stripes', 'checks')
 UNLABELLED = 255
-# Cells of a 3 x 3 grid that hold patches. A disc lies two cells from the patch
-# of its colour, which the middle cell would not allow.
+# Cells of a 3 x 3 grid that can have patches. A disc lies two cells from the
+# patch of its colour, which is impossible for the middle cell.
 HOMES = [(row, column) for row in range(3) for column in range(3)
          if (row, column) != (1, 1)]
 
@@ -34,7 +34,7 @@ def draw_look_up(index: int, size: int = 192) -> tuple[np.ndarray, np.ndarray]:
     """Draw one image.
 
     Args:
-        index: Which one; the same index gives the same image.
+        index: Number of the image; equal indices give equal images.
         size: Height and width in pixels, a multiple of 3 of at least 96.
 
     Returns:
@@ -76,7 +76,7 @@ def draw_look_up(index: int, size: int = 192) -> tuple[np.ndarray, np.ndarray]:
 
 def _free_place(rng: np.random.Generator, cells: list[tuple[int, int]],
                 cell: int, taken: list[np.ndarray], gap: float) -> np.ndarray:
-    """A centre in one of the cells, ``gap`` pixels from all others."""
+    """Draw a centre in one of the cells, ``gap`` pixels from all others."""
     while True:
         corner = np.array(cells[rng.integers(len(cells))])
         centre = (corner + rng.uniform(0.12, 0.88, 2)) * cell
@@ -99,7 +99,7 @@ class DrawLookUp(BaseTransform):
         self.size = size
 
     def transform(self, results: dict) -> dict:
-        """Add image and labels, as the loading transforms do."""
+        """Add image and labels under the keys of the loading transforms."""
         image, labels = draw_look_up(results['index'], self.size)
         shape = image.shape[:2]
         return dict(
@@ -112,9 +112,9 @@ class LookUp(BaseDataset):
     """Images of Look-up.
 
     Args:
-        first: Index of the first image; parts of the data must not overlap.
+        first: Index of the first image; splits must not overlap.
         length: Number of images.
-        **kwargs: BaseDataset's, the pipeline among them.
+        **kwargs: BaseDataset's, such as the pipeline.
     """
 
     METAINFO = dict(
@@ -133,13 +133,13 @@ class LookUp(BaseDataset):
 class LookUpBackbone(BaseModule):
     """Five 3x3 convolutions; maps at strides 4, 8, 16 and 32.
 
-    A pixel of the coarsest map sees 63 pixels of the image, behind an FPN 127:
-    no disc of an image of 192 pixels sees the patch of its colour.
+    The receptive field of the coarsest map is 63 pixels, after an FPN 127. In an
+    image of 192 pixels it never contains both a disc and its patch.
 
     Args:
-        deeper: Further convolutions at stride 32. With six of them every pixel
-            of the coarsest map sees the whole image.
-        lambda_layers: Whether a lambda layer follows at strides 16 and 32.
+        deeper: Number of additional convolutions at stride 32. With six of them
+            the receptive field covers the whole image.
+        lambda_layers: Add a lambda layer at strides 16 and 32.
         init_cfg: Initialisation.
     """
 

@@ -1,4 +1,4 @@
-"""What the rows of a segmentor's study answer, and where one looks."""
+"""Picture of the predictions in a segmentation study, and of FPT's attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...io.checkpoints import read_state_dict
 from ...io.files import replacing
 from ...openmmlab.models import build_model
 from ..common import load_weights
-from ..visualize_attention.maps import Gaze, attention_branches
+from ..visualize_attention.maps import PixelAttention, attention_branches
 from ..visualize_attention.model import outermost_fpts
 from ..visualize_attention.network_input import NetworkView
 from .running import Study
@@ -23,15 +23,17 @@ from .running import Study
 
 def draw_answers(study: Study, rows: Sequence[str], work_dir: Path, out: Path,
                  seed: int = 0, sample: int = 0) -> None:
-    """Draw image, labels, the answer of each row, and where the last FPT looks.
+    """Draw image, labels, the prediction of each row, and one attention map.
+
+    The map is of the last row with an FPT.
 
     Args:
-        study: A study of segmentors whose rows are trained.
+        study: A study of segmentors with trained rows.
         rows: The rows to draw.
         work_dir: Folder of the runs, one folder for each row and seed.
         out: The PNG file.
-        seed: Of the runs.
-        sample: Number of the image in the test part.
+        seed: Seed of the runs.
+        sample: Index of the image in the test data.
 
     Raises:
         FileNotFoundError: A row has no checkpoint.
@@ -52,16 +54,16 @@ def draw_answers(study: Study, rows: Sequence[str], work_dir: Path, out: Path,
         panels = [('image', image),
                   ('labels', _coloured(image, labels, ignored, data_set))]
         for row, model in models.items():
-            answer = _answer(model, item)
-            right = (answer == labels)[~ignored].mean()
-            panels.append((f'{row}: {right:.0%} right',
-                           _coloured(image, answer, ignored, data_set)))
-        looking = [row for row in rows if outermost_fpts(models[row])]
-        gaze = None
-        if looking and not ignored.all():
-            gaze = _gaze(models[looking[-1]], item, ~ignored)
-            panels.append((f'where {looking[-1]} looks from +', image))
-    _draw(panels, gaze, out)
+            predicted = _predict(model, item)
+            accuracy = (predicted == labels)[~ignored].mean()
+            panels.append((f'{row}: {accuracy:.0%} correct',
+                           _coloured(image, predicted, ignored, data_set)))
+        with_fpt = [row for row in rows if outermost_fpts(models[row])]
+        attention = None
+        if with_fpt and not ignored.all():
+            attention = _attention_of(models[with_fpt[-1]], item, ~ignored)
+            panels.append((f'attention of {with_fpt[-1]} from +', image))
+    _draw(panels, attention, out)
 
 
 def _trained(study: Study, row: str, seed: int, work_dir: Path) -> nn.Module:
@@ -75,8 +77,8 @@ def _trained(study: Study, row: str, seed: int, work_dir: Path) -> nn.Module:
     return model
 
 
-def _answer(model: nn.Module, item: dict) -> np.ndarray:
-    """(H, W) of the classes."""
+def _predict(model: nn.Module, item: dict) -> np.ndarray:
+    """Predict the class numbers (H, W)."""
     with torch.no_grad():
         found = model.test_step(_batch(item))[0]
     return found.pred_sem_seg.data[0].cpu().numpy()
@@ -86,28 +88,29 @@ def _batch(item: dict) -> dict:
     return dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
 
 
-def _gaze(model: nn.Module, item: dict, labelled: np.ndarray) -> Gaze:
-    """Of a labelled pixel, at the finest level that has attention."""
+def _attention_of(model: nn.Module, item: dict,
+                  labelled: np.ndarray) -> PixelAttention:
+    """Compute a labelled pixel's attention at the finest level that has it."""
     rows, columns = np.nonzero(labelled)
     middle = len(rows) // 2
     inputs = model.data_preprocessor(_batch(item), False)['inputs']
     view = NetworkView(inputs, scale=(1., 1.))
     branches = attention_branches(
         model, [view], [(int(columns[middle]), int(rows[middle]))])
-    return next(branch.gazes[0] for branch in branches if branch.gazes)
+    return next(branch.attentions[0] for branch in branches if branch.attentions)
 
 
 def _coloured(image: np.ndarray, classes: np.ndarray, ignored: np.ndarray,
               data_set) -> np.ndarray:
-    """Classes in the colours of the data, ignored pixels pale."""
+    """Colour the classes by the data set's palette; ignored pixels are pale."""
     palette = np.array(data_set.metainfo['palette'], np.uint8)
     pale = (image * 0.25 + 190).astype(np.uint8)
     colours = palette[np.where(ignored, 0, classes)]
     return np.where(ignored[..., None], pale, colours)
 
 
-def _draw(panels: Sequence[tuple[str, np.ndarray]], gaze: Gaze | None,
-          out: Path) -> None:
+def _draw(panels: Sequence[tuple[str, np.ndarray]],
+          attention: PixelAttention | None, out: Path) -> None:
     from matplotlib.figure import Figure
     figure = Figure(figsize=(2.4 * len(panels), 2.7), layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -115,11 +118,11 @@ def _draw(panels: Sequence[tuple[str, np.ndarray]], gaze: Gaze | None,
         axis.imshow(picture)
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
-    if gaze is not None:
+    if attention is not None:
         height, width = panels[-1][1].shape[:2]
-        axes[-1].imshow(gaze.shares, cmap='inferno', alpha=0.75,
+        axes[-1].imshow(attention.weights, cmap='inferno', alpha=0.75,
                         extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-        axes[-1].plot(*gaze.point, '+', color='cyan', markersize=10,
+        axes[-1].plot(*attention.point, '+', color='cyan', markersize=10,
                       markeredgewidth=2)
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=110, format='png')

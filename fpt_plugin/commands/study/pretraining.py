@@ -1,4 +1,4 @@
-"""What a row of a study is pre-trained on before it is trained."""
+"""Pre-training that comes before the training of a study's row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RESULT = 'pretraining.json'
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A row's ``pretrain``.
+    """Settings of a row's ``pretrain``.
 
     Attributes:
-        config: Of the pre-training: a path, or a file below configs/.
-        images: Where its images are, below the folder of the study's data.
-        length: Its epochs or iterations, whatever the config counts; None: the
+        config: Config of the pre-training: a path, or a file below configs/.
+        images: Folder of its images, relative to the study's data.
+        length: Number of epochs or iterations, as the config counts; None: the
             config's own.
-        settings: What is merged into the config.
+        settings: Settings to merge into the config.
     """
 
     config: str
@@ -37,7 +37,7 @@ class Pretraining:
     settings: dict = field(default_factory=dict)
 
     def load(self, data_root: str | Path, seed: int) -> Config:
-        """The config of a seed, for the folder of the study's data.
+        """Load the config for a seed and the folder of the study's data.
 
         Raises:
             FileNotFoundError: There is no such config.
@@ -58,7 +58,7 @@ class Pretraining:
         return config
 
     def move(self, config: Config, data_root: str | Path) -> None:
-        """Let a config read its images below another folder."""
+        """Set the data folder of a config, in place."""
         dataset = config.train_dataloader.dataset
         while 'dataset' in dataset:  # repeated
             dataset = dataset.dataset
@@ -67,44 +67,49 @@ class Pretraining:
 
 def pretrain(config: Config, mark: str, work_dir: Path,
              fresh: bool = False) -> dict[str, Any]:
-    """Pre-train, go on with what was interrupted, or take what is finished.
+    """Pre-train, resume an interrupted run, or reuse a finished one.
 
     Args:
-        config: Of the pre-training.
+        config: Config of the pre-training.
         mark: Fingerprint of its settings.
-        work_dir: Its folder.
-        fresh: Train again although something is there.
+        work_dir: Folder of the run.
+        fresh: Train again even if a run exists.
 
     Returns:
-        The checkpoint, the steps, and the seconds that they took with loading of
-        images: on the clock, and of this process on all cores.
+        The checkpoint, the number of steps, and their duration including the
+        loading of images: wall-clock seconds, and CPU seconds of this process.
     """
     out = work_dir / RESULT
     if out.is_file() and not fresh:
         found = json.loads(out.read_text(encoding='utf-8'))
         if found['settings'] == mark and (work_dir / found['checkpoint']).is_file():
-            print(f'{out} is there', flush=True)
+            print(f'{out} is finished', flush=True)
             return found
     out.unlink(missing_ok=True)
     config.work_dir = str(work_dir)
     runner = train_or_go_on(config, fresh, TrainingTime(loading=True))
     checkpoint = newest_checkpoint(work_dir, config.default_hooks.checkpoint)
-    told = runner.message_hub.get_info
+    get_info = runner.message_hub.get_info
     found = dict(
         settings=mark,
         checkpoint=Path(checkpoint).name,
         steps=runner.iter,
-        seconds=round(told(TrainingTime.KEY, 0.), 1),
-        cpu_seconds=round(told(TrainingTime.CPU_KEY, 0.), 1))
+        seconds=round(get_info(TrainingTime.KEY, 0.), 1),
+        cpu_seconds=round(get_info(TrainingTime.CPU_KEY, 0.), 1))
     write_json(out, found)
     return found
 
 
-def begin_with(config: Config, checkpoint: Path, out: Path) -> None:
-    """Let a config begin with what its model takes of a pre-training.
+def load_pretrained(config: Config, checkpoint: Path, out: Path) -> None:
+    """Convert a pre-trained checkpoint and set it as the config's ``load_from``.
+
+    Args:
+        config: Config of the row, changed in place.
+        checkpoint: Checkpoint of the pre-training.
+        out: The converted checkpoint to write.
 
     Raises:
-        ValueError: The checkpoint is of another backbone, neck or head.
+        ValueError: The checkpoint does not fit the backbone, neck or head.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     transfer = convert_pretrained(checkpoint, out, config.copy())

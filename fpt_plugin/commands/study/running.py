@@ -22,7 +22,7 @@ from ..quickstart.nuclei import prepare_nuclei
 from ..quickstart.task import CACHE
 from ..quickstart.trees import prepare_trees
 from ..same_settings import TrainingTime, train_or_go_on
-from .pretraining import Pretraining, begin_with, pretrain
+from .pretraining import Pretraining, load_pretrained, pretrain
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DATA = dict(trees=prepare_trees, nuclei=prepare_nuclei)
@@ -30,22 +30,21 @@ DATA = dict(trees=prepare_trees, nuclei=prepare_nuclei)
 
 @dataclass(frozen=True)
 class Study:
-    """A config with a ``study``: what is compared, and by what.
+    """A config with a ``study``: its rows, metric and baseline.
 
     Attributes:
-        name: Its file's, without the suffix.
+        name: Name of the config file without the suffix.
         config: The config of the baseline.
-        title: What the figures are.
-        metric: The evaluators' name of the figure; larger is better.
+        title: Description of the metric.
+        metric: Name of the metric in the evaluators' results; larger is better.
         baseline: The row that others are compared with.
         rows: Settings of each row, merged into the config. With
             ``pretrain=dict(config=..., ...)``, a :class:`Pretraining`, a row
-            begins with the weights of a pre-training of its seed.
-        shape: Height and width of the images that multiply-adds are counted
-            on.
-        factor: What figures are multiplied by in the table.
-        data: Name in :data:`DATA` of the images that the command can fetch;
-            None: the user has them.
+            starts with the weights of a pre-training with the same seed.
+        shape: Height and width of the image for counting multiply-adds.
+        factor: Factor of the metric in the table.
+        data: Name in :data:`DATA` of the images that the command can download;
+            None: the user provides them.
     """
 
     name: str
@@ -60,12 +59,11 @@ class Study:
 
     @classmethod
     def load(cls, name: str) -> Study:
-        """A study by its file in configs/studies, or by a path.
+        """Load a study by its name in configs/studies, or by a path.
 
         Raises:
             FileNotFoundError: There is no such study.
-            ValueError: The config has no ``study``, or one that lacks
-                something.
+            ValueError: The config has no ``study``, or an incomplete one.
         """
         path = Path(name)
         if path.suffix != '.py':
@@ -95,14 +93,14 @@ class Study:
         return study
 
     def config_of(self, row: str, seed: int) -> Config:
-        """The config of a row and a seed.
+        """Return the config of a row and a seed.
 
         Raises:
             ValueError: There is no such row.
         """
         if row not in self.rows:
             raise ValueError(f'rows must be of {list(self.rows)}, got {row!r}')
-        config = copy.deepcopy(self.config)  # runners change theirs
+        config = copy.deepcopy(self.config)  # a Runner changes its config
         settings = ConfigDict(self.rows[row]).to_dict()
         settings.pop('pretrain', None)
         config.merge_from_dict(settings)
@@ -110,10 +108,10 @@ class Study:
         return config
 
     def pretraining_of(self, row: str) -> Pretraining | None:
-        """What comes before a row.
+        """Return the pre-training of a row; None if it has none.
 
         Raises:
-            ValueError: The row's ``pretrain`` is not as it must be.
+            ValueError: The row's ``pretrain`` has wrong keys.
         """
         given = self.rows[row].get('pretrain')
         if given is None:
@@ -124,10 +122,10 @@ class Study:
             raise ValueError(f'pretrain of the row {row!r}: {error}') from error
 
     def configs_of(self, row: str, seed: int) -> list[Config]:
-        """The config of a row and a seed, and behind it that of its pre-training.
+        """Return the config of a row and a seed, then that of its pre-training.
 
         Raises:
-            FileNotFoundError: There is no such config of pre-training.
+            FileNotFoundError: The config of the pre-training does not exist.
             ValueError: There is no such row, or its ``pretrain`` is wrong.
         """
         config = self.config_of(row, seed)
@@ -138,26 +136,26 @@ class Study:
 
 
 def fingerprint(*configs: Config) -> str:
-    """Tell settings apart, wherever the data and the work folder are."""
+    """Hash the settings, before the data folder and work folder are set."""
     text = ''.join(config.pretty_text for config in configs)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         data_root: str | None = None, fresh: bool = False) -> dict[str, Any]:
-    """Train, evaluate on both parts, and write the result.
+    """Train, evaluate on both splits, and write the result.
 
-    The validation part (``val_dataloader``) is what choices are made on, the
-    test part what is reported.
+    Choices are made on ``val_dataloader`` (``choice``); the result on
+    ``test_dataloader`` is reported (``report``).
 
     Args:
         study: The study.
         row: One of its rows.
-        seed: Seed of weights, order and augmentation.
+        seed: Seed of weights, data order and augmentation.
         out: The JSON to write.
         work_dir: Folder of checkpoints and logs.
         data_root: Folder of the data; None: the config's.
-        fresh: Train again although an interrupted run is there.
+        fresh: Train again even if a run exists.
 
     Returns:
         The content of ``out``.
@@ -172,14 +170,14 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     config.work_dir = str(work_dir)
     _prepare_weights(config)
     found = {}
-    for first in before:
-        name = fingerprint(first)  # rows of the same pre-training share it
+    for pretraining in before:
+        name = fingerprint(pretraining)  # rows of the same pre-training share it
         if data_root is not None:
-            study.pretraining_of(row).move(first, data_root)
+            study.pretraining_of(row).move(pretraining, data_root)
         folder = work_dir.parent / 'pretraining' / f'{name}-{seed}'
-        found['pretraining'] = pretrain(first, name, folder, fresh)
-        begin_with(config, folder / found['pretraining']['checkpoint'],
-                   work_dir / 'pretrained.pth')
+        found['pretraining'] = pretrain(pretraining, name, folder, fresh)
+        load_pretrained(config, folder / found['pretraining']['checkpoint'],
+                        work_dir / 'pretrained.pth')
     runner = train_or_go_on(config, fresh)
     figures = dict(
         choice=_figure(runner.val_loop.run(), study.metric),
@@ -208,10 +206,10 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
 
 
 def _figure(metrics: dict[str, float], name: str) -> float:
-    """One of an evaluator's figures, whatever its prefix.
+    """Return one of an evaluator's metrics, with or without a prefix.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is no metric of this name.
     """
     for key, value in metrics.items():
         if key == name or key.endswith(f'/{name}'):
@@ -220,7 +218,7 @@ def _figure(metrics: dict[str, float], name: str) -> float:
 
 
 def _curve(runner: Runner, name: str) -> list[float]:
-    """The figure of each validation while training."""
+    """Return the metric of each validation during training."""
     for key, scalars in runner.message_hub.log_scalars.items():
         if key == f'val/{name}' or (
                 key.startswith('val/') and key.endswith(f'/{name}')):
@@ -229,7 +227,7 @@ def _curve(runner: Runner, name: str) -> list[float]:
 
 
 def _prepare_weights(config: Config) -> None:
-    """Fetch the ImageNet weights that the quickstart uses, where named."""
+    """Download the quickstart's ImageNet weights if the config names them."""
     init = (config.model.get('backbone') or {}).get('init_cfg') or {}
     path = Path(init.get('checkpoint') or '')
     if path.stem.startswith('mobilenet_v2') and not path.is_file():

@@ -1,4 +1,4 @@
-"""What the finished rows of a study say: table and plot."""
+"""Table and plot of the finished rows of a study."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Row:
     """The finished runs of a row.
 
     Attributes:
-        name: The row.
+        name: Name of the row.
         runs: Result of each seed.
-        gains: Difference to the baseline of each seed that both have.
+        gains: Difference to the baseline, for each seed that both have.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Row:
     gains: tuple[float, ...] = ()
 
     def figures(self, part: str) -> list[float]:
-        """The figure of each seed on the part ``'choice'`` or ``'report'``."""
+        """Return the metric of each seed on ``'choice'`` or ``'report'``."""
         return [run[part] for run in self.runs.values()]
 
 
 def read_rows(study: Study, folder: Path) -> list[Row]:
-    """The finished rows in the study's order.
+    """Read the finished rows, in the study's order.
 
     Raises:
         ValueError: A file is not a result of this study.
@@ -56,7 +56,7 @@ def read_rows(study: Study, folder: Path) -> list[Row]:
 
 
 def interval(differences: Sequence[float]) -> float | None:
-    """Half the 95 % confidence interval of the mean, by Student's t.
+    """Return half the 95 % confidence interval of the mean, by Student's t.
 
     None for fewer than two differences.
     """
@@ -68,15 +68,15 @@ def interval(differences: Sequence[float]) -> float | None:
 
 
 def markdown(study: Study, rows: Sequence[Row]) -> str:
-    """The table, and a line that says how to read it."""
+    """Format the table, with a line that explains it."""
     height, width = study.shape
     pretrained = any(
         'pretraining' in run for row in rows for run in row.runs.values())
     lines = [
         f'{study.title}', '',
-        '| row | seeds | chosen on | reported | against '
+        '| row | seeds | validation | reported | gain over '
         f'{study.baseline} | parameters | GMACs at {height}x{width} | '
-        's a step |' + pretrained * ' pre-training |',
+        's per step |' + pretrained * ' pre-training |',
         '|---|---|---|---|---|---|---|---|' + pretrained * '---|'
     ]
     factor = study.factor
@@ -96,26 +96,26 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
             f'{run["parameters"] / 1e6:.2f} M | {run["macs"] / 1e9:.2f} | '
             f'{seconds:.2f} |' + pretrained * f' {_pretraining(row)} |')
     lines += [
-        '', 'Reported: mean and standard deviation over the seeds. Against: mean '
-        'of the differences of runs with the same seed, with its 95 % interval. '
-        'Seconds a step are of runs that shared their machine.'
+        '', 'Reported: mean and standard deviation over the seeds. Gain: mean of '
+        'the differences between runs with the same seed, with its 95 % interval. '
+        'Seconds per step were measured while other runs shared the machine.'
     ]
     return '\n'.join(lines)
 
 
 def _pretraining(row: Row) -> str:
-    """What came before, and what it took."""
+    """Format the steps and the duration of the pre-training."""
     found = [run['pretraining'] for run in row.runs.values() if 'pretraining' in run]
     if not found:
         return 'none'
     minutes, busy = (mean(x[key] for x in found) / 60
                      for key in ('seconds', 'cpu_seconds'))
-    return (f'{found[0]["steps"]} steps, {minutes:.1f} minutes, {busy:.1f} of a '
-            'processor')
+    return (f'{found[0]["steps"]} steps, {minutes:.1f} minutes, {busy:.1f} CPU '
+            'minutes')
 
 
 def plot(study: Study, rows: Sequence[Row], out: Path) -> None:
-    """Draw figure against multiply-adds, with the spread over the seeds."""
+    """Plot the metric against multiply-adds, with its range over the seeds."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()

@@ -1,1 +1,1 @@
-"""Draw where the branches of a trained FPT look in an image."""
+"""Draw which parts of an image the branches of a trained FPT attend to."""

@@ -1,4 +1,4 @@
-"""A picture of where a trained model's FPT looks: the tool's command."""
+"""Command that draws the attention of a trained model's FPT."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ LARGEST_GRID = 12
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of tools/visualize_attention.py."""
+    """Build the parser of tools/visualize_attention.py."""
     parser = argparse.ArgumentParser(
-        description='Draw where FPT looks from a pixel of an image: the '
+        description='Draw the attention of FPT from a pixel of an image: the '
         'Self-Transformer within a level (ST), the Grounding Transformers '
         'across levels (GT, LGT in a window), and the channel weights of the '
-        'Rendering Transformers (RT). A row is the level that looks, a column '
-        'the level that is looked at. P3 is the level with a stride of 8; '
-        'levels of equal stride are P3a, P3b, ... Colours are the shares by '
-        'which the layer weights its values, up to the largest one of a panel; '
-        '"12x even" compares that with equal shares of all keys. Of a neck '
-        'of several FPT it is the last one; a segmentor that is tested by crops '
-        'is shown the crop around the pixel.')
+        'Rendering Transformers (RT). Rows are query levels, columns are key '
+        'levels. P3 is the level with a stride of 8; levels of equal stride are '
+        'P3a, P3b, ... Colours show attention weights up to the largest one of '
+        'a panel; "12x even" compares this peak with uniform attention. If a '
+        'neck has several FPT, the last one is shown. If a segmentor is tested '
+        'by crops, the crop around the pixel is shown.')
     add_config(parser)
     parser.add_argument(
         'checkpoint',
@@ -45,22 +44,22 @@ def parser() -> argparse.ArgumentParser:
         '--point',
         type=_point,
         metavar='X,Y',
-        help='a pixel of the image file, counted from 0 at its upper left corner')
+        help='query pixel in the image file, counted from 0 at the upper left')
     where.add_argument(
         '--grid',
         type=int,
         metavar='N',
-        help='N x N pixels instead of one, each in a small picture of its own')
+        help='N x N query pixels instead of one, a small picture for each')
     parser.add_argument(
         '--level',
         metavar='L',
-        help='the level that looks, as P3 or 3 (default: all)')
+        help='query level, as P3 or 3 (default: all)')
     parser.add_argument(
         '--out',
         help='PNG file to write (default: attention_IMAGE.png in the current '
         'folder, named after the image)')
     parser.add_argument(
-        '--force', action='store_true', help='replace the file if it is there')
+        '--force', action='store_true', help='overwrite an existing file')
     add_cfg_options(parser)
     return parser
 
@@ -83,27 +82,28 @@ def visualize_attention(config: str | Path | Config,
                         level: str | None = None,
                         force: bool = False,
                         cfg_options: dict | None = None) -> list[Branch]:
-    """Draw where a model's FPT looks from pixels of an image.
+    """Draw the attention of a model's FPT from pixels of an image.
 
     Args:
         config: As for :func:`fpt_plugin.commands.common.load_model`.
         checkpoint: The trained model; None: random weights.
         image: The image file.
         out: The PNG file to write.
-        point: x and y of a pixel in the image.
-        grid: Pixels a side of a grid, instead of a point.
-        level: Name of the level that looks; None: all.
-        force: Replace ``out`` if it is there.
+        point: x and y of a query pixel in the image.
+        grid: Number of query pixels along each side of a grid, instead of a
+            point.
+        level: Name of the query level; None: all.
+        force: Overwrite an existing ``out``.
         cfg_options: Settings that override the config's.
 
     Returns:
-        What was drawn.
+        The branches that were drawn.
 
     Raises:
         OSError: A file cannot be read or written.
         TypeError: ``grid`` is not an int.
-        ValueError: An argument is out of range; the image is none; the
-            checkpoint is of another model; or the model has no FPT.
+        ValueError: An argument is out of range, the file is not an image, the
+            checkpoint does not fit the model, or the model has no FPT.
     """
     check_writable(out, suffixes=('.png', '.PNG'), force=force,
                    read=(config, checkpoint, image))
@@ -117,7 +117,7 @@ def visualize_attention(config: str | Path | Config,
     else:
         if check_positive_int('grid', grid) > LARGEST_GRID:
             raise ValueError(f'grid must be at most {LARGEST_GRID}, so that its '
-                             f'pictures can be told apart, got {grid}')
+                             f'pictures stay readable, got {grid}')
         points = grid_points(grid, pixels)
     model, cfg = load_model(config, cfg_options)
     if checkpoint is not None:
@@ -125,11 +125,11 @@ def visualize_attention(config: str | Path | Config,
                      heads=False)
     views = network_views(model, cfg, image)
     branches = attention_branches(model, views, points, level)
-    what = 'random weights' if checkpoint is None else Path(checkpoint).name
-    where = f'pixel {point[0]},{point[1]}' if point else f'{grid} x {grid} pixels'
+    weights = 'random weights' if checkpoint is None else Path(checkpoint).name
+    queries = f'pixel {point[0]},{point[1]}' if point else f'{grid} x {grid} pixels'
     draw(pixels, branches, out,
-         f'{_name(config)}, {what}\n{Path(image).name} '
-         f'({pixels.shape[1]}x{pixels.shape[0]}), {where}')
+         f'{_name(config)}, {weights}\n{Path(image).name} '
+         f'({pixels.shape[1]}x{pixels.shape[0]}), {queries}')
     return branches
 
 
@@ -139,7 +139,7 @@ def _name(config: str | Path | Config) -> str:
 
 
 def main(args: argparse.Namespace) -> list[Branch]:
-    """What tools/visualize_attention.py does."""
+    """Draw the picture and print the peak of each branch."""
     out = args.out or f'attention_{Path(args.image).stem}.png'
     checkpoint = None if args.checkpoint == NO_CHECKPOINT else args.checkpoint
     branches = visualize_attention(args.config, checkpoint, args.image, out,
@@ -147,15 +147,15 @@ def main(args: argparse.Namespace) -> list[Branch]:
                                    args.force, args.cfg_options)
     lines = []
     for branch in branches:
-        if branch.gazes:
-            peaks = [gaze.peak * gaze.keys for gaze in branch.gazes]
-            outside = max(gaze.outside for gaze in branch.gazes)
+        if branch.attentions:
+            peaks = [a.peak * a.keys for a in branch.attentions]
+            outside = max(a.outside for a in branch.attentions)
             text = f'peak {times(min(peaks))}'
             text += f' to {times(max(peaks))}' if len(peaks) > 1 else ''
-            text += f' even shares of {branch.gazes[0].keys} keys'
+            text += f' uniform attention over {branch.attentions[0].keys} keys'
             text += f', up to {outside:.1%} outside' if outside > 5e-4 else ''
         else:
-            text = f'{len(branch.weights[0])} channel weights'
+            text = f'{len(branch.channel_weights[0])} channel weights'
         lines.append(f'{branch.title:15} {text}')
     print_lines([*lines, f'Picture: {out}'])
     return branches

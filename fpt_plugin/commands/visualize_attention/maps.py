@@ -1,9 +1,8 @@
-"""Where FPT looks from some pixels of an image.
+"""Attention maps of FPT for chosen query pixels of an image.
 
-A pass of the model stops before its FPT, so that no attention is computed but
-for the pixels that are asked for: for each of them the shares by which a branch
-weights the values of its keys, summed over the parts of the mixture, which is
-one map a pixel and branch.
+The forward pass stops before FPT, so that attention is computed only for the
+chosen pixels. For each pixel and branch there is one map: the attention weights
+of all keys, summed over the parts of the mixture.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ from .network_input import NetworkView, as_batch, closest_view
 
 
 @dataclass(frozen=True)
-class Gaze:
-    """Where one pixel of a level looks.
+class PixelAttention:
+    """Attention of one query pixel in one branch.
 
     Attributes:
         point: x and y in the image.
-        view: What the network saw of the image.
+        view: Part of the image that was the network's input.
         cell: Row and column of the pixel in its level's map.
         size: Height and width of that map.
-        shares: (h, w), of each pixel of the source level; pixels that were
-            pooled to one key have the share of that key.
-        keys: The number of keys that it sees.
-        peak: The largest share.
-        outside: What fell on the zero keys around the map.
-        window: First row and column of the window that it sees, and those
-            behind its end; None: it sees the whole source.
+        weights: (h, w), attention weights at the pixels of the source level.
+            Pixels that were pooled to one key all have the weight of that key.
+        keys: Number of keys that the pixel attends to.
+        peak: The largest weight.
+        outside: Sum of the weights of the zero keys around the map.
+        window: First row and column of the attention window, and its exclusive
+            end row and column; None: the whole source.
     """
 
     point: tuple[int, int]
     view: NetworkView
     cell: tuple[int, int]
     size: tuple[int, int]
-    shares: np.ndarray
+    weights: np.ndarray
     keys: int
     peak: float
     outside: float
@@ -53,16 +52,16 @@ class Gaze:
 
 @dataclass
 class Branch:
-    """What one branch does for the points.
+    """Attention of one branch.
 
     Attributes:
         name: ST, GT, LGT or RT.
-        level: Name of its level.
-        source: Name of the level that it reads.
-        place: Indices of the two.
+        level: Name of the query level.
+        source: Name of the key level.
+        place: Indices of the two levels.
         key_stride: Pooling of the keys.
-        gazes: One a point; none of RT.
-        weights: RT's channel weights, (E,) a view that was used.
+        attentions: One for each query pixel; empty for RT.
+        channel_weights: RT's channel weights, (E,) for each view; else empty.
     """
 
     name: str
@@ -70,12 +69,12 @@ class Branch:
     source: str
     place: tuple[int, int]
     key_stride: int = 1
-    gazes: list[Gaze] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
+    attentions: list[PixelAttention] = field(default_factory=list)
+    channel_weights: list[np.ndarray] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        """As in 'ST P3' or 'GT P3 <- P5'."""
+        """Name and levels, such as 'ST P3' or 'GT P3 <- P5'."""
         source = '' if self.level == self.source else f' <- {self.source}'
         return f'{self.name} {self.level}{source}'
 
@@ -85,9 +84,9 @@ class Branch:
 
 def level_names(sizes: Sequence[tuple[int, int]],
                 inputs: tuple[int, int]) -> list[str]:
-    """Names of the levels by their stride: P3 for a stride of 8.
+    """Name the levels by their stride: P3 for a stride of 8.
 
-    Levels of equal stride get a letter behind: P3a, P3b.
+    Levels of equal stride get a letter as a suffix: P3a, P3b.
 
     Args:
         sizes: Height and width of each level's map.
@@ -95,7 +94,8 @@ def level_names(sizes: Sequence[tuple[int, int]],
     """
     names = []
     for size in sizes:
-        # The longer side says it best. Sizes are rounded up as a rule.
+        # The longer side gives the stride most precisely. Sizes are usually
+        # rounded up.
         length, cells = max(zip(inputs, size))
         names.append(f'P{max(0, math.ceil(math.log2(length / cells) - 0.1))}')
     letters = [chr(ord('a') + names[:i].count(name))
@@ -107,16 +107,16 @@ def level_names(sizes: Sequence[tuple[int, int]],
 
 
 def chosen_level(level: str | None, names: Sequence[str]) -> int | None:
-    """The index of the level that is asked for; None for all.
+    """Return the index of a level's name; None for all.
 
     Raises:
         ValueError: There is no such level.
     """
     if level is None:
         return None
-    asked = level.upper() if level[:1] in 'pP' else f'P{level}'
+    wanted = level.lower() if level[:1] in 'pP' else f'p{level.lower()}'
     for index, name in enumerate(names):
-        if asked.lower() == name.lower():
+        if wanted == name.lower():
             return index
     raise ValueError('level must be one of the levels that FPT transforms, '
                      f'{", ".join(names)}, got {level}')
@@ -129,30 +129,30 @@ def attention_branches(model: nn.Module,
                        views: Sequence[NetworkView],
                        points: Sequence[tuple[int, int]],
                        level: str | None = None) -> list[Branch]:
-    """Where a model looks from some pixels of an image.
+    """Compute a model's attention from some pixels of an image.
 
     Args:
         model: A detector or segmentor with FPT.
-        views: What its network sees of the image.
-        points: x and y of pixels in the image.
-        level: Name of the level that looks; None: all.
+        views: Inputs of its network, which cover the image.
+        points: x and y of query pixels in the image.
+        level: Name of the query level; None: all.
 
     Returns:
-        What each branch does, level by level.
+        The attention of each branch, level by level.
 
     Raises:
         ValueError: There is no such level, or it has no branch to show.
     """
     branches: dict[tuple[int, int], Branch] = {}  # by level and source
-    gazes: dict[tuple[int, int], dict[int, Gaze]] = {}
+    attentions: dict[tuple[int, int], dict[int, PixelAttention]] = {}
     owners = [closest_view(list(views), point) for point in points]
     for owner in sorted(set(owners)):
         view = views[owner]
         mine = [i for i, other in enumerate(owners) if other == owner]
         calls = branch_inputs(model, view.inputs)
         names = _names(calls, view)
-        asked = chosen_level(level, list(names.values())) if calls else None
-        chosen = None if asked is None else list(names)[asked]
+        number = chosen_level(level, list(names.values())) if calls else None
+        chosen = None if number is None else list(names)[number]
         for index, source, layer, args, kwargs in calls:
             if chosen not in (None, index):
                 continue
@@ -162,16 +162,16 @@ def attention_branches(model: nn.Module,
                               place))
             if hasattr(layer, 'attention_at'):
                 branch.key_stride = kwargs.get('key_stride', layer.key_stride)
-                found = _gazes(layer, args, kwargs, view,
+                found = _attend(layer, args, kwargs, view,
                                [points[i] for i in mine])
-                gazes.setdefault(place, {}).update(zip(mine, found))
+                attentions.setdefault(place, {}).update(zip(mine, found))
             elif hasattr(layer, 'channel_weights'):
                 with torch.no_grad():
                     weights = layer.channel_weights(args[1])[0].flatten()
-                branch.weights.append(weights.float().cpu().numpy())
-    for place, found in gazes.items():
-        branches[place].gazes = [found[i] for i in range(len(points))]
-    shown = [b for b in branches.values() if b.gazes or b.weights]
+                branch.channel_weights.append(weights.float().cpu().numpy())
+    for place, found in attentions.items():
+        branches[place].attentions = [found[i] for i in range(len(points))]
+    shown = [b for b in branches.values() if b.attentions or b.channel_weights]
     if not shown:
         raise ValueError('the model must have a branch of FPT to show, got none '
                          f'at {level or "any level"}')
@@ -179,7 +179,7 @@ def attention_branches(model: nn.Module,
 
 
 def _names(calls: list, view: NetworkView) -> dict[int, str]:
-    """Names of the levels with branches: a neck may spare the finest ones."""
+    """Name the levels with branches, by index; the finest may have none."""
     sizes = {}
     for level, source, _, args, _ in calls:
         sizes[level] = tuple(args[0].shape[2:])
@@ -197,38 +197,38 @@ def _kind(layer: nn.Module, level: int, source: int) -> str:
     return 'LGT' if isinstance(layer, LocalGroundingTransformer) else 'GT'
 
 
-def _gazes(layer: nn.Module, args: tuple, kwargs: dict, view: NetworkView,
-           points: list[tuple[int, int]]) -> list[Gaze]:
-    """The maps of some points under one layer."""
+def _attend(layer: nn.Module, args: tuple, kwargs: dict, view: NetworkView,
+           points: list[tuple[int, int]]) -> list[PixelAttention]:
+    """Compute the attention maps of some points in one layer."""
     size, source = (tuple(x.shape[2:]) for x in (args[0], args[-1]))
     cells = [view.cell(point, size) for point in points]
     with torch.no_grad():
-        maps = layer.attention_at(
+        maps = layer.attention_at(  # (P, h / stride, w / stride)
             as_batch(cells, args[0].device), *args, **kwargs)[0].cpu()
     stride = kwargs.get('key_stride', layer.key_stride)
-    spread = maps.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
-    spread = spread[:, :source[0], :source[1]].float().numpy()
+    unpooled = maps.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+    unpooled = unpooled[:, :source[0], :source[1]].float().numpy()  # (P, h, w)
     return [
-        Gaze(
+        PixelAttention(
             point=point,
             view=view,
             cell=cell,
             size=size,
-            shares=whole,
-            keys=shares.numel() if window is None else
+            weights=unpooled_weights,
+            keys=weights.numel() if window is None else
             _keys_in(window, source, layer.pad),
-            peak=shares.max().item(),
-            outside=max(0., 1 - shares.sum().item()),
+            peak=weights.max().item(),
+            outside=max(0., 1 - weights.sum().item()),
             window=window)
-        for point, cell, shares, whole, window in zip(
-            points, cells, maps, spread,
+        for point, cell, weights, unpooled_weights, window in zip(
+            points, cells, maps, unpooled,
             (_window(layer, cell, size, source) for cell in cells))
     ]
 
 
 def _window(layer: nn.Module, cell: tuple[int, int], size: tuple[int, int],
             source: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """What a pixel sees of the source: first row and column, and the ends."""
+    """Return a pixel's window: first row and column, and the exclusive ends."""
     if not isinstance(layer, LocalGroundingTransformer):
         return None
     reach = layer.window // 2
@@ -240,7 +240,7 @@ def _window(layer: nn.Module, cell: tuple[int, int], size: tuple[int, int],
 
 def _keys_in(window: tuple[int, int, int, int], source: tuple[int, int],
              pad: str) -> int:
-    """How many keys a window holds: with zero padding, those around too."""
+    """Count the keys of a window; zero padding counts as keys too."""
     rows, columns = (
         end - start if pad == 'zero' else min(end, length) - max(start, 0)
         for start, end, length in zip(window[:2], window[2:], source))

@@ -1,4 +1,4 @@
-"""A trained model up to its FPT: what the branches get."""
+"""The inputs that the branches of a model's FPT receive."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from ...openmmlab.models import unwrapped
 
 
 def outermost_fpts(model: nn.Module) -> list[FPT]:
-    """Every FPT that is not the pyramid of another one, in their order."""
+    """List every FPT that is not inside another FPT, in order."""
     if isinstance(model, FPT):
         return [model]
     return [fpt for child in model.children() for fpt in outermost_fpts(child)]
 
 
 class _Reached(Exception):
-    """Ends a pass where its last FPT begins."""
+    """Stops a forward pass at its last FPT."""
 
 
 def branch_inputs(
         model: nn.Module,
         inputs: Tensor) -> list[tuple[int, int, nn.Module, tuple, dict]]:
-    """What the branches of a model's FPT are called with.
-
-    Where a neck has several FPT, one after another, it is the last one's.
+    """Record the inputs of the branches of a model's last FPT.
 
     Args:
         model: A detector or segmentor.
-        inputs: (B, C, H, W), its network's input.
+        inputs: (B, C, H, W), the network's input.
 
     Returns:
         See :meth:`fpt_plugin.FPT.branch_inputs`.
@@ -45,13 +43,13 @@ def branch_inputs(
                          f'{type(model).__name__} with {given}')
     calls = []
 
-    def note(fpt: FPT, args: tuple, kwargs: dict) -> None:
+    def record(fpt: FPT, args: tuple, kwargs: dict) -> None:
         calls.append((fpt, args[0] if args else kwargs['inputs']))
         if fpt is fpts[-1]:
             raise _Reached
 
     handles = [
-        fpt.register_forward_pre_hook(note, with_kwargs=True) for fpt in fpts
+        fpt.register_forward_pre_hook(record, with_kwargs=True) for fpt in fpts
     ]
     network = model if hasattr(model, 'extract_feat') else unwrapped(model)
     model.eval()

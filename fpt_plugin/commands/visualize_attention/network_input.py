@@ -1,4 +1,4 @@
-"""An image as a model's network gets it in testing, and where its pixels go."""
+"""The network's input for an image in testing, and its pixel coordinates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ...openmmlab.models import unwrapped
 
 @dataclass(frozen=True)
 class NetworkView:
-    """What one pass of the network sees of an image.
+    """Input of one forward pass, and its position in the image.
 
     Attributes:
         inputs: (1, C, H, W), normalised, padded and cropped.
-        scale: Pixels of the input a pixel of the image, in x and in y.
+        scale: Input pixels per image pixel, in x and in y.
         offset: x and y of the view in the whole input; not 0 for crops.
     """
 
@@ -36,9 +36,9 @@ class NetworkView:
 
     def cell(self, point: tuple[int, int],
              size: tuple[int, int]) -> tuple[int, int]:
-        """Row and column of an image's pixel in a map of a size (h, w).
+        """Return row and column of an image pixel in a map of size (h, w).
 
-        A map covers the whole view, padding included, in equal cells.
+        A map divides the whole view, padding included, into equal cells.
         """
         column, row = (
             int(((pixel + 0.5) * scale - offset) * cells / side)
@@ -48,16 +48,16 @@ class NetworkView:
         return min(max(row, 0), size[0] - 1), min(max(column, 0), size[1] - 1)
 
     def box(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 of the view in pixels of the image.
+        """Return x0, y0, x1, y1 of the view in image pixels.
 
-        Where the input is padded, that is more than the image.
+        With padding the box extends beyond the image.
         """
         height, width = self.inputs.shape[2:]
         (x0, y0), (x, y) = self.offset, self.scale
         return x0 / x, y0 / y, (x0 + width) / x, (y0 + height) / y
 
     def distance(self, point: tuple[int, int]) -> float:
-        """How far a pixel is from the centre, infinite outside of the view."""
+        """Return a pixel's distance to the view's centre, infinite outside."""
         x0, y0, x1, y1 = self.box()
         x, y = point[0] + 0.5, point[1] + 0.5
         if not (x0 <= x <= x1 and y0 <= y <= y1):
@@ -66,11 +66,11 @@ class NetworkView:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image as the libraries' pipelines read it: (H, W, 3), BGR.
+    """Read an image as the libraries' pipelines do: (H, W, 3), BGR.
 
     Raises:
-        OSError: There is no such file, or it cannot be read.
-        ValueError: It is no image.
+        OSError: The file does not exist or cannot be read.
+        ValueError: The file is not an image.
     """
     try:
         image = mmcv.imread(str(path))
@@ -83,9 +83,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def network_views(model: nn.Module, cfg: Config,
                   path: str | Path) -> list[NetworkView]:
-    """Prepare an image by the config's test pipeline and the preprocessor.
+    """Prepare an image with the config's test pipeline and the preprocessor.
 
-    Annotations are not loaded and nothing is mirrored.
+    Annotations are not loaded and the image is not flipped.
 
     Args:
         model: A detector or segmentor.
@@ -93,11 +93,12 @@ def network_views(model: nn.Module, cfg: Config,
         path: The image.
 
     Returns:
-        One view, or the crops of a segmentor that is tested by them.
+        One view, or the crops of a segmentor with sliding-window inference.
 
     Raises:
         OSError: The image cannot be read.
-        ValueError: It is none, or the config has no pipeline for it.
+        ValueError: The file is not an image, or the config has no suitable
+            test pipeline.
     """
     image = read_image(path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -118,10 +119,10 @@ def network_views(model: nn.Module, cfg: Config,
 
 
 def test_pipeline(cfg: Config) -> list[dict]:
-    """The transforms of the config's test data, without annotations and flips.
+    """Return the config's test transforms, without annotations and flips.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The config has no test pipeline.
     """
     pipeline = _find_pipeline(cfg.get('test_dataloader'))
     pipeline = pipeline or cfg.get('test_pipeline')
@@ -140,7 +141,7 @@ def _name(transform: dict) -> str:
 
 
 def _find_pipeline(config: object) -> list[dict] | None:
-    """The first pipeline of a dataloader, however its datasets are wrapped."""
+    """Find the first pipeline of a dataloader, also inside dataset wrappers."""
     if isinstance(config, (list, tuple)):
         config = config[0] if config else None
     if not isinstance(config, dict):
@@ -154,10 +155,10 @@ def _find_pipeline(config: object) -> list[dict] | None:
 
 def _run_pipeline(pipeline: list[dict], path: str | Path,
                   image: np.ndarray) -> tuple[dict, tuple[float, float]]:
-    """A batch of one image, and the factors it was resized by.
+    """Return a batch of one image, and the factors of its resizing.
 
-    The factors are read between the transforms: what is packed in the end may
-    lack them, and they are those of the last resizing alone.
+    The factors are read after each transform, because the packed result may
+    not have them or have only those of the last resizing.
     """
     results = dict(img_path=str(path), img=image, img_id=0)
     scale = (1., 1.)
@@ -180,7 +181,7 @@ def _run_pipeline(pipeline: list[dict], path: str | Path,
 
 
 def _preprocessor(model: nn.Module) -> nn.Module:
-    """The one that makes a batch: a wrapper's, or its detector's."""
+    """Return the preprocessor that makes batches: a wrapper's or its model's."""
     found = [
         m.data_preprocessor for m in (model, unwrapped(model))
         if getattr(m, 'data_preprocessor', None) is not None
@@ -194,7 +195,7 @@ def _preprocessor(model: nn.Module) -> nn.Module:
 
 def _crops(model: nn.Module, height: int,
            width: int) -> list[tuple[int, int, int, int]]:
-    """x0, y0, x1, y1 of what a segmentor sees at a time, as mmseg cuts it."""
+    """Return x0, y0, x1, y1 of each crop, as mmseg's sliding window cuts them."""
     cfg = getattr(model, 'test_cfg', None) or {}
     if cfg.get('mode') != 'slide':
         return [(0, 0, width, height)]
@@ -210,15 +211,15 @@ def _crops(model: nn.Module, height: int,
 
 
 def closest_view(views: list[NetworkView], point: tuple[int, int]) -> int:
-    """The index of the view that a pixel lies most in the middle of."""
+    """Return the index of the view whose centre is closest to a pixel."""
     return min(range(len(views)), key=lambda i: views[i].distance(point))
 
 
 def check_point(point: tuple[int, int], image: np.ndarray) -> None:
-    """Require a pixel of an image.
+    """Check that a point lies in an image.
 
     Raises:
-        ValueError: It lies outside.
+        ValueError: The point lies outside the image.
     """
     height, width = image.shape[:2]
     if not (0 <= point[0] < width and 0 <= point[1] < height):
@@ -229,12 +230,12 @@ def check_point(point: tuple[int, int], image: np.ndarray) -> None:
 
 
 def grid_points(number: int, image: np.ndarray) -> list[tuple[int, int]]:
-    """The middles of number x number equal parts of an image, row by row."""
+    """Return the centres of number x number equal parts, row by row."""
     height, width = image.shape[:2]
     middles = [(2 * i + 1) / (2 * number) for i in range(number)]
     return [(int(width * x), int(height * y)) for y in middles for x in middles]
 
 
 def as_batch(points: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """Rows and columns as a tensor (P, 2)."""
+    """Convert rows and columns to a tensor (P, 2)."""
     return torch.tensor(points, dtype=torch.long, device=device).view(-1, 2)

@@ -1,4 +1,4 @@
-"""The drawn data set, and that each branch learns to read it."""
+"""The Look-up data set, and that each branch can learn it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fpt_plugin.commands.study.look_up import LookUpBackbone, draw_look_up
 
 
 def discs_of(image, labels):
-    """(colour, label, centre) of each disc, from the image."""
+    """Find (colour, label, centre) of each disc in the image."""
     found = []
     numbers, count = ndimage.label(labels != look_up.UNLABELLED)
     for number in range(1, count + 1):
@@ -29,56 +29,44 @@ def discs_of(image, labels):
 
 @pytest.mark.parametrize('size', [96, 192])
 def test_discs_have_the_label_of_their_colour(size):
-    told = []
+    by_colour = {0: [], 1: [], 2: []}
     for index in range(20):
         image, labels = draw_look_up(index, size)
         assert image.shape == (size, size, 3) and image.dtype == np.uint8
         assert set(np.unique(labels)) <= {0, 1, look_up.UNLABELLED}
         discs = discs_of(image, labels)
         assert len(discs) == 6
-        by_colour = {}
-        for colour, label, _ in discs:
-            by_colour.setdefault(colour, set()).add(label)
-        assert sorted(by_colour) == [0, 1, 2]
-        assert all(len(labels) == 1 for labels in by_colour.values())
-        told += [(c, *labels) for c, labels in by_colour.items()]
-    # No colour tells its label.
-    for colour in range(3):
-        assert 0.2 < np.mean([label for c, label in told if c == colour]) < 0.8
+        for colour, found in by_colour.items():
+            label, = {label for c, label, _ in discs if c == colour}
+            found.append(label)
+    # The colour does not determine the label.
+    assert all(0.2 < np.mean(found) < 0.8 for found in by_colour.values())
 
 
 def test_discs_are_far_from_the_patch_of_their_colour():
     for index in range(10):
         image, labels = draw_look_up(index)
-        flat = image.reshape(-1, 3).astype(float)
-        share = flat / flat.sum(axis=1, keepdims=True)
+        hues = image / image.sum(axis=2, keepdims=True, dtype=float)
         for colour, _, centre in discs_of(image, labels):
-            wanted = look_up.COLOURS[colour] / look_up.COLOURS[colour].sum()
-            alike = (np.abs(share - wanted).max(axis=1) < 0.08).reshape(192, 192)
-            cells = alike.reshape(3, 64, 3, 64).mean(axis=(1, 3))
+            hue = look_up.COLOURS[colour] / look_up.COLOURS[colour].sum()
+            same = np.abs(hues - hue).max(axis=2) < 0.08
+            cells = same.reshape(3, 64, 3, 64).mean(axis=(1, 3))
             home = np.unravel_index(cells.argmax(), (3, 3))
-            cell = np.array(centre) // 64
-            assert np.abs(cell - home).max() == 2
+            assert np.abs(np.array(centre) // 64 - home).max() == 2
 
 
-def test_an_index_always_gives_the_same_image():
-    for a, b in zip(draw_look_up(5), draw_look_up(5)):
-        assert np.array_equal(a, b)
-    assert not np.array_equal(draw_look_up(5)[0], draw_look_up(6)[0])
-
-
-@pytest.mark.parametrize('size', [90, 97, 192.0])
-def test_a_wrong_size_is_refused(size):
-    with pytest.raises(ValueError, match='multiple of 3 of at least 96'):
-        look_up.DrawLookUp(size)
-
-
-def test_data_set_draws_its_part():
+def test_the_data_set_draws_its_indices():
     data = DATASETS.build(
         dict(type='LookUp', first=7, length=3,
              pipeline=[dict(type='DrawLookUp', size=96)]))
     assert len(data) == 3
-    assert np.array_equal(data[2]['img'], draw_look_up(9, 96)[0])
+    image, labels = draw_look_up(9, 96)
+    assert np.array_equal(data[2]['img'], image)
+    assert np.array_equal(data[2]['gt_seg_map'], labels)
+    assert not np.array_equal(data[1]['img'], image)
+    for size in (90, 97, 192.0):
+        with pytest.raises(ValueError, match='multiple of 3 of at least 96'):
+            look_up.DrawLookUp(size)
 
 
 @pytest.mark.parametrize('args', [
@@ -92,8 +80,8 @@ def test_backbone(args):
     assert all(p.grad is not None for p in backbone.parameters())
 
 
-def test_an_fpn_cannot_see_the_patch_from_a_disc():
-    """What lies two cells away has no gradient, so FPN can only guess."""
+def test_the_patch_is_outside_the_receptive_field_of_an_fpn():
+    """Pixels two cells away have no gradient, so FPN can only guess."""
     torch.manual_seed(0)
     backbone = LookUpBackbone().eval()
     neck = MODELS.build(
@@ -103,8 +91,8 @@ def test_an_fpn_cannot_see_the_patch_from_a_disc():
     maps = neck(backbone(image))
     for x in maps:
         stride = 192 // x.shape[2]
-        # The pixels of a disc as far to the right as one may lie in the first
-        # column of cells; its patch begins behind the second column.
+        # The rightmost pixels of a disc in the first column of cells. Its patch
+        # starts after the second column.
         column = int(0.88 * 64 + 6) // stride
         grad, = torch.autograd.grad(
             x[..., column].sum(), image, retain_graph=True)
@@ -112,7 +100,7 @@ def test_an_fpn_cannot_see_the_patch_from_a_disc():
 
 
 class TwoLevels(nn.Module):
-    """A network that sees some 40 of 96 pixels, except through its neck."""
+    """A network with a receptive field of about 40 of 96 pixels without its neck."""
 
     def __init__(self, neck: str):
         super().__init__()
@@ -161,11 +149,11 @@ def accuracy_after_training(neck: str, steps: int) -> float:
     return float((found[labelled] == labels[labelled]).float().mean())
 
 
-# A Rendering Transformer has one number a channel and image to tell with.
+# A Rendering Transformer has only one weight per channel and image.
 @pytest.mark.slow
 @pytest.mark.parametrize('neck, least, most', [
     ('mmdet.FPN', 0, 0.65), ('SelfTransformerNeck', 0.97, 1),
     ('GroundingTransformerNeck', 0.97, 1),
     ('RenderingTransformerNeck', 0.7, 1)])
-def test_each_branch_reads_what_a_pyramid_cannot(neck, least, most):
+def test_each_branch_learns_what_a_pyramid_cannot(neck, least, most):
     assert least <= accuracy_after_training(neck, 300) <= most

@@ -1,22 +1,18 @@
-"""Rows of a study that begin with a pre-training."""
+"""Rows of a study that start with a pre-training."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.synthetic_data import write_camvid
 
 from fpt_plugin.commands.same_settings import TrainingTime
-from fpt_plugin.commands.study import command
 from fpt_plugin.commands.study.running import Study, fingerprint
 
-SHIPPED = Path(__file__).parents[3] / 'configs' / 'studies'
 # Three steps of tiny backbones.
 CONFIG = """
-_base_ = {base!r}
 backbone = dict(embed_dims=8, num_heads=(1, 1, 1, 2), window_size=2)
 settings = dict(
     model=dict(backbone=backbone),
@@ -35,48 +31,35 @@ train_cfg = dict(max_epochs=1, val_interval=1)
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(make_study, tmp_path):
     write_camvid(tmp_path / 'data')
-    path = tmp_path / 'small.py'
-    path.write_text(CONFIG.format(base=str(SHIPPED / 'camvid_pretraining.py')))
-    return path
-
-
-def run(study, *args):
-    folder = study.parent
-    return command.main(command.parser().parse_args([
-        str(study), '--results', str(folder / 'results'), '--work-dir',
-        str(folder / 'work'), '--data-root', str(folder / 'data'), '--seeds', '0',
-        *args]))
-
-
-def result(study, row):
-    return json.loads((study.parent / f'results/small/{row}-0.json').read_text())
+    return make_study('camvid_pretraining.py', CONFIG)
 
 
 @pytest.mark.slow
-def test_rows_begin_with_their_pretraining(study, monkeypatch, capsys):
-    """Interrupted and resumed, then found again; its cost is in the table."""
+def test_rows_start_with_their_pretraining(study, run, monkeypatch, capsys):
+    """Interrupt, resume and reuse it; its cost is in the table."""
+    data = '--data-root', study.parent / 'data', '--seeds', 0
     after, fail = TrainingTime.after_train_iter, [True]
 
     def interrupted(self, runner, *args, **kwargs):
         after(self, runner, *args, **kwargs)
-        if runner.iter == 1 and fail.pop():  # behind the second checkpoint
+        if runner.iter == 1 and fail.pop():  # after the second checkpoint
             raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingTime, 'after_train_iter', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(study, '--rows', 'greenmim')
+        run(study, '--rows', 'greenmim', *data)
     monkeypatch.setattr(TrainingTime, 'after_train_iter', after)
     capsys.readouterr()
-    shown = run(study)
+    shown = run(study, *data)
     assert 'iter_2.pth of the same settings' in capsys.readouterr().out
     assert shown.count('none |') == 1 and '| pre-training |' in shown
     assert '3 steps, 0.' in shown and '2 steps, 0.' in shown
-    work = study.parent / 'work/small'
-    assert 'pretraining' not in result(study, 'random')
+    work, results = study.parent / 'work/small', study.parent / 'results/small'
+    assert 'pretraining' not in json.loads((results / 'random-0.json').read_text())
     for row, steps in (('greenmim', 3), ('simmim', 2)):
-        found = result(study, row)['pretraining']
+        found = json.loads((results / f'{row}-0.json').read_text())['pretraining']
         assert found['steps'] == steps and found['seconds'] > 0 < found['cpu_seconds']
         folder, = work.glob(f'pretraining/{found["settings"]}-0')
         given = torch.load(folder / found['checkpoint'], weights_only=False)
@@ -85,12 +68,12 @@ def test_rows_begin_with_their_pretraining(study, monkeypatch, capsys):
         for key, value in taken.items():
             assert torch.equal(value, given['state_dict'][key]), key
 
-    # Another schedule of the row, the same pre-training.
+    # Another schedule of the row has the same pre-training.
     study.write_text(study.read_text() + 'optim_wrapper = dict(optimizer=dict(lr=0))')
     capsys.readouterr()
-    run(study, '--rows', 'greenmim')
-    assert 'pretraining.json is there' in capsys.readouterr().out
-    # Nothing was learnt after it: the row has its weights.
+    run(study, '--rows', 'greenmim', *data)
+    assert 'pretraining.json is finished' in capsys.readouterr().out
+    # With a learning rate of 0 the row keeps the pre-trained weights.
     trained = torch.load(work / 'greenmim-0/epoch_1.pth', weights_only=False)
     taken = torch.load(work / 'greenmim-0/pretrained.pth')['state_dict']
     for key, value in taken.items():
@@ -98,7 +81,7 @@ def test_rows_begin_with_their_pretraining(study, monkeypatch, capsys):
 
 
 def test_settings_of_a_pretraining_count(study):
-    """Those of the row's own config do not change it."""
+    """Settings of the row itself do not change its pre-training's fingerprint."""
     marks = []
     for old, new in (('length=3', 'length=3'), ('length=3', 'length=4'),
                      ('batch_size=2, dataset', 'batch_size=3, dataset'),
@@ -126,7 +109,7 @@ def test_pretraining_reads_its_folder(study):
     ('length=3', 'epochs=3', "pretrain of the row 'greenmim': .*'epochs'"),
     ('length=3', "length=3, config='none.py'", r'none\.py'),
 ])
-def test_wrong_pretraining_is_named_first(study, old, new, message):
+def test_a_wrong_pretraining_fails_before_training(study, run, old, new, message):
     study.write_text(study.read_text().replace(old, new, 1))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(study)

@@ -1,18 +1,13 @@
-"""The shipped studies on drawn files in the layout of their data."""
+"""The shipped studies on synthetic files in the layout of their data."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from helpers.synthetic_data import draw_noise, write_camvid
 
-from fpt_plugin.commands.study import command
-
-SHIPPED = Path(__file__).parents[3] / 'configs' / 'studies'
 CONFIG = """
-_base_ = {base!r}
 study = dict(rows=dict(
     _delete_=True, fpn=dict(), light=dict(
         model=dict(neck=dict(type='FPT', preset='light')))))
@@ -59,16 +54,11 @@ def write_trees(root):
 @pytest.mark.parametrize('name, write, train, val', [
     ('camvid', write_camvid, [0, 1], [0, 1]), ('bccd', write_bccd, [0, 1], [2, 3]),
     ('trees', write_trees, [0, 1], [2, 3])])
-def test_trains_and_evaluates(tmp_path, name, write, train, val):
+def test_trains_and_evaluates(make_study, run, tmp_path, name, write, train, val):
     write(tmp_path / 'data')
-    path = tmp_path / f'{name}.py'
-    path.write_text(CONFIG.format(
-        base=str(SHIPPED / f'{name}.py'), train=train, val=val))
-    command.main(command.parser().parse_args([
-        str(path), '--rows', 'light', '--seeds', '0', '--data-root',
-        str(tmp_path / 'data'), '--results', str(tmp_path / 'results'),
-        '--work-dir', str(tmp_path / 'work')]))
+    study = make_study(f'{name}.py', CONFIG.format(train=train, val=val), name)
+    run(study, '--rows', 'light', '--seeds', 0, '--data-root', tmp_path / 'data')
     found = json.loads((tmp_path / 'results' / name / 'light-0.json').read_text())
-    # One validation while training, one at the end.
+    # One validation during training, one at the end.
     assert found['steps'] == 1 and len(found['curve']) == 2
     assert 0 <= found['report'] <= 100 and found['choice'] >= 0

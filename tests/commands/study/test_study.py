@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from fpt_plugin.commands.study import command, table
+from fpt_plugin.commands.study import table
 from fpt_plugin.commands.study.running import Study, fingerprint
 
 CONFIG = """
-_base_ = {base!r}
 study = dict(
     title='Small', metric='aAcc', baseline='fpn', shape=(96, 96),
     rows=dict(
@@ -28,38 +26,27 @@ test_dataloader = dict(dataset=dict(length=2, pipeline=pipeline), **loader)
 train_cfg = dict(max_iters=2, val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1))
 """
-SHIPPED = Path(__file__).parents[3] / 'configs' / 'studies'
 
 
 @pytest.fixture
-def study(tmp_path):
-    path = tmp_path / 'small.py'
-    path.write_text(CONFIG.format(base=str(SHIPPED / 'look-up.py')))
-    return path
+def study(make_study):
+    return make_study('look-up.py', CONFIG)
 
 
-def run(study, *args):
-    folder = study.parent
-    return command.main(command.parser().parse_args([
-        str(study), '--results', str(folder / 'results'), '--work-dir',
-        str(folder / 'work'), *map(str, args)
-    ]))
-
-
-def result(row, seed, report, study='small', **others):
-    return dict(
-        study=study, row=row, seed=seed, choice=0.5, report=report, macs=10**9,
-        parameters=10**6, seconds_per_step=0.5, settings='', **others)
-
-
-def write(folder, *results):
+def write(study, reports, name='small'):
+    """Write results: the reported metrics of each row, by seed."""
+    folder = study.parent / 'results' / 'small'
     folder.mkdir(parents=True, exist_ok=True)
-    for r in results:
-        (folder / f'{r["row"]}-{r["seed"]}.json').write_text(json.dumps(r))
+    for row, values in reports.items():
+        for seed, report in enumerate(values):
+            (folder / f'{row}-{seed}.json').write_text(json.dumps(dict(
+                study=name, row=row, seed=seed, choice=0.5, report=report,
+                macs=10**9, parameters=10**6, seconds_per_step=0.5, settings='')))
+    return folder
 
 
 @pytest.mark.slow
-def test_rows_are_trained_and_skipped_when_finished(study, capsys):
+def test_rows_are_trained_and_skipped_when_finished(study, run):
     out = study.parent / 'table.md'
     shown = run(study, '--seeds', 0, '--markdown', out, '--plot',
                 study.parent / 'plot.png')
@@ -74,10 +61,9 @@ def test_rows_are_trained_and_skipped_when_finished(study, capsys):
     run(study, '--table', '--picture', study.parent / 'answers.png')
     assert (study.parent / 'answers.png').stat().st_size > 10_000
     before = [f.stat().st_mtime_ns for f in files]
-    capsys.readouterr()
     assert run(study, '--seeds', 0) == shown
     assert [f.stat().st_mtime_ns for f in files] == before
-    # Other settings are another run, those of the other row stay.
+    # Only the row with changed settings runs again.
     study.write_text(study.read_text().replace("'light'", "'default'", 2))
     run(study, '--seeds', 0)
     assert files[0].stat().st_mtime_ns == before[0]
@@ -92,26 +78,20 @@ def test_shipped_studies_have_different_rows(name):
     configs = [study.config_of(row, 0) for row in study.rows]
     marks = {fingerprint(*study.configs_of(row, 0)) for row in study.rows}
     assert len(marks) == len(configs)
-    again = study.config_of(study.baseline, 0)
-    assert fingerprint(again) == fingerprint(
-        study.config_of(study.baseline, 0))
-    assert fingerprint(again) != fingerprint(
-        study.config_of(study.baseline, 1))
-    again.default_hooks.checkpoint.type = 'changed by a runner'
-    assert 'changed by' not in study.config_of(study.baseline, 0).pretty_text
-    again = configs[list(study.rows).index(study.baseline)]
-    # The baseline's settings are in every row, except those of the row.
+    base, same, other_seed = (study.config_of(study.baseline, seed)
+                              for seed in (0, 0, 1))
+    assert fingerprint(base) == fingerprint(same) != fingerprint(other_seed)
+    # All rows have the same optimiser and data.
     for config in configs:
-        assert config.optim_wrapper == again.optim_wrapper
-        assert config.train_dataloader == again.train_dataloader
+        assert config.optim_wrapper == base.optim_wrapper
+        assert config.train_dataloader == base.train_dataloader
+    base.default_hooks.checkpoint.type = 'changed by a runner'
+    assert 'changed by' not in study.config_of(study.baseline, 0).pretty_text
 
 
-def test_the_table_has_paired_differences(study):
-    folder = study.parent / 'results' / 'small'
-    write(folder, *(result('fpn', s, x) for s, x in enumerate([50, 52, 54])),
-          *(result('light', s, x) for s, x in enumerate([51, 54, 55])))
-    small = Study.load(str(study))
-    rows = table.read_rows(small, folder)
+def test_the_table_has_paired_differences(study, run):
+    folder = write(study, dict(fpn=[50, 52, 54], light=[51, 54, 55]))
+    rows = table.read_rows(Study.load(str(study)), folder)
     assert [row.name for row in rows] == ['fpn', 'light']
     assert rows[0].gains == () and rows[1].gains == (1, 2, 1)
     # t with two degrees of freedom is 4.3027; the deviation of the gains
@@ -121,21 +101,25 @@ def test_the_table_has_paired_differences(study):
         study, '--table')
 
 
-def test_one_seed_has_no_interval(study):
-    folder = study.parent / 'results' / 'small'
-    write(folder, result('fpn', 0, 50), result('light', 0, 49.5),
-          result('light', 1, 60))
+def test_one_seed_has_no_interval(study, run):
+    write(study, dict(fpn=[50], light=[49.5, 60]))
     shown = run(study, '--table')
     assert '| light | 2 | 0.50 | 54.75 ± 7.42 | -0.50 |' in shown
     assert '| fpn | 1 | 0.50 | 50.00 |  |' in shown
 
 
-@pytest.mark.parametrize('args, message', [
-    (['--rows', 'fpn', 'fpt'], "rows must be of .*'fpt'"),
-    (['--table'], 'holds no result of the study small'),
+@pytest.mark.parametrize('args, results, message', [
+    (['--rows', 'fpn', 'fpt'], {}, "rows must be of .*'fpt'"),
+    (['--table'], {}, 'has no result of the study small'),
+    (['--table'], dict(name='other', reports=dict(fpn=[50])),
+     'not a result of the study small'),
+    (['--table', '--picture', 'a.png'], dict(reports=dict(fpn=[50])),
+     "train the row 'fpn' first"),
 ])
-def test_wrong_arguments(study, args, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_and_results(study, run, args, results, message):
+    if results:
+        write(study, **results)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(study, *args)
 
 
@@ -150,21 +134,5 @@ def test_wrong_configs(tmp_path, text, message):
     path.write_text("default_scope = 'mmseg'\nmodel = dict(type='X')\n" + text)
     with pytest.raises(ValueError, match=message):
         Study.load(str(path))
-
-
-def test_a_picture_needs_trained_rows(study):
-    write(study.parent / 'results' / 'small', result('fpn', 0, 50))
-    with pytest.raises(FileNotFoundError, match="train the row 'fpn' first"):
-        run(study, '--table', '--picture', study.parent / 'answers.png')
-
-
-def test_an_unknown_study_is_named():
     with pytest.raises(FileNotFoundError, match=r"one of .*'look-up'.*'lookup'"):
         Study.load('lookup')
-
-
-def test_a_foreign_result_is_refused(study):
-    folder = study.parent / 'results' / 'small'
-    write(folder, result('fpn', 0, 50, study='other'))
-    with pytest.raises(ValueError, match='not a result of the study small'):
-        run(study, '--table')
