@@ -1,4 +1,4 @@
-"""Nothing of ours reaches out on import, or when a model is built."""
+"""Imports and the building of models use no network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Every way out of the process is closed, before anything is imported.
+# Block the network before anything is imported.
 NO_NETWORK = """
 import socket
 
@@ -17,9 +17,9 @@ class Blocked(Exception):
     pass
 
 def refuse(*args, **kwargs):
-    raise Blocked('the network was asked for')
+    raise Blocked('the network is blocked')
 
-class Closed(socket.socket):  # others make subclasses of it
+class Closed(socket.socket):  # a class, because libraries subclass it
     __init__ = refuse
 
 socket.socket = Closed
@@ -38,8 +38,8 @@ for name in names:
 print(len(names), 'modules')
 """
 
-# With the weights that their configs name, one config of each backbone. Nothing
-# is drawn, which is what takes the time; every constructor runs.
+# Build one config of each backbone, with the weights that it names. Zeros in place of
+# random weights save time; every constructor runs.
 MODELS = """
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -69,14 +69,14 @@ import mmdet
 from fpt_plugin.commands.common import load_model
 from fpt_plugin.openmmlab.models import load_config
 teacher = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
-# it names the teacher's config as seen from a checkout
+# the path of the teacher's config is relative to a checkout
 os.chdir(os.path.join(mmdet.__path__[0], '.mim'))
 with ZerosForRandom():
     model, _ = load_model(teacher)
 print('a student of', type(model.teacher_model).__name__)
 """
 
-# What the others would look like if they did reach out.
+# Show that the block works.
 REACHING = """
 from urllib.error import URLError
 for reach in (lambda: build(load_config(teacher)),
@@ -91,23 +91,20 @@ for reach in (lambda: build(load_config(teacher)),
 """
 
 
-def test_imports_and_models_reach_for_nothing(tmp_path):
-    env = {**os.environ, 'TORCH_HOME': str(tmp_path), 'HF_HOME': str(tmp_path),
-           'MMENGINE_HOME': str(tmp_path),
-           'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
+def test_imports_and_models_use_no_network(tmp_path):
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
+           **dict.fromkeys(('TORCH_HOME', 'HF_HOME', 'MMENGINE_HOME'), str(tmp_path))}
     code = ''.join([NO_NETWORK, IMPORTS, MODELS, LOAD_MODEL, REACHING])
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code],
-                            cwd=tmp_path, env=env, capture_output=True,
-                            text=True, timeout=900)
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path,
+                            env=env, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
-    said = [line for line in result.stdout.splitlines() if line.split()[0].isdigit()
-            or line.startswith(('a student', 'refused'))]
-    modules, configs, student, *refused = said
+    lines = [line for line in result.stdout.splitlines() if line.split()[0].isdigit()
+             or line.startswith(('a student', 'refused'))]
+    modules, configs, student, *refused = lines
     assert int(modules.split()[0]) > 60
     count, _, fetching, *_ = configs.split()
     assert int(count) > 15 and int(fetching) > 5
     assert student == 'a student of GFL'
-    # The lock holds: weights that are asked for would have been noticed.
     assert len(refused) == 2
-    assert all('the network was asked for' in line for line in refused)
+    assert all('the network is blocked' in line for line in refused)
     assert not list(tmp_path.rglob('*.pth'))
