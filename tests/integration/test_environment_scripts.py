@@ -75,7 +75,8 @@ def test_environment_is_made_once(checkout):
     assert first.stdout.strip() == str(checkout.repo / '.venv/bin/python')
     assert 'about 15 minutes' in first.stderr
     done = checkout.installs()
-    for wanted in ('torch==2.13.0', 'setuptools<81', 'mmcv==2.1.0', '.[stock,dev,docs]'):
+    for wanted in ('torch==2.13.0', 'setuptools<81', 'mmcv==2.1.0',
+                   '.[stock,dev,docs]'):
         assert wanted in checkout.calls()
     second = checkout.run('environment.sh')
     assert second.stdout == first.stdout and not second.stderr

@@ -1,4 +1,4 @@
-"""The launchers of several processes: their commands, and trainings of two processes."""
+"""The launchers: their commands, and trainings of two processes."""
 
 from __future__ import annotations
 

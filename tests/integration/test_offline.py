@@ -92,7 +92,8 @@ for reach in (lambda: build(load_config(teacher)),
 
 
 def test_imports_and_models_use_no_network(tmp_path):
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    env = {**os.environ, 'PYTHONPATH': path,
            **dict.fromkeys(('TORCH_HOME', 'HF_HOME', 'MMENGINE_HOME'), str(tmp_path))}
     code = ''.join([NO_NETWORK, IMPORTS, MODELS, LOAD_MODEL, REACHING])
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path,

@@ -25,9 +25,10 @@ DATA = dict(
     ade20k=('data/ade/ADEChallengeData2016', write_ade20k_tree, 150, (4, 2)),
     voc=('data/VOCdevkit/VOC2012', write_voc_tree, 21, (4, 2)),
     lip=('data/LIP', write_lip_tree, 20, (3, 2)))
-CONFIG_OF = {kind: str(CONFIGS / f'fpt/fcn_r101-d8_ufp-fpt_{name}.py') for kind, name in (
-    ('ade20k', '4xb4-160k_ade20k-512x512'), ('voc', '4xb4-40k_voc12aug-512x512'),
-    ('lip', '4xb4-160k_lip-473x473'))}
+CONFIG_OF = {kind: str(CONFIGS / f'fpt/fcn_r101-d8_ufp-fpt_4xb4-{name}.py')
+             for kind, name in dict(
+                 ade20k='160k_ade20k-512x512', voc='40k_voc12aug-512x512',
+                 lip='160k_lip-473x473').items()}
 
 
 def options(kind):
@@ -65,7 +66,7 @@ def project(tmp_path_factory):
 
 @pytest.mark.parametrize('kind', DATA)
 def test_labels_are_the_classes_of_the_data_set(kind):
-    """Labels start at 0, 255 is ignored, and a perfect prediction has an mIoU of 100."""
+    """Labels start at 0, 255 is ignored; a perfect prediction has an mIoU of 100."""
     cfg = Config.fromfile(CONFIG_OF[kind])
     init_default_scope('mmseg')
     from mmseg.registry import DATASETS, METRICS
