@@ -10,7 +10,7 @@ DEEP_STEM = ((32, 3), (32, 3), (64, 3))
 
 
 def command(name):
-    """The subcommand that converts a lambda net."""
+    """Return the subcommand that converts a lambda net."""
     return ['d-li14'] if name.startswith('d') else ['timm-lambda', '--arch', name]
 
 
@@ -19,61 +19,57 @@ def task(*words):
 
 
 def build(name):
-    """The statement of a lambda net."""
+    """Build the reference implementation of a lambda net."""
     return DLi14Net() if name.startswith('d') else TimmNet(name)
 
 
 def meta_state(name):
-    """The keys and shapes of a statement, without memory."""
+    """Return the keys and shapes of a reference implementation, without memory."""
     with torch.device('meta'):
         return build(name).state_dict()
 
 
 def resnet_state(blocks, *, stem=((64, 7), ), average=False, groups=1, width=64,
                  basic=False, device='meta'):
-    """Drawn tensors, or shapes alone, under the keys of a ResNet.
+    """Return random tensors under the keys of a ResNet.
 
     Args:
-        blocks: Blocks a stage.
+        blocks: Number of blocks in each stage.
         stem: Channels and kernel of the stem's convolutions: one is ``conv1``,
             several are ``stem.0``, ``stem.3``, ...
-        average: Shortcuts begin with an average pool, as in ResNet-D.
-        groups: Of the 3x3 convolutions.
-        width: Of the first stage, inside.
-        basic: Blocks of two 3x3 convolutions.
-        device: 'meta' for shapes alone.
+        average: Whether shortcuts start with an average pool, as in ResNet-D.
+        groups: Groups of the 3x3 convolutions.
+        width: Inner channels of the first stage.
+        basic: Whether blocks have two 3x3 convolutions.
+        device: 'meta' for shapes without values.
     """
     state = {}
 
-    def conv(name, out, channels, kernel):
-        state[f'{name}.weight'] = torch.randn(
+    def layer(conv, norm, out, channels, kernel):
+        state[f'{conv}.weight'] = torch.randn(
             out, channels, kernel, kernel, device=device)
-
-    def norm(name, channels):
         for part in ('weight', 'bias', 'running_mean', 'running_var'):
-            state[f'{name}.{part}'] = torch.rand(channels, device=device)
-        state[f'{name}.num_batches_tracked'] = torch.tensor(7, device=device)
+            state[f'{norm}.{part}'] = torch.rand(out, device=device)
+        state[f'{norm}.num_batches_tracked'] = torch.tensor(7, device=device)
 
     channels = 3
     for i, (out, kernel) in enumerate(stem):
-        conv('conv1' if len(stem) == 1 else f'stem.{3 * i}', out, channels, kernel)
-        norm('bn1' if len(stem) == 1 else f'stem.{3 * i + 1}', out)
+        names = ('conv1', 'bn1') if len(stem) == 1 else (
+            f'stem.{3 * i}', f'stem.{3 * i + 1}')
+        layer(*names, out, channels, kernel)
         channels = out
     for i, count in enumerate(blocks):
         inner = width * 2**i
         out = inner if basic else 256 * 2**i
         for j in range(count):
-            at = f'layer{i + 1}.{j}'
-            conv(f'{at}.conv1', inner, channels, 3 if basic else 1)
-            norm(f'{at}.bn1', inner)
-            conv(f'{at}.conv2', inner, inner // groups, 3)
-            norm(f'{at}.bn2', inner)
+            at = f'layer{i + 1}.{j}.'
+            layer(at + 'conv1', at + 'bn1', inner, channels, 3 if basic else 1)
+            layer(at + 'conv2', at + 'bn2', inner, inner // groups, 3)
             if not basic:
-                conv(f'{at}.conv3', out, inner, 1)
-                norm(f'{at}.bn3', out)
+                layer(at + 'conv3', at + 'bn3', out, inner, 1)
             if j == 0:
-                conv(f'{at}.downsample.{int(average)}', out, channels, 1)
-                norm(f'{at}.downsample.{int(average) + 1}', out)
+                layer(f'{at}downsample.{int(average)}',
+                      f'{at}downsample.{int(average) + 1}', out, channels, 1)
             channels = out
     state['fc.weight'] = torch.rand(10, channels, device=device)
     state['fc.bias'] = torch.rand(10, device=device)

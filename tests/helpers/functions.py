@@ -1,4 +1,4 @@
-"""Every path of every function, its formula, and operands of a few numbers."""
+"""Every path of every function with its formula, and small operands."""
 
 import functools
 
@@ -14,11 +14,11 @@ from fpt_plugin.functional import (
 from fpt_plugin.functional.lambdas import PATHS as ORDERS
 from fpt_plugin.functional.paths import LOCAL_PATHS, MIXTURE_PATHS
 
-# Shapes of the operands. Those of a mixture end with its shares.
+# Shapes of the operands; the last operand of a mixture is its shares.
 SHAPES = {
     'mixture_attention': ((2, 2, 5, 3), (2, 2, 4, 3), (2, 4, 2), (2, 2)),
-    'local_mixture_attention':
-    ((1, 2, 2, 3, 4), (1, 2, 2, 2, 3), (1, 2, 2, 3), (1, 2)),
+    'local_mixture_attention': (
+        (1, 2, 2, 3, 4), (1, 2, 2, 2, 3), (1, 2, 2, 3), (1, 2)),
     'content_lambda': ((2, 3, 2, 4), (2, 2, 2, 4)),
     'position_lambda': ((1, 2, 2, 3, 4), (1, 2, 2, 3, 4), (2, 2, 3, 5)),
 }
@@ -41,7 +41,7 @@ def _calls():
         yield 'position_lambda', path, position_lambda, dict(path=path), {}
 
 
-# name -> (the function, its formula), of the operands
+# By name: a function and its formula, both of the operands.
 FUNCTIONS = {
     f'{name} {variant}'.strip():
     (functools.partial(function, **options),
@@ -51,13 +51,11 @@ FUNCTIONS = {
 
 
 def draw(name, dtype=torch.float64, seed=0):
-    """Operands of a function of that name, or of one in FUNCTIONS."""
+    """Draw the operands of a function in SHAPES or FUNCTIONS."""
     name = name.split()[0]
     generator = torch.Generator().manual_seed(seed)
-    operands = [
-        torch.randn(shape, generator=generator, dtype=torch.float64)
-        for shape in SHAPES[name]
-    ]
+    operands = [torch.randn(shape, generator=generator, dtype=torch.float64)
+                for shape in SHAPES[name]]
     if 'mixture' in name:
         operands[-1] = operands[-1].softmax(dim=1)
     return [x.to(dtype) for x in operands]

@@ -1,7 +1,7 @@
-"""Random cases: how many must run, what they are made of, what must agree.
+"""Random cases for the fuzz tests: numbers, strategies and comparison.
 
-Each test of tests/fuzz runs twice: a few cases with the others, many behind
-the long marker. The examples are the same in every run (see conftest.py).
+Each test of tests/fuzz runs twice: with few cases, and, marked slow, with many. The
+examples are the same in every run (see conftest.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-# Cases of each test: in the normal run, in the long one.
+from helpers.oracles import gradient_floor
+
+# Cases of each test: in the fast run, in the slow run.
 CASES = {
     'mixture_attention': (40, 450),
     'local_mixture_attention': (35, 350),
@@ -32,36 +34,31 @@ CASES = {
 }
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# What storing a number in a dtype costs it, relative to its size.
-ROUNDING = {
-    torch.float64: 2**-52,
-    torch.float32: 2**-23,
-    torch.bfloat16: 2**-8,
-    torch.float16: 2**-11
-}
+# Relative rounding error of a number in each dtype.
+ROUNDING = {torch.float64: 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-8,
+            torch.float16: 2**-11}
 
 
 def lengths(name: str):
-    """Parametrise ``cases`` of a test: a normal and a long run."""
+    """Parametrise ``cases`` of a test: a fast and a slow run."""
     normal, long = CASES[name]
     return pytest.mark.parametrize('cases', [
         pytest.param(normal, id='normal'),
-        pytest.param(long, id='long', marks=pytest.mark.slow)
-    ])
+        pytest.param(long, id='long', marks=pytest.mark.slow)])
 
 
 def run_cases(check: Callable, cases: int, **strategies) -> None:
-    """Call ``check`` with so many random cases, and fail where fewer ran.
+    """Call ``check`` with random cases, and fail if fewer than ``cases`` pass.
 
     Args:
-        check: Raises where a case is wrong.
-        cases: How many must end well.
-        strategies: What each argument of ``check`` is drawn from.
+        check: Raises if a case is wrong.
+        cases: Number of cases.
+        strategies: The strategy of each argument of ``check``.
     """
     ran = 0
 
-    # One seed a test: derandomised runs take it from this function, which is
-    # the same for all of them.
+    # Each test has its own seed: derandomize would hash the code of this inner
+    # function, which is the same for all tests.
     @seed(sum(map(ord, inspect.getsource(check))))
     @settings(max_examples=cases, derandomize=False, database=None)
     @given(**strategies)
@@ -79,13 +76,11 @@ def run_cases(check: Callable, cases: int, **strategies) -> None:
 
 @st.composite
 def sizes(draw, longest: int = 130, width: int = 3, usual: int = 9):
-    """Height and width: both small, or one of them anything to ``longest``."""
+    """Draw height and width: both small, or one of them up to ``longest``."""
     small = st.integers(1, usual)
     long, narrow = st.integers(1, longest), st.integers(1, width)
-    return draw(
-        st.one_of(
-            st.tuples(small, small), st.tuples(long, narrow),
-            st.tuples(narrow, long)))
+    return draw(st.one_of(
+        st.tuples(small, small), st.tuples(long, narrow), st.tuples(narrow, long)))
 
 
 seeds = st.integers(0, 2**16)
@@ -93,31 +88,31 @@ batches = st.sampled_from([1, 1, 1, 2, 2, 3, 0])
 
 
 def _swapped(x):
-    """The last two dimensions in the other order in memory."""
+    """Swap the last two dimensions in memory."""
     return x.transpose(-2, -1).contiguous().transpose(-2, -1)
 
 
 def _channels_last(x):
-    """Dimension 1 side by side in memory: channels_last of maps."""
+    """Make dimension 1 the last one in memory, as in channels_last."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _strided(x):
-    """Every other number of a larger tensor."""
+    """Take every second number of a larger tensor."""
     wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)
     wide[..., ::2] = x
     return wide[..., ::2]
 
 
 def _cut(x):
-    """The middle of a larger tensor, not at the start of its memory."""
+    """Take the middle of a larger tensor, with an offset in its memory."""
     wide = x.new_full([side + 3 for side in x.shape], torch.nan)
     for dim, side in enumerate(x.shape):
         wide = wide.narrow(dim, 1, side)
     return wide.copy_(x)
 
 
-# What is around these numbers in memory is NaN: who reads it, shows it.
+# The memory around the values is NaN, so that a wrong read shows.
 LAYOUTS = {
     'contiguous': torch.Tensor.contiguous,
     'channels_last': _channels_last,
@@ -130,16 +125,16 @@ layouts = st.sampled_from(['contiguous', *LAYOUTS])
 
 @st.composite
 def traits(draw, count: int, mixed: bool = True):
-    """(dtype, layout, requires_grad) of so many tensors.
+    """Draw (dtype, layout, requires_grad) for ``count`` tensors.
 
-    Most have one dtype; with ``mixed`` some have one each, as under autocast.
+    Most share one dtype; with ``mixed`` some have different ones, as under autocast.
     """
     dtype = st.sampled_from(DTYPES)
     if mixed and draw(st.integers(0, 3)) == 0:
         types = [draw(dtype) for _ in range(count)]
     else:
         types = [draw(dtype)] * count
-    # mostly everything learns, now and then a part or nothing
+    # In half of the cases all tensors have gradients, otherwise some or none.
     learns = [True] * count
     if draw(st.booleans()):
         learns = [draw(st.booleans()) for _ in range(count)]
@@ -151,7 +146,7 @@ def traits(draw, count: int, mixed: bool = True):
 
 def draw_tensors(seed: int, *shapes: tuple[int, ...],
                  spread: float = 1.0) -> list[torch.Tensor]:
-    """Normal numbers in float64, with a mean of their own a tensor."""
+    """Draw tensors in float64, each with its own mean."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -161,29 +156,25 @@ def draw_tensors(seed: int, *shapes: tuple[int, ...],
 
 
 def leaf(x: torch.Tensor, trait: tuple) -> torch.Tensor:
-    """A tensor with the traits that were drawn for it."""
+    """Convert a tensor to the drawn traits."""
     dtype, layout, learns = trait
     made = LAYOUTS[layout](x.detach().to(dtype))
     assert torch.equal(made.double(), x.to(dtype).double())
     return made.requires_grad_(learns)
 
 
-def assert_agrees(function: Callable,
-                  formula: Callable,
-                  leaves: dict[str, torch.Tensor],
-                  *,
-                  upstream: tuple[int, str],
-                  out_dtype: torch.dtype,
-                  tolerance: float) -> None:
-    """One output and the gradients of its leaves, against float64.
+def assert_agrees(function: Callable, formula: Callable,
+                  leaves: dict[str, torch.Tensor], *, upstream: tuple[int, str],
+                  out_dtype: torch.dtype, tolerance: float) -> None:
+    """Compare one output and the gradients of its leaves with float64.
 
     Args:
-        function: Takes the leaves.
-        formula: Takes their values in float64, contiguous.
-        leaves: By the names of their gradients.
+        function: Called with the leaves.
+        formula: Called with their values in float64, contiguous.
+        leaves: The inputs by name.
         upstream: Seed and layout of the output's gradient.
-        out_dtype: What the output must have.
-        tolerance: Of what is computed; rounding to the dtypes comes on top.
+        out_dtype: Expected dtype of the output.
+        tolerance: Relative error without the rounding to the dtypes.
     """
     exact = [exact_twin(x) for x in leaves.values()]
     got, want = function(*leaves.values()), formula(*exact)
@@ -206,22 +197,18 @@ def assert_agrees(function: Callable,
 
 
 def exact_twin(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers in float64, with a gradient whether x wants one or not."""
+    """Return the same numbers in float64, always with a gradient."""
     return x.detach().double().contiguous().requires_grad_()
 
 
 def least_norm(exact) -> float:
-    """What a gradient's norm counts for at least.
-
-    It may cancel to nothing, with the digits of what cancelled: a tenth of the
-    largest gradient, of what does not learn too.
-    """
-    return 0.1 * max(x.grad.norm().item() for x in exact)
+    """Return the least denominator for errors of gradients."""
+    return gradient_floor(x.grad for x in exact)
 
 
 def compare(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float,
             floor: float = 0.0) -> None:
-    """The difference, relative to the norm, is within what was agreed."""
+    """Assert that the difference, relative to the norm, is small enough."""
     assert got.shape == want.shape, name
     assert got.isfinite().all(), name
     difference = (got.detach().double() - want.detach()).norm().item()
@@ -235,5 +222,5 @@ def compare(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float,
 
 
 def precision(dtypes) -> float:
-    """What sums may differ by that are kept in float32, or float64 for it."""
+    """Return the tolerance of sums in float32, or in float64 for its inputs."""
     return 1e-11 if torch.float64 in dtypes else 1e-5

@@ -11,17 +11,17 @@ from torch import distributed, multiprocessing
 
 
 def together(function: Callable, *args, folder: Path, count: int = 2) -> list:
-    """What a function returns in each of some processes, by rank.
+    """Call a function in each of several processes; return the results by rank.
 
     Args:
-        function: Of a module that the processes can import, not of a test
-            file: pytest alone knows those.
-        args: Its arguments, the same in all of them.
-        folder: Where the processes meet; empty.
-        count: Their number.
+        function: From a module that the processes can import; they cannot import
+            test files.
+        args: Its arguments, the same in all processes.
+        folder: Empty folder for the exchange of files.
+        count: Number of processes.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: One of them failed.
+        torch.multiprocessing.ProcessRaisedException: A process failed.
     """
     multiprocessing.spawn(
         _process, args=(count, str(folder), function, args), nprocs=count)
@@ -33,14 +33,11 @@ def _process(rank: int, count: int, folder: str, function: Callable,
     torch.set_num_threads(1)
     torch.manual_seed(0)
     distributed.init_process_group(
-        'gloo',
-        init_method=f'file://{folder}/meeting',
-        rank=rank,
-        world_size=count,
+        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=count,
         timeout=timedelta(minutes=5))
     try:
         torch.save(function(*args), Path(folder, f'{rank}.pt'))
         distributed.barrier()
     finally:
-        # a process that just ends may abort or hang in gloo's threads
+        # without this a process may abort or hang in gloo's threads
         distributed.destroy_process_group()

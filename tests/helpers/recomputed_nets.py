@@ -1,4 +1,4 @@
-"""Nets with state of all kinds, trained with and without recomputation."""
+"""Nets with all kinds of state, trained with and without activation checkpointing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fpt_plugin  # noqa: F401  registers the necks
 
+RESNET = dict(type='mmdet.ResNet', depth=18, base_channels=8)
 BACKBONES = {
-    'ResNet': dict(type='mmdet.ResNet', depth=18, base_channels=8,
-                   norm_eval=False),
-    'frozen ResNet': dict(type='mmdet.ResNet', depth=18, base_channels=8,
-                          frozen_stages=1),
+    'ResNet': dict(RESNET, norm_eval=False),
+    'frozen ResNet': dict(RESNET, frozen_stages=1),
     'LambdaResNet': dict(type='LambdaResNet', depth='26t', norm_eval=False),
 }
 
+
 class Scaled(nn.Module):
-    """State of all kinds: what is computed depends on it, and it moves."""
+    """A module whose output depends on all kinds of state that change in training."""
 
     def __init__(self):
         super().__init__()
@@ -31,8 +31,7 @@ class Scaled(nn.Module):
         self.instance = nn.InstanceNorm2d(16, track_running_stats=True)
         self.spectral = nn.utils.spectral_norm(nn.Conv2d(16, 16, 1))
         self.drop = MODELS.build(dict(
-            type='mmdet.DropBlock', drop_prob=0.5, block_size=3,
-            warmup_iters=4))
+            type='mmdet.DropBlock', drop_prob=0.5, block_size=3, warmup_iters=4))
         self.dropout = nn.Dropout(0.25)
         self.register_buffer('mean', torch.zeros(()))
 
@@ -56,13 +55,12 @@ class Net(nn.Module):
         self.backbone = MODELS.build(copy.deepcopy(BACKBONES[backbone]))
         self.neck = MODELS.build(dict(
             type='FPT', in_channels=channels, out_channels=16, num_outs=4,
-            pyramid=dict(type='mmdet.FPN',
-                                        norm_cfg=dict(type='BN'))))
+            pyramid=dict(type='mmdet.FPN', norm_cfg=dict(type='BN'))))
         self.norms = Scaled()
         with torch.no_grad():
             for p in self.parameters():
-                p.copy_(torch.randn_like(p) * (0.3 if p.dim() < 2 else
-                                               p[0].numel()**-0.5))
+                scale = 0.3 if p.dim() < 2 else p[0].numel()**-0.5
+                p.copy_(torch.randn_like(p) * scale)
 
     def forward(self, x):
         return sum(y.float().square().mean() for y in self.norms(
@@ -70,7 +68,7 @@ class Net(nn.Module):
 
 
 def steps(net, named=None, autocast=False, share=slice(None)):
-    """Gradients of two passes, and what the net is afterwards."""
+    """Return the gradients of two passes, and the state of the net afterwards."""
     net.train()
     if named is not None:
         inner = net.module if hasattr(net, 'module') else net
@@ -90,7 +88,7 @@ def steps(net, named=None, autocast=False, share=slice(None)):
 
 
 def of_ddp(named):
-    """Steps in a process, without recomputation and with it."""
+    """Run the steps in this process, without and with checkpointing."""
     rank = distributed.get_rank()
     found = []
     for parts in (None, named):

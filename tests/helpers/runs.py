@@ -20,8 +20,10 @@ LOADERS = [f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
 
 def options_of(settings, prefix=''):
     """Flatten nested settings to KEY.KEY=VALUE, as --cfg-options reads them."""
+    if isinstance(settings, (list, tuple)):
+        settings = str(settings).replace(' ', '')
     if not isinstance(settings, dict):
-        return [f'{prefix}={settings}'.replace(' ', '')]
+        return [f'{prefix}={settings}']
     return [option for key, value in settings.items()
             for option in options_of(value, f'{prefix}.{key}' if prefix else key)]
 

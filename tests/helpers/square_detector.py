@@ -1,6 +1,6 @@
-"""The config of a small detector, for data of data_helpers.write_coco_squares.
+"""The config of a small detector, for the data of write_coco_squares in ``data/``.
 
-Data are in ``data/``, seed 0, one process, an epoch of two iterations.
+An epoch has two iterations.
 """
 
 DETECTOR = """
@@ -34,29 +34,18 @@ dataset = dict(
     type='CocoDataset', metainfo=dict(classes=('square', )),
     data_root='data', ann_file='annotations.json',
     data_prefix=dict(img='images/'))
+load = dict(type='LoadImageFromFile')
+boxes = dict(type='LoadAnnotations', with_bbox=True)
 train_dataloader = dict(
-    batch_size=2, num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(type='PackDetInputs')
-        ], **dataset))
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(pipeline=[load, boxes, dict(type='PackDetInputs')], **dataset))
 val_dataloader = dict(
-    batch_size=1, num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        test_mode=True,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(64, 64), keep_ratio=True),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                           'scale_factor'))
-        ], **dataset))
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(test_mode=True, pipeline=[
+        load, dict(type='Resize', scale=(64, 64), keep_ratio=True), boxes,
+        dict(type='PackDetInputs', meta_keys=(
+            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))],
+        **dataset))
 test_dataloader = val_dataloader
 val_evaluator = dict(
     type='CocoMetric', ann_file='data/annotations.json', metric='bbox')
@@ -65,11 +54,9 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
 param_scheduler = [
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1])
-]
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1])]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=1),
     checkpoint=dict(type='CheckpointHook', interval=1),
