@@ -1,7 +1,7 @@
-"""Layers and the neck, composed of the formulas in functional/reference.py.
+"""Formulas of all layers and of the neck: the oracles of the fuzz tests.
 
-They use the weights and arguments of a layer, but not its forward. With layer and maps
-in float64 they are the oracles of the fuzz tests.
+They use the weights and arguments of a layer, but not its forward. Layer and maps are
+in float64.
 """
 
 from __future__ import annotations
@@ -17,49 +17,28 @@ from fpt_plugin.layers import (
     RenderingTransformer,
     SelfTransformer,
 )
-from helpers.oracles import pool, project
-
-
-def shares(layer, key):
-    """Return pi (B, N) from the mean key."""
-    if layer.mixture_weight is None:
-        return key.new_ones(len(key), 1)
-    return (key.mean(dim=(2, 3)) @ layer.mixture_weight.T).softmax(dim=1)
-
-
-def parts(layer, x):
-    """Split (B, E, H, W) into (B, N, d, H, W)."""
-    count = layer.num_mixtures
-    return x.unflatten(1, (count, x.shape[1] // count))
-
-
-def mixture(layer, x, source, similarity, key_stride):
-    """Attend from every pixel of ``x`` to every pooled pixel of ``source``."""
-    key_stride = key_stride or layer.key_stride
-    source = pool(source, key_stride) if key_stride > 1 else source
-    key = project(layer.key, source)
-    out = reference.mixture_attention(
-        parts(layer, project(layer.query, x)).flatten(3).mT,
-        parts(layer, key).flatten(3).mT,
-        project(layer.value, source).flatten(2).mT, shares(layer, key),
-        similarity=similarity, scale=layer.scale)
-    return out.mT.unflatten(2, x.shape[2:])
+from helpers import oracles
+from helpers.oracles import project
 
 
 def self_transformer(layer, x, key_stride=None):
-    return mixture(layer, x, x, 'dot', key_stride)
+    return _mixture(layer, x, x, 'dot', key_stride)
 
 
 def grounding_transformer(layer, fine, coarse, key_stride=None):
-    return mixture(layer, fine, coarse, 'neg_euclid', key_stride)
+    return _mixture(layer, fine, coarse, 'neg_euclid', key_stride)
+
+
+def _mixture(layer, x, source, similarity, key_stride):
+    return oracles.mixture_transformer(
+        layer, x, source, similarity, num_mixtures=layer.num_mixtures,
+        key_stride=key_stride or layer.key_stride, scale=layer.scale)
 
 
 def local_grounding_transformer(layer, fine, coarse):
-    key = project(layer.key, coarse)
-    return reference.local_mixture_attention(
-        parts(layer, project(layer.query, fine)), parts(layer, key),
-        project(layer.value, coarse), shares(layer, key), window=layer.window,
-        similarity='neg_euclid', pad=layer.pad, scale=layer.scale)
+    return oracles.local_grounding_transformer(
+        layer, fine, coarse, window=layer.window, pad=layer.pad,
+        num_mixtures=layer.num_mixtures, scale=layer.scale)
 
 
 def rendering_transformer(layer, coarse, fine, dtype=torch.float32):

@@ -166,16 +166,18 @@ def mixture_transformer(layer, x, source, similarity, *, num_mixtures, key_strid
     Returns:
         (B, E, H, W).
     """
-    pooled = pool(source, key_stride)
+    pooled = pool(source, key_stride) if key_stride > 1 else source
     query, key = project(layer.query, x), project(layer.key, pooled)
     shares = _shares(layer, dict(
         key=key, query=query, unpooled=project(layer.key, source),
         equal=None)[shares_from], num_mixtures)
     q, k = (m.unflatten(1, (num_mixtures, -1)).flatten(3)
             for m in (query, key))  # (B, N, d, L)
-    pairs = q[..., :, None], k[..., None, :]
-    scores = (pairs[0] * pairs[1] if similarity == 'dot' else
-              -(pairs[0] - pairs[1]).square()).sum(2)  # (B, N, Lq, Lk)
+    if similarity == 'dot':
+        scores = q.mT @ k  # (B, N, Lq, Lk)
+    else:
+        scores = -torch.cdist(
+            q.mT, k.mT, compute_mode='donot_use_mm_for_euclid_dist').square()
     scale = q.shape[2]**-0.5 if scale is None else scale
     mixed = (shares[..., None, None] * _softmax(scale * scores, -1)).sum(1)
     value = project(layer.value, pooled).flatten(2)  # (B, E, Lk)

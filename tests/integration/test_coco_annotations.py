@@ -1,17 +1,14 @@
-"""Crowds, empty images, masks and category numbers of COCO in data sets and metric."""
+"""Crowds, empty images, masks and category numbers of COCO in the shipped data sets."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.miniature_coco import (
     CATEGORY_IDS,
     CLASSES,
     IMAGES,
-    compressed_rle,
-    evaluate,
     shipped,
     write_coco_tree,
 )
@@ -34,38 +31,10 @@ def read(split):
         Path(f'data/coco/annotations/instances_{split}2017.json').read_text())
 
 
-@pytest.fixture
-def truth():
-    return read('val')
-
-
 def objects_of(annotations, image_id):
     """Return the annotations of an image without crowds."""
     return [one for one in annotations['annotations']
             if one['image_id'] == image_id and not one['iscrowd']]
-
-
-def perfect(annotations):
-    """Return predictions that equal the annotations without crowds."""
-    names = {c['id']: c['name'] for c in annotations['categories']}
-    samples = []
-    for image in annotations['images']:
-        own = objects_of(annotations, image['id'])
-        x, y, w, h = torch.tensor([one['bbox'] for one in own]).reshape(-1, 4).T
-        size = image['height'], image['width']
-        samples.append(dict(img_id=image['id'], ori_shape=size, pred_instances=dict(
-            bboxes=torch.stack([x, y, x + w, y + h], 1),
-            scores=torch.full((len(own), ), 0.9),
-            labels=torch.tensor([CLASSES.index(names[one['category_id']])
-                                 for one in own], dtype=torch.long),
-            masks=[compressed_rle(one['segmentation'], *size) for one in own])))
-    return samples
-
-
-def average_precisions(samples):
-    """Return the AP of boxes and of masks."""
-    metrics = evaluate('mask-rcnn', samples)[1]
-    return metrics['coco/bbox_mAP'], metrics['coco/segm_mAP']
 
 
 def unannotated(annotations):
@@ -73,40 +42,6 @@ def unannotated(annotations):
     image_id, = {one['id'] for one in annotations['images']
                  } - {one['image_id'] for one in annotations['annotations']}
     return image_id
-
-
-# ------------------------------------------------------------------ metric
-
-
-def test_categories_keep_their_numbers(truth):
-    """The file of results has the numbers on both sides of COCO's gaps."""
-    numbers = {c['name']: c['id'] for c in truth['categories']}
-    assert [numbers[name] for name in (
-        'person', 'fire hydrant', 'stop sign', 'book', 'toothbrush')] == [
-            1, 11, 13, 84, 90]
-    metric, _ = evaluate('mask-rcnn', perfect(truth), outfile_prefix='results')
-    assert metric.cat_ids == CATEGORY_IDS
-    wanted = sorted((one['image_id'], one['category_id'])
-                    for one in truth['annotations'] if not one['iscrowd'])
-    assert len({number for _, number in wanted}) >= 3
-    for kind in ('bbox', 'segm'):
-        written = json.loads(Path(f'results.{kind}.json').read_text())
-        assert wanted == sorted((x['image_id'], x['category_id']) for x in written)
-
-
-def test_annotations_score_one(truth):
-    """Neither the crowd nor the image without annotations costs anything."""
-    assert any(one['iscrowd'] for one in truth['annotations']) and unannotated(truth)
-    assert average_precisions(perfect(truth)) == (1, 1)
-    # The check can fail: half of a mask of two polygons.
-    halves = next(one for one in truth['annotations']
-                  if not one['iscrowd'] and len(one['segmentation']) == 2)
-    halves['segmentation'].pop()
-    box, segm = average_precisions(perfect(truth))
-    assert box == 1 and segm < 1
-
-
-# -------------------------------------------------------------------- data
 
 
 def dataset(split):
@@ -123,12 +58,12 @@ def sample_of(data, image_id):
     return data[ids_of(data).index(image_id)]['data_samples']
 
 
-def test_unannotated_images_are_dropped_in_training_only(truth):
+def test_unannotated_images_are_dropped_in_training_only():
     dropped = unannotated(read('train'))
     assert ids_of(dataset('train')) == [i for i in IMAGES['train2017'] if i != dropped]
     validation = dataset('val')
     assert ids_of(validation) == list(IMAGES['val2017'])
-    assert len(sample_of(validation, unannotated(truth)).gt_instances) == 0
+    assert len(sample_of(validation, unannotated(read('val'))).gt_instances) == 0
 
 
 @pytest.mark.parametrize('image_id', [

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,12 +17,7 @@ from helpers.runs import alone
 from helpers.small_models import DETECTORS, SEGMENTORS, train
 from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
-from mmseg.apis import (
-    MMSegInferencer,
-    inference_model,
-    init_model,
-    show_result_pyplot,
-)
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 
 
 @pytest.fixture(scope='module')
@@ -98,42 +91,6 @@ def test_all_ways_give_the_same_predictions(trained, name):
         assert first.unique().numel() > 2
     for way, values in found.items():
         assert torch.equal(values, first), way
-
-
-@alone()
-def test_detector_writes_pictures_and_boxes(trained, tmp_path):
-    run = trained('fpt/retinanet_r50_fpt_1x_coco.py')
-    detector = DetInferencer(run.config, run.checkpoint, device='cpu')
-    single = [detector(image)['predictions'][0]['bboxes'] for image in run.images]
-    assert single[0] != single[1]
-    both = detector(run.images, batch_size=2, out_dir=str(tmp_path),
-                    no_save_pred=False, pred_score_thr=0.)['predictions']
-    for image, boxes, found in zip(run.images, single, both):
-        # A batch of two adds in another order.
-        np.testing.assert_allclose(found['bboxes'], boxes, atol=1e-3)
-        file = tmp_path / 'preds' / f'{Path(image).stem}.json'
-        assert json.loads(file.read_text())['bboxes'] == found['bboxes']
-        drawn = cv2.imread(str(tmp_path / 'vis' / Path(image).name))
-        plain = cv2.imread(image)
-        assert drawn.shape == plain.shape and (drawn != plain).any()
-
-
-@alone()
-def test_segmentor_writes_pictures_and_labels(trained, tmp_path):
-    run = trained('fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py')
-    image = run.images[0]
-    segmentor = MMSegInferencer(run.config, run.checkpoint, device='cpu')
-    labels = segmentor(image, out_dir=str(tmp_path))['predictions']
-    written, = (tmp_path / 'pred').iterdir()
-    assert (cv2.imread(str(written), cv2.IMREAD_GRAYSCALE) == labels).all()
-    drawn = cv2.imread(str(tmp_path / 'vis' / Path(image).name))
-    assert drawn.shape[:2] == labels.shape
-    assert (drawn != cv2.imread(image)).any()
-    model = init_model(run.config, run.checkpoint, device='cpu')
-    picture = tmp_path / 'picture.png'
-    show_result_pyplot(model, image, inference_model(model, image), show=False,
-                       draw_gt=False, out_file=str(picture))
-    assert cv2.imread(str(picture)).shape[:2] == labels.shape
 
 
 # ----------------------------------------------------------------------- arrays

@@ -6,10 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import parallel_nets, refused_nets
+from helpers import parallel_nets
 from helpers.oracles import relative_error
 from helpers.processes import together
-from torch.multiprocessing import ProcessRaisedException
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-13}
 all_nets = pytest.mark.parametrize('name', parallel_nets.NETS)
@@ -53,15 +52,6 @@ def test_half_of_the_batch_has_other_gradients(name):
     whole, half = (parallel_nets.of_one_process(name, torch.float32, part)
                    for part in (slice(None), slice(parallel_nets.BATCH // 2)))
     assert min(errors_of(half, whole).values()) > 100 * TOLERANCES[torch.float32]
-
-
-@pytest.mark.parametrize('function, count, match', [
-    (refused_nets.train_unused, 2, 'finished reduction'),
-    (refused_nets.wrap_sync_bn, 1, 'only work with GPU')])
-def test_ddp_refuses(function, count, match, tmp_path):
-    """A parameter without gradient; SyncBN on a CPU, even in one process."""
-    with pytest.raises(ProcessRaisedException, match=match):
-        together(function, folder=tmp_path, count=count)
 
 
 @pytest.mark.slow
