@@ -41,11 +41,9 @@ def _random(model: nn.Module) -> nn.Module:
 
 
 def hide_keys(backbone: nn.Module, visible: Tensor) -> None:
-    """Give masked keys a score of minus infinity in all windows.
+    """Give masked keys a score of minus infinity in all windows of a Swin.
 
-    Args:
-        backbone: A Swin of either library.
-        visible: (rows, columns) of the units of the images, true where visible.
+    ``visible`` (rows, columns) is true for the visible units of the images.
     """
     side = 32 // backbone.patch_embed.projection.stride[0]  # tokens of a unit
     for stage in backbone.stages:

@@ -42,12 +42,7 @@ def converter(host):
 
 
 def write_cityscapes_tree(root, instances=False):
-    """Write images, polygons and the files that are made from polygons.
-
-    Args:
-        root: Folder for ``leftImg8bit`` and ``gtFine``.
-        instances: Whether to make mmdet's annotations in COCO's format, too.
-    """
+    """Write ``leftImg8bit`` and ``gtFine``; with ``instances`` also COCO files."""
     root = Path(root)
     to_train_ids = converter('mmseg')['convert_json_to_label']
     for split, names in IMAGES.items():

@@ -80,27 +80,19 @@ def shipped(name):
     return str(CONFIGS / f'fpt/{name}_r50_fpt_1x_coco.py')
 
 
-def evaluate(name, samples, **changes):
-    """Return the metric of a shipped config, and its values for predictions.
-
-    The working folder holds the tree as ``data/coco``.
-    """
+def evaluate(name, samples):
+    """Evaluate predictions by a shipped config, in a folder with ``data/coco``."""
     init_default_scope('mmdet')
-    cfg = Config.fromfile(shipped(name)).val_evaluator
-    metric = METRICS.build(dict(cfg, **changes))
+    metric = METRICS.build(Config.fromfile(shipped(name)).val_evaluator)
     metric.dataset_meta = dict(classes=CLASSES)
     metric.process({}, samples)
-    return metric, metric.evaluate(len(samples))
+    return metric.evaluate(len(samples))
 
 
 def write_coco_tree(root):
-    """Write images of bright shapes on a dark background, and annotations.
+    """Write ``train2017``, ``val2017`` and ``annotations/instances_*2017.json``.
 
     The files are the same in every call.
-
-    Args:
-        root: Folder for ``annotations/instances_*2017.json``, ``train2017/`` and
-            ``val2017/``.
     """
     root = Path(root)
     (root / 'annotations').mkdir(parents=True)

@@ -92,11 +92,8 @@ def settle_norms(module, *inputs):
 def assert_layer_agrees(layer, maps, formula, **forward_options):
     """Compare a layer with a formula: one output and all gradients.
 
-    Args:
-        layer: A layer in float32, with all parameters drawn.
-        maps: The arguments of its forward, in float32.
-        formula: Called as ``formula(layer, *maps)`` with float64 copies of both.
-        forward_options: Options of the layer's forward.
+    Layer and maps are float32. The formula is called as ``formula(layer, *maps)`` with
+    float64 copies, the layer also with ``forward_options``.
     """
 
     def run(function, dtype):

@@ -13,12 +13,8 @@ from torch import distributed, multiprocessing
 def together(function: Callable, *args, folder: Path, count: int = 2) -> list:
     """Call a function in each of several processes; return the results by rank.
 
-    Args:
-        function: From a module that the processes can import; they cannot import
-            test files.
-        args: Its arguments, the same in all processes.
-        folder: Empty folder for the exchange of files.
-        count: Number of processes.
+    The processes must be able to import the function: it cannot be in a test file. They
+    exchange files in ``folder``, which must be empty.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: A process failed.

@@ -126,12 +126,7 @@ class TimmBlock(nn.Module):
 
 
 def stages_of(blocks, make):
-    """Build four stages.
-
-    Args:
-        blocks: Number of blocks in each stage.
-        make: Called with stage, block, input width, inner width and stride.
-    """
+    """Build stages of blocks by ``make(stage, block, width, inner, stride)``."""
     width = 64
     for i, count in enumerate(blocks):
         stage, inner = nn.Sequential(), 64 * 2**i
@@ -212,13 +207,7 @@ class DLi14Net(nn.Module):
 
 
 def like_trained(net, size, seed=0):
-    """Draw all weights, and give the norms statistics that fit approximately.
-
-    Args:
-        net: Changed in place, and put in evaluation mode.
-        size: Size of the images for the statistics.
-        seed: Seed of all random numbers.
-    """
+    """Draw all weights, and give the norms statistics that fit approximately."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(like, low, high):

@@ -68,13 +68,7 @@ NO_VALIDATION = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
 
 @dataclass(frozen=True)
 class Trained:
-    """The results of a training.
-
-    Attributes:
-        config: The user's config file.
-        checkpoint: The runner's last checkpoint.
-        images: The images of the data.
-    """
+    """Paths of the config, the last checkpoint, and the images of the data."""
 
     config: str
     checkpoint: str
@@ -82,12 +76,7 @@ class Trained:
 
 
 def write_config(name: str, folder: Path) -> Path:
-    """Write a shipped config at a small size, for one step, and its data.
-
-    Args:
-        name: A key of DETECTORS or SEGMENTORS.
-        folder: Where the data and the config are written.
-    """
+    """Write data, and a config of DETECTORS or SEGMENTORS for one step."""
     write = _write_detection if name in DETECTORS else _write_segmentation
     settings = {**write(folder / 'data'), **NO_VALIDATION}
     config = folder / 'mine.py'
@@ -99,7 +88,7 @@ def write_config(name: str, folder: Path) -> Path:
 
 
 def train(name: str, folder: Path) -> Trained:
-    """Train a shipped config at a small size for one step; see write_config."""
+    """Train a config of DETECTORS or SEGMENTORS for one step."""
     config = write_config(name, folder)
     cfg = Config.fromfile(config)
     cfg.work_dir = str(folder / 'run')

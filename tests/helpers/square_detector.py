@@ -3,33 +3,16 @@
 An epoch has two iterations.
 """
 
-DETECTOR = """
+from helpers.graft_detectors import retinanet
+
+MODEL = retinanet(dict(
+    type='FPT', in_channels=[16, 32, 64], out_channels=16, num_outs=3)).model.to_dict()
+MODEL['backbone']['out_indices'] = (1, 2, 3)
+MODEL['bbox_head']['num_classes'] = 1
+MODEL['bbox_head']['anchor_generator'].update(octave_base_scale=2, strides=[8, 16, 32])
+DETECTOR = f"""
 default_scope = 'mmdet'
-model = dict(
-    type='RetinaNet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor', mean=[90.] * 3, std=[60.] * 3),
-    backbone=dict(
-        type='ResNet', depth=18, base_channels=8, out_indices=(1, 2, 3)),
-    neck=dict(
-        type='FPT', in_channels=[16, 32, 64], out_channels=16, num_outs=3),
-    bbox_head=dict(
-        type='RetinaHead', num_classes=1, in_channels=16, feat_channels=16,
-        stacked_convs=1,
-        anchor_generator=dict(
-            type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1,
-            ratios=[1.0], strides=[8, 16, 32]),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_bbox=dict(type='L1Loss')),
-    train_cfg=dict(
-        assigner=dict(
-            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4,
-            min_pos_iou=0, ignore_iof_thr=-1),
-        sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
-    test_cfg=dict(
-        nms_pre=100, min_bbox_size=0, score_thr=0.0,
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+model = {MODEL!r}""" + """
 dataset = dict(
     type='CocoDataset', metainfo=dict(classes=('square', )),
     data_root='data', ann_file='annotations.json',

@@ -12,11 +12,9 @@ from fpt_plugin.commands.quickstart.packages import Package
 
 
 def write_wheel(folder, members):
-    """Write an archive of named bytes; return the package that it is the wheel of.
+    """Write a wheel, where ``Package.fetch`` finds it; return its package.
 
-    Args:
-        folder: Where ``Package.fetch`` will find it.
-        members: Bytes by their names in the wheel.
+    ``members`` holds bytes by their names in the wheel.
     """
     path = Path(folder) / 'synthetic-0.0.0-py3-none-any.whl'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +28,9 @@ def write_wheel(folder, members):
 
 
 def voc_xml(boxes):
-    """Return a Pascal VOC annotation; its corners count pixels from 1.
+    """Return a Pascal VOC annotation, which counts pixels from 1.
 
-    Args:
-        boxes: x0, y0, x1, y1 in pixels counted from 0, ends exclusive.
+    Boxes are x0, y0, x1, y1 in pixels counted from 0, ends exclusive.
     """
     objects = ''.join(
         f'<object><name>Tree</name><bndbox><xmin>{x0 + 1}</xmin>'
@@ -43,13 +40,7 @@ def voc_xml(boxes):
 
 
 def write_coco_squares(root, count=4, size=64):
-    """Write images of bright squares in COCO's layout.
-
-    Args:
-        root: Folder for ``images/`` and ``annotations.json``.
-        count: Number of images, with one square in each.
-        size: Side of an image, pixels.
-    """
+    """Write ``images/`` with one bright square each, and ``annotations.json``."""
     root = Path(root)
     (root / 'images').mkdir(parents=True)
     generator = np.random.default_rng(0)

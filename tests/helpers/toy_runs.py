@@ -65,16 +65,14 @@ def train(*args, **kwargs):
 
 def untrained(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
               sampler='DefaultSampler', workers=0, **settings):
-    """Build the runner of a training by epochs or iterations.
+    """Build the runner of a training, by default of three epochs.
 
     Args:
         work_dir: Work folder of mmengine.
-        loop: Settings of the loop; by default three epochs.
-        hooks: Custom hooks.
-        checkpoint: Settings of the checkpoint hook.
+        loop, hooks, checkpoint: Settings of the loop, custom hooks, and settings of the
+            checkpoint hook.
         scores: Score of each validation; empty: no validation.
-        sampler: Type of the sampler for training.
-        workers: Processes that load data, started anew for each epoch.
+        sampler, workers: Type of the sampler, and processes that load data.
         settings: Settings of the runner.
     """
     Scores.scores = list(scores)

@@ -1,6 +1,6 @@
-"""Every public module under autocast, at odd sizes and at one pixel.
+"""Every neck and backbone under autocast, at odd sizes and at one pixel.
 
-tests/layers/test_precision.py has the layers at unit scale and at large activations.
+The layers are in tests/layers/test_precision.py.
 """
 
 from __future__ import annotations
@@ -11,50 +11,32 @@ from statistics import median
 import pytest
 import torch
 from helpers.base import backbone_maps
-from helpers.oracles import maps_of, randomise, relative_error, settle_norms
+from helpers.oracles import randomise, relative_error, settle_norms
 from mmengine.registry import MODELS
 
 import fpt_plugin
 
 CHANNELS = [8, 16, 24, 32]
 SIZES = [(13, 22), (7, 1), (1, 1)]
-LAYER = dict(in_channels=32)
-LAMBDA = dict(LAYER, context_size=9)
 NECK = dict(in_channels=CHANNELS, out_channels=16)
 OVER_FPN = dict(NECK, num_outs=5, pyramid=dict(type='mmdet.FPN'))
 GN = dict(type='GN', num_groups=2)
 
 
-def one_map(height, width):
-    return maps_of((height, width), batch=1, channels=32)
-
-
-def two_maps(height, width):
-    """Return a fine and a coarse map."""
-    return maps_of((height, width), (-(-height // 2), -(-width // 2)), batch=1,
-                   channels=32)
-
-
 def pyramid(height, width):
-    return [backbone_maps(CHANNELS, height, width, batch=1)]
+    return backbone_maps(CHANNELS, height, width, batch=1)
 
 
 def dilated(height, width):
-    return [[torch.randn(1, c, height, width) for c in CHANNELS]]
+    return [torch.randn(1, c, height, width) for c in CHANNELS]
 
 
 def image(height, width):
-    return [torch.randn(1, 3, 4 * height - 3, 4 * width - 3)]
+    return torch.randn(1, 3, 4 * height - 3, 4 * width - 3)
 
 
 # By 'TYPE, variant': the config and the function that makes the inputs.
 CASES = {
-    'SelfTransformer': (LAYER, one_map),
-    'GroundingTransformer': (LAYER, two_maps),
-    'LocalGroundingTransformer': (LAYER, two_maps),
-    'RenderingTransformer': (LAYER, lambda *size: two_maps(*size)[::-1]),
-    'LambdaLayer': (LAMBDA, one_map),
-    'LambdaLayer, residual': (dict(LAMBDA, residual=True), one_map),
     'FPT': (OVER_FPN, pyramid),
     'FPT, concat': (dict(
         OVER_FPN, fusion='concat', embed_channels=16, key_strides=1), pyramid),
@@ -82,16 +64,10 @@ def build(name):
     return module if name == 'LambdaResNet' else randomise(module)
 
 
-def outs_of(module, inputs):
-    outs = module(*inputs)
-    return outs if isinstance(outs, tuple) else (outs, )
-
-
-def test_every_public_module_is_here():
-    # The others are in tests/pretraining and tests/restoration.
+def test_every_neck_and_backbone_is_here():
     modules = {name for name in fpt_plugin.__all__ if name in MODELS.module_dict
-               and MODELS.module_dict[name].__module__.split('.')[1] not in (
-                   'pretraining', 'restoration')}
+               and MODELS.module_dict[name].__module__.split('.')[1] in (
+                   'necks', 'backbones')}
     assert modules == {name.split(',')[0] for name in CASES}
 
 
@@ -105,13 +81,13 @@ def roundings(module, name, dtype, size):
     twin = copy.deepcopy(module).double()
     module.zero_grad()
     with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
-        outs = outs_of(module, inputs)
+        outs = module(inputs)
         loss = sum(out.float().square().mean() for out in outs)
     # A gradient scaler keeps gradients in the range of float16.
     scale = 2.**-6 if (name, dtype) == ('LambdaResNet', torch.float16) else 1
     (scale * loss).backward()
-    want = outs_of(twin, [x.double() if torch.is_tensor(x) else [y.double() for y in x]
-                          for x in inputs])
+    want = twin(inputs.double() if torch.is_tensor(inputs) else
+                [x.double() for x in inputs])
     sum(out.square().mean() for out in want).backward()
     assert all(out.isfinite().all() for out in outs)
     for parameter_name, parameter in module.named_parameters():
@@ -130,7 +106,7 @@ def roundings(module, name, dtype, size):
     pytest.param(name, marks=[pytest.mark.slow] if name == 'LambdaResNet' else [])
     for name in CASES])
 def test_outputs_and_gradients(name, dtype):
-    module = settle_norms(build(name), *CASES[name][1](*SIZES[0]))
+    module = settle_norms(build(name), CASES[name][1](*SIZES[0]))
     # Deep networks multiply roundings, and one sign before a ReLU makes a large
     # difference where a map is one pixel: take the median over three inputs.
     seeds = (1, 2, 3) if name == 'LambdaResNet' else (1, )

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.base import backbone_maps
+from helpers.oracles import relative_error
 from mmcv.cnn import fuse_conv_bn
 from mmengine.model import efficient_conv_bn_eval
 from mmengine.registry import MODELS
@@ -80,9 +81,7 @@ def listed(outs):
 
 
 def error(wanted, given):
-    """Return the largest error relative to the largest value."""
-    return max(((a - b).abs().max() / a.abs().max().clamp_min(1e-30)).item()
-               for a, b in zip(wanted, given, strict=True))
+    return max(map(relative_error, given, wanted))
 
 
 @pytest.mark.parametrize('name', [*SINGLE, *BACKBONES, *NECKS])

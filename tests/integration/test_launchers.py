@@ -144,18 +144,6 @@ train_cfg = dict(max_epochs=1, val_interval=1)
     assert {entry['img_id'] for entry in load(out)} == {1, 2, 3, 4}
 
 
-@pytest.mark.slow
-def test_two_processes_train_a_segmentor(tmp_path):
-    """Several processes on a CPU need another type than SyncBN."""
-    config = small_models.write_config(
-        'fpt/fcn_r101-d8_ufp-lgt-rt_4xb2-80k_cityscapes-769x769.py', tmp_path)
-    parts = ('backbone', 'neck', 'decode_head', 'auxiliary_head')
-    model = Config.fromfile(config).model
-    assert all(model[part].norm_cfg.type == 'SyncBN' for part in parts)
-    train_in_two_processes(config, 'train_cfg.max_iters=2',
-                           *(f'model.{part}.norm_cfg.type=BN' for part in parts))
-
-
 # The states are not offloaded: torch 2.13 crashes when it offloads from a CPU. With
 # CUDA it is state_dict_cfg='full', without device_id.
 SHARDED = """
