@@ -22,10 +22,10 @@ custom_hooks = [dict(type='fpt_plugin.ReseedHook')]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs={EPOCHS})
 val_cfg = val_dataloader = val_evaluator = None
 """
-ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
-SECOND = 'Epoch(train) [2][1/2]'
+KEEP_ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
+SECOND_EPOCH = 'Epoch(train) [2][1/2]'
 # Kill the process when half of a file of this name is written.
-DIES = """
+KILL_IN_WRITE = """
 import builtins, os, signal
 plain = builtins.open
 class Half:
@@ -45,12 +45,12 @@ def opening(name, mode='r', *args, **kwargs):
 builtins.open = opening
 """
 # Limit the size of files in bytes, as on a full disk.
-FULL = """
+FULL_DISK = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 """
 # Lengthen the moments in which a checkpoint is incomplete.
-SLOW = """
+SLOW_WRITE = """
 import os, time
 plain = os.fsync
 def fsync(file):
@@ -103,35 +103,35 @@ def assert_equal(path, other):
 # ------------------------------------------------------------------- kills
 
 
-def test_four_deaths(tools, whole):
-    """A training that keeps one checkpoint resumes after each and ends bit for bit."""
+def test_training_survives_four_faults(tools, whole):
+    """It keeps one checkpoint, resumes after each fault, and ends bit for bit equal."""
     last = f'epoch_{EPOCHS}.pth'
     # Killed while the second checkpoint is written.
-    code, log = train(tools, 'killed', *ONE,
-                      before=DIES.replace('NAME', 'epoch_2.pth'))
+    code, log = train(tools, 'killed', *KEEP_ONE,
+                      before=KILL_IN_WRITE.replace('NAME', 'epoch_2.pth'))
     assert code == -signal.SIGKILL and 'Saving checkpoint at 2 epochs' in log
     assert saved('killed') == ['epoch_1.pth']
     assert_equal('killed/epoch_1.pth', whole / 'epoch_1.pth')
     # Terminated in an epoch.
-    code, log = train(tools, 'killed', '--resume', *ONE,
-                      kill=(SECOND, signal.SIGTERM, 0))
+    code, log = train(tools, 'killed', '--resume', *KEEP_ONE,
+                      kill=(SECOND_EPOCH, signal.SIGTERM, 0))
     assert code == -signal.SIGTERM and 'resumed epoch: 1' in log
     assert saved('killed') == ['epoch_1.pth']
     # No space for the second checkpoint.
-    code, log = train(tools, 'killed', '--resume', *ONE, before=FULL)
+    code, log = train(tools, 'killed', '--resume', *KEEP_ONE, before=FULL_DISK)
     assert code == 1 and saved('killed') == ['epoch_1.pth']
     assert not list(Path('killed').glob('.*.partial'))
     assert re.search(r'OSError: .*too large.*make room, then go on with --resume'
                      r".*killed/epoch_2.pth'", log)
     # Killed while last_checkpoint is written: its old target still exists.
-    code, log = train(tools, 'killed', '--resume', *ONE,
-                      before=DIES.replace('NAME', 'last_checkpoint'))
+    code, log = train(tools, 'killed', '--resume', *KEEP_ONE,
+                      before=KILL_IN_WRITE.replace('NAME', 'last_checkpoint'))
     assert code == -signal.SIGKILL
     assert saved('killed') == ['epoch_1.pth', 'epoch_2.pth']
     pointer = Path('killed/last_checkpoint').read_text()
     assert pointer.endswith('epoch_1.pth')
 
-    code, log = train(tools, 'killed', '--resume', *ONE)
+    code, log = train(tools, 'killed', '--resume', *KEEP_ONE)
     # The second checkpoint was complete, but not yet named.
     assert code == 0 and 'resumed epoch: 2' in log
     assert not re.search(r'Epoch\(train\) *\[[12]\]', log)
@@ -147,7 +147,8 @@ def test_killed_at_random_times(trial, tools, whole):
     while code:
         kill = None if kills == 4 else (
             'Checkpoints will be saved', signal.SIGKILL, generator.uniform(0, 4))
-        code, log = train(tools, work, '--resume', *ONE, before=SLOW, kill=kill)
+        code, log = train(tools, work, '--resume', *KEEP_ONE, before=SLOW_WRITE,
+                          kill=kill)
         assert code == 0 or kill and code == -signal.SIGKILL, log
         kills += code != 0
         for name in saved(work):
