@@ -209,14 +209,13 @@ def least_norm(exact) -> float:
 def compare(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float,
             floor: float = 0.0) -> None:
     """Assert that the difference, relative to the norm, is small enough."""
-    assert got.shape == want.shape, name
-    assert got.isfinite().all(), name
+    assert got.shape == want.shape and got.isfinite().all(), name
     difference = (got.detach().double() - want.detach()).norm().item()
     # Very small numbers of float16 are rounded to multiples of 2**-24.
     info = torch.finfo(got.dtype)
     steps = info.smallest_normal * info.eps * got.numel()**0.5
-    allowed = (tolerance + ROUNDING[got.dtype]) * max(
-        want.norm().item(), floor) + steps
+    norm = max(want.norm().item(), floor)
+    allowed = (tolerance + ROUNDING[got.dtype]) * norm + steps
     assert difference <= allowed, (
         f'{name} differs by {difference:.1e}, allowed are {allowed:.1e}')
 

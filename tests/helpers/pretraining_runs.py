@@ -7,12 +7,12 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from mmengine.model import MMDistributedDataParallel
 from torch import Tensor
 
 from fpt_plugin.commands import train as train_command
 from fpt_plugin.engine import running
 from helpers.masked_swins import SMALL, green_mim, sim_mim
+from helpers.processes import train_in_ddp
 from helpers.runs import alone, options_of
 from helpers.shipped_configs import CONFIGS
 
@@ -57,12 +57,7 @@ def in_two_processes(kind: str, steps: int = 3) -> tuple[list, list[Tensor]]:
         return masks[-1]
 
     model.draw = kept
-    parallel = MMDistributedDataParallel(model, find_unused_parameters=False)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     torch.manual_seed(5)  # the same in all processes
-    for _ in range(steps):
-        loss = parallel(torch.randn(2, 3, 96, 128), mode='loss')['loss']
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return [m.tolist() for m in masks], [p.detach() for p in model.parameters()]
+    batches = ((torch.randn(2, 3, 96, 128), ) for _ in range(steps))
+    parameters = train_in_ddp(model, batches, 1e-3)
+    return [m.tolist() for m in masks], parameters

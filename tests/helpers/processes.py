@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import distributed, multiprocessing
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from torch import Tensor, distributed, multiprocessing
 
 
 def together(function: Callable, *args, folder: Path, count: int = 2) -> list:
@@ -37,3 +38,17 @@ def _process(rank: int, count: int, folder: str, function: Callable,
     finally:
         # without this a process may abort or hang in gloo's threads
         distributed.destroy_process_group()
+
+
+def train_in_ddp(model: BaseModel, steps: Iterable[tuple], rate: float) -> list[Tensor]:
+    """Train on the arguments of each step; return the parameters.
+
+    DDP fails in a step if a parameter had no gradient in the step before.
+    """
+    parallel = MMDistributedDataParallel(model, find_unused_parameters=False)
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    for arguments in steps:
+        optimizer.zero_grad()
+        parallel(*arguments, mode='loss')['loss'].backward()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]

@@ -8,6 +8,8 @@ They use nothing of the package.
 import torch
 from torch import nn
 
+from helpers.oracles import randomise
+
 HEADS, DEPTH = 4, 16
 
 # Blocks of each stage; stage and block of the lambda layers; context size, or for
@@ -214,11 +216,8 @@ def like_trained(net, size, seed=0):
         return torch.rand(like.shape, generator=generator) * (high - low) + low
 
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    randomise(net, seed)
     with torch.no_grad():
-        for parameter in net.parameters():
-            fan_in = max(parameter[0].numel(), 1)
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
         for norm in norms:
             norm.weight.copy_(rand(norm.weight, .5, 1.5))
             norm.bias.copy_(rand(norm.bias, -.5, .5))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import MMDistributedDataParallel
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from fpt_plugin import RestorationPretrainer
 from fpt_plugin.restoration.degradations import TASKS
+from helpers.processes import train_in_ddp
 
 NECKS = ('FPN', 'FPT', 'UFP', 'UFP-FPT')
 CHANNELS = [8, 16, 32, 64]
@@ -70,19 +70,10 @@ def batch_of(size: tuple[int, int], batch: int = 2,
 
 
 def in_two_processes(steps: int = 3) -> list[Tensor]:
-    """Train under DDP, one task in each process; return the parameters.
-
-    DDP fails in the second step if a parameter has no gradient in the first.
-    """
+    """Train under DDP, one task in each process; return the parameters."""
     torch.manual_seed(0)
-    model = MMDistributedDataParallel(
-        restorer(segmentor_parts('FPT')), find_unused_parameters=False)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    model = restorer(segmentor_parts('FPT'))
     rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
-    for _ in range(steps):
-        inputs, samples = batch_of((64, 64), tasks=[list(TASKS)[rank]])
-        optimizer.zero_grad()
-        model(inputs, samples, mode='loss')['loss'].backward()
-        optimizer.step()
-    return [p.detach() for p in model.parameters()]
+    batches = (batch_of((64, 64), tasks=[list(TASKS)[rank]]) for _ in range(steps))
+    return train_in_ddp(model, batches, 1e-2)
