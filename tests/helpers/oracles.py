@@ -38,7 +38,7 @@ def run_with_gradients(function, inputs, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
-def all_agree(got, want, tolerance):
+def all_agree(got, want, tolerance=1e-10):
     """Assert that an output and its gradients agree."""
     floor = gradient_floor(want)
     for i, (g, w) in enumerate(zip(got, want, strict=True)):
