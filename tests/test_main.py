@@ -1,4 +1,4 @@
-"""``python -m fpt_plugin``: its commands, how they end, and what they hide."""
+"""``python -m fpt_plugin``: its commands, exit codes, errors and hidden warnings."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from fpt_plugin.openmmlab.pins import REQUIREMENTS
 ROOT = Path(__file__).parents[1]
 
 
-def test_there_is_a_tool_for_each_command():
-    tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
-    assert tools == set(COMMANDS)
+def test_each_command_has_a_tool():
+    assert {path.stem for path in (ROOT / 'tools').glob('*.py')} == set(COMMANDS)
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_every_command_has_flags_and_does_something(name):
+def test_each_command_has_flags_and_a_function(name):
     module = import_module(f'fpt_plugin.commands.{COMMANDS[name].module}')
     assert module.parser().format_help().startswith('usage: ')
     assert callable(module.main)
 
 
 def call(monkeypatch, *arguments: str) -> str | int | None:
-    """The status that the process would end with."""
+    """Return the exit status of the process."""
     monkeypatch.setattr(sys, 'argv', ['-m', *arguments])
     with pytest.raises(SystemExit) as end:
         command_line.main()
@@ -51,19 +50,16 @@ def test_help_lists_the_commands(arguments, monkeypatch, capsys):
                    for line in lines) == 1
 
 
-def test_an_unknown_command_is_named(monkeypatch, capsys):
+def test_unknown_command_and_version(monkeypatch, capsys):
     assert call(monkeypatch, 'graf') == 2
     assert capsys.readouterr().err.startswith("unknown command 'graf'")
-
-
-def test_the_version(monkeypatch, capsys):
     assert call(monkeypatch, '--version') is None
     assert capsys.readouterr().out == f'{fpt_plugin.__version__}\n'
 
 
 @pytest.fixture
 def command(monkeypatch):
-    """Register a command of one function; returns how to run it."""
+    """Return a function that registers and runs a command with this ``main``."""
 
     def run(main, *arguments, quiet=True, **attributes):
         module = types.ModuleType('fpt_plugin.commands.own')
@@ -81,20 +77,23 @@ def command(monkeypatch):
     return run
 
 
-def test_a_command_gets_its_flags(command, capsys):
+def raising(error):
+    """Return a ``main`` that raises an error."""
+
+    def main(args):
+        raise error
+
+    return main
+
+
+def test_flags_and_exit_codes(command, capsys):
     assert command(lambda args: print(args.number), '--number', '3') == 0
     assert capsys.readouterr().out == '3\n'
-
-
-def test_a_result_may_have_an_exit_code(command):
     assert command(lambda args: types.SimpleNamespace(exit_code=1)) == 1
 
 
 def test_expected_errors_end_with_a_line(command):
-
-    def main(args):
-        raise ValueError('number must be even, got 1')
-
+    main = raising(ValueError('number must be even, got 1'))
     assert command(main, ERRORS=(ValueError, )) == (
         'own failed: number must be even, got 1')
     with pytest.raises(ValueError, match='even'):  # with its traceback
@@ -102,37 +101,25 @@ def test_expected_errors_end_with_a_line(command):
 
 
 @pytest.mark.parametrize('how, said', [
-    (dict(INTERRUPTED='run it again'), 'run it again'),
-    ({}, 'nothing was finished')])
-def test_interrupted_commands_say_how_to_go_on(command, capsys, how, said):
-
-    def main(args):
-        raise KeyboardInterrupt
-
-    assert command(main, **how) == 130
+    (dict(INTERRUPTED='run it again'), 'run it again'), ({}, 'nothing was finished')])
+def test_interrupted_commands_say_how_to_continue(command, capsys, how, said):
+    assert command(raising(KeyboardInterrupt), **how) == 130
     assert capsys.readouterr().err == f'own interrupted: {said}\n'
 
 
 @pytest.mark.parametrize('errors', [(), (ImportError, )])
-def test_a_missing_library_is_named_with_its_cure(command, errors):
-
-    def main(args):
-        raise ModuleNotFoundError("No module named 'mmdet'", name='mmdet')
-
-    said = command(main, ERRORS=errors)
+def test_missing_library_is_named_with_its_requirement(command, errors):
+    said = command(raising(ModuleNotFoundError(
+        "No module named 'mmdet'", name='mmdet')), ERRORS=errors)
     assert said.startswith('own needs mmdet, which is not installed: ')
     assert REQUIREMENTS['stock']['mmdet'] in said and 'doctor' in said
 
 
 def test_another_missing_module_keeps_its_traceback(command):
-
-    def main(args):
-        import no_such_module  # noqa: F401
-
+    main = raising(ModuleNotFoundError('no other', name='other'))
     with pytest.raises(ModuleNotFoundError):
         command(main)
-    assert command(main, ERRORS=(ImportError, )) == (
-        "own failed: No module named 'no_such_module'")
+    assert command(main, ERRORS=(ImportError, )) == 'own failed: no other'
 
 
 DEPRECATIONS = [
@@ -143,7 +130,7 @@ DEPRECATIONS = [
 
 
 def warn_of_all(args):
-    # In a process of its own, too.
+    # First in a child process.
     code = 'import warnings\n' + ''.join(
         f'warnings.warn({text!r}, {kind.__name__})\n'
         for kind, text in DEPRECATIONS)
@@ -160,12 +147,11 @@ def test_deprecations_are_hidden_and_other_warnings_are_not(command, capsys):
     assert command(warn_of_all) == 0
     said = capsys.readouterr().err
     assert 'the checkpoint is of another model' in said
-    for _, text in DEPRECATIONS:
-        assert text not in said
+    assert not any(text in said for _, text in DEPRECATIONS)
 
 
 @pytest.mark.parametrize('errors', [(ValueError, ), ()])
-def test_a_failure_shows_everything(command, capsys, errors):
+def test_failure_shows_all_warnings(command, capsys, errors):
 
     def main(args):
         warn_of_all(args)
@@ -177,46 +163,43 @@ def test_a_failure_shows_everything(command, capsys, errors):
         with pytest.raises(ValueError, match='no'):
             command(main)
     said = capsys.readouterr().err
-    for _, text in DEPRECATIONS:
-        assert text in said
+    assert all(text in said for _, text in DEPRECATIONS)
 
 
-def test_quiet_is_over_afterwards(command, monkeypatch):
+def test_warnings_are_restored_after_a_command(command, monkeypatch):
     monkeypatch.setenv('PYTHONWARNINGS', 'error')
     command(lambda args: None)
     assert os.environ['PYTHONWARNINGS'] == 'error'
     with pytest.warns(FutureWarning, match='later'):
         warnings.warn('later', FutureWarning, stacklevel=1)
-
-
-def test_the_doctor_starts_where_the_libraries_do_not_import(tmp_path):
-    for name in ('mmengine', 'mmcv'):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / '__init__.py').write_text('raise OSError("broken")')
-    result = subprocess.run(
-        [sys.executable, '-m', 'fpt_plugin', 'doctor', '--help'], cwd=tmp_path,
-        capture_output=True, text=True,
-        env=dict(os.environ, PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'))
-    assert result.returncode == 0, result.stderr
-    assert '--hosts' in result.stdout
-
-
-@pytest.mark.parametrize('name', ['my_doctor.py', 'tools/doctor.py'])
-def test_other_programs_of_that_name_get_the_package(tmp_path, name):
-    """Only our own doctor does without the modules."""
-    program = tmp_path / name
-    program.parent.mkdir(exist_ok=True)
-    program.write_text('import fpt_plugin\nprint(fpt_plugin.FPT.__name__)')
-    result = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)))
-    assert result.stdout == 'FPT\n', result.stderr
-
-
-def test_a_capture_of_warnings_outlasts_a_command(command):
     logging.captureWarnings(True)
     try:
         command(lambda args: None)
         assert warnings.showwarning.__module__ == 'logging'
     finally:
         logging.captureWarnings(False)
+
+
+def run_python(*arguments, path):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=os.pathsep.join(path)))
+
+
+def test_doctor_starts_with_broken_libraries(tmp_path):
+    for name in ('mmengine', 'mmcv'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text('raise OSError("broken")')
+    result = run_python('-m', 'fpt_plugin', 'doctor', '--help',
+                        path=[str(tmp_path), str(ROOT)])
+    assert result.returncode == 0, result.stderr
+    assert '--hosts' in result.stdout
+
+
+@pytest.mark.parametrize('name', ['my_doctor.py', 'tools/doctor.py'])
+def test_other_programs_named_doctor_import_the_package(tmp_path, name):
+    """Only the doctor of this package skips the modules."""
+    program = tmp_path / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text('import fpt_plugin\nprint(fpt_plugin.FPT.__name__)')
+    result = run_python(str(program), path=[str(ROOT)])
+    assert result.stdout == 'FPT\n', result.stderr

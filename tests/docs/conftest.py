@@ -1,4 +1,4 @@
-"""The scripts of docs/ as modules."""
+"""Make the scripts of docs/ importable."""
 
 import sys
 from pathlib import Path

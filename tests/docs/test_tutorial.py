@@ -1,4 +1,4 @@
-"""The notebook of the guide runs from a fresh kernel."""
+"""The notebook of the guide runs in a new kernel, and is saved with its outputs."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ NOTEBOOK = ROOT / 'docs' / 'tutorial.ipynb'
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path, monkeypatch):
-    """Its own assertion compares the grafted detector with the plain one."""
+def test_notebook_runs(tmp_path, monkeypatch):
+    """The notebook itself compares the grafted detector with the plain one."""
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
         [str(ROOT), os.environ.get('PYTHONPATH', '')]))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
@@ -27,7 +27,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert any('image/jpeg' in output.get('data', {}) for output in shown)
 
 
-def test_the_notebook_is_kept_with_its_outputs():
+def test_notebook_has_its_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
     assert any('image/jpeg' in output.get('data', {})

@@ -1,4 +1,4 @@
-"""A file in COCO's format with two classes, and a config of mmdet that reads it."""
+"""Write a COCO file with two classes, and a config of mmdet that reads it."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def coco_content(count=3):
-    """Images of 40 x 60 pixels with a disc and a square each."""
+    """Return images of 40 x 60 pixels with a disc and a square each."""
     images = [dict(id=i, file_name=f'{i}.png', height=40, width=60)
               for i in range(1, count + 1)]
     annotations = [
@@ -26,7 +26,7 @@ def coco_content(count=3):
 
 
 def write_coco(folder, content=None, pictures=True):
-    """Write ``a.json`` and its images; the folder."""
+    """Write ``a.json`` and its images; return the folder."""
     content = coco_content() if content is None else content
     Path(folder, 'a.json').write_text(json.dumps(content))
     for image in content['images'] if pictures else ():
@@ -37,7 +37,7 @@ def write_coco(folder, content=None, pictures=True):
 
 
 def coco_config(folder, classes=CLASSES, **changes):
-    """The data of a config that reads ``a.json`` in every split."""
+    """Return the data settings of a config that reads ``a.json`` in every split."""
     path = str(Path(folder, 'a.json'))
     dataset = dict(
         type='CocoDataset', data_root=str(folder), ann_file='a.json',

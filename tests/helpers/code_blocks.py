@@ -1,7 +1,7 @@
 """Code blocks of the documents that tests run.
 
-A block is marked by ``<!-- run -->`` on the line before it, or by
-``<!-- run: NAME -->`` where a test prepares what it needs.
+The line before a block is ``<!-- run -->``, or ``<!-- run: NAME -->`` where a test
+prepares its files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MARKER = re.compile(r'^<!-- run\b', re.M)
 
 
 def code_blocks() -> list[tuple[str, str | None, str]]:
-    """Document, name and text of each marked block."""
+    """Return document, name and text of each marked block."""
     found = []
     for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]:
         text, name = path.read_text(), str(path.relative_to(ROOT))

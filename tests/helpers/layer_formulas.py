@@ -1,7 +1,7 @@
-"""Layers and the neck as the formulas of functional/reference.py make them.
+"""Formulas of all layers and of the neck: the oracles of the fuzz tests.
 
-They read weights and arguments of a layer, and not its forward; with the layer
-and the maps in float64 they are what the fuzz compares with.
+They use the weights and arguments of a layer, but not its forward. Layer and maps are
+in float64.
 """
 
 from __future__ import annotations
@@ -18,60 +18,32 @@ from fpt_plugin.layers import (
     RenderingTransformer,
     SelfTransformer,
 )
-from helpers.oracles import pool, project
-
-
-def shares(layer, key):
-    """pi_n from the mean key."""
-    if layer.mixture_weight is None:
-        return key.new_ones(len(key), 1)
-    return (key.mean(dim=(2, 3)) @ layer.mixture_weight.T).softmax(dim=1)
-
-
-def parts(layer, x):
-    """(B, E, H, W) to (B, N, d, H, W)."""
-    count = layer.num_mixtures
-    return x.unflatten(1, (count, x.shape[1] // count))
-
-
-def mixture(layer, x, source, similarity, key_stride):
-    """Every pixel of ``x`` looks at every pooled pixel of ``source``."""
-    source = pool(source, key_stride) if key_stride > 1 else source
-    key = project(layer.key, source)
-    out = reference.mixture_attention(
-        parts(layer, project(layer.query, x)).flatten(3).mT,
-        parts(layer, key).flatten(3).mT,
-        project(layer.value, source).flatten(2).mT,
-        shares(layer, key),
-        similarity=similarity,
-        scale=layer.scale)
-    return out.mT.unflatten(2, x.shape[2:])
+from helpers import oracles
+from helpers.oracles import project
 
 
 def self_transformer(layer, x, key_stride=None):
-    return mixture(layer, x, x, 'dot', key_stride or layer.key_stride)
+    return _mixture(layer, x, x, 'dot', key_stride)
 
 
 def grounding_transformer(layer, fine, coarse, key_stride=None):
-    return mixture(layer, fine, coarse, 'neg_euclid', key_stride
-                   or layer.key_stride)
+    return _mixture(layer, fine, coarse, 'neg_euclid', key_stride)
+
+
+def _mixture(layer, x, source, similarity, key_stride):
+    return oracles.mixture_transformer(
+        layer, x, source, similarity, num_mixtures=layer.num_mixtures,
+        key_stride=key_stride or layer.key_stride, scale=layer.scale)
 
 
 def local_grounding_transformer(layer, fine, coarse):
-    key = project(layer.key, coarse)
-    return reference.local_mixture_attention(
-        parts(layer, project(layer.query, fine)),
-        parts(layer, key),
-        project(layer.value, coarse),
-        shares(layer, key),
-        window=layer.window,
-        similarity='neg_euclid',
-        pad=layer.pad,
-        scale=layer.scale)
+    return oracles.local_grounding_transformer(
+        layer, fine, coarse, window=layer.window, pad=layer.pad,
+        num_mixtures=layer.num_mixtures, scale=layer.scale)
 
 
 def rendering_transformer(layer, coarse, fine, dtype=torch.float32):
-    """Q of the coarse map, weighted by the mean K; V strided to its size."""
+    """Weight Q of the coarse map by the mean K; resize V to its size by a stride."""
     weight = project(layer.key, fine).mean(dim=(2, 3), keepdim=True)
     query = _conv3x3(layer.query_conv, project(layer.query, coarse) * weight)
     stride = max(1, round(fine.shape[2] / coarse.shape[2]))
@@ -81,13 +53,11 @@ def rendering_transformer(layer, coarse, fine, dtype=torch.float32):
 
 
 def _nearest(x, size, dtype):
-    """Which pixel is nearest is torch's to say, of a map of this ``dtype``.
+    """Resize with the pixels that torch's kernel chooses for a map of this ``dtype``.
 
-    In float32 86 * (45 / 129) is less than 30, and so it may be in float64:
-    the kernel that torch takes for the size decides.
+    The choice depends on roundings: in float32 86 * (45 / 129) is less than 30.
     """
-    numbers = torch.arange(
-        x.shape[2:].numel(), dtype=dtype, device=x.device)
+    numbers = torch.arange(x.shape[2:].numel(), dtype=dtype, device=x.device)
     pixels = F.interpolate(
         numbers.view(1, 1, *x.shape[2:]), size=tuple(size), mode='nearest')
     return x.flatten(2)[:, :, pixels.long().flatten()].unflatten(2, size)
@@ -98,16 +68,15 @@ def _conv3x3(conv, x, stride=1):
 
 
 def normalised(norm, x):
-    """A norm by plain operators.
+    """Compute a norm with plain operators.
 
-    The backward pass of torch's batch norm gives other numbers on a CPU where
-    one image comes in channels_last with an unusual stride of the batch.
+    On a CPU, the backward pass of torch's batch norm is wrong for one image in
+    channels_last with an unusual stride of the batch.
     """
     shape = (1, -1, 1, 1)
     if isinstance(norm, torch.nn.GroupNorm):
         grouped = x.unflatten(1, (norm.num_groups, -1))
-        var, mean = torch.var_mean(
-            grouped, dim=(2, 3, 4), correction=0, keepdim=True)
+        var, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0, keepdim=True)
         out = ((grouped - mean) / (var + norm.eps).sqrt()).flatten(1, 2)
     else:
         assert not norm.training
@@ -117,9 +86,8 @@ def normalised(norm, x):
 
 
 def lambda_layer(layer, x):
-    """Norms by their formula; all position lambdas by a convolution."""
-    heads, depth, intra = (layer.num_heads, layer.query_depth,
-                           layer.intra_depth)
+    """Compute norms by their formula, and position lambdas by a convolution."""
+    heads, depth, intra = layer.num_heads, layer.query_depth, layer.intra_depth
     query, key, value = F.conv2d(x, layer.qkv.weight).split(
         [heads * depth, depth * intra, layer.value_depth * intra], dim=1)
     query = normalised(layer.norm_q, query).unflatten(1, (heads, depth))
@@ -133,10 +101,8 @@ def lambda_layer(layer, x):
     out = out + torch.einsum('bhkyx,bkv->bhvyx', query, content)
     out = out.flatten(1, 2)
     if layer.residual:
-        out = x + layer.gate[:, None, None] * normalised(
-            layer.norm_out, out)
-    # The backward pass of torch's batch norm is wrong for some strides, on CUDA
-    # too.
+        out = x + layer.gate[:, None, None] * normalised(layer.norm_out, out)
+    # The backward pass of torch's batch norm is wrong for some strides, on CUDA too.
     return usual_strides(out, x)
 
 
@@ -150,7 +116,7 @@ FORMULAS = {
 
 
 def strides_of(maps):
-    """The default preset: each level is pooled to the coarsest one's grid."""
+    """Return the default key strides, which pool each level to the coarsest grid."""
     strides = [1]
     for fine, coarse in reversed(list(zip(maps, maps[1:]))):
         ratio = max(f / c for f, c in zip(fine.shape[2:], coarse.shape[2:]))
@@ -159,7 +125,7 @@ def strides_of(maps):
 
 
 def fpt(neck, inputs):
-    """The whole neck, of the pyramid as the host computes it."""
+    """Compute the whole neck on the maps of its pyramid."""
     maps = list(inputs if neck.pyramid is None else neck.pyramid(inputs))
     count = neck.num_levels
     strides = neck.key_strides or strides_of(maps[:count])
@@ -169,15 +135,12 @@ def fpt(neck, inputs):
         for layers in (neck.self_transformers, neck.grounding_transformers,
                        neck.rendering_transformers):
             for source in range(count):
-                name = f'{level}_{source}'
-                if name not in layers:
-                    continue
-                args = [maps[level]]
-                args += [maps[source]] if source != level else []
-                if isinstance(layers[name],
-                              (SelfTransformer, GroundingTransformer)):
-                    args.append(strides[source])
-                found.append(FORMULAS[type(layers[name])](layers[name], *args))
+                if (name := f'{level}_{source}') in layers:
+                    kind = type(layers[name])
+                    args = [maps[level]] + [maps[source]] * (source != level)
+                    if kind in (SelfTransformer, GroundingTransformer):
+                        args.append(strides[source])
+                    found.append(FORMULAS[kind](layers[name], *args))
         outs.append(_fused(neck.fusions[level], maps[level], found))
     return outs + maps[count:]
 
@@ -185,9 +148,7 @@ def fpt(neck, inputs):
 def _fused(fusion, x, found):
     if isinstance(fusion, torch.nn.Identity):
         return x
-    if not hasattr(fusion, 'reduce'):  # the paper's
+    if not hasattr(fusion, 'reduce'):  # the paper's fusion
         return fusion.norm(_conv3x3(fusion.out_conv, torch.cat([x, *found], 1)))
-    reduce = fusion.reduce
-    out = fusion.norm(
-        F.conv2d(torch.cat(found, 1), reduce.weight, reduce.bias))
-    return x + _conv3x3(fusion.out_conv, out)
+    reduced = F.conv2d(torch.cat(found, 1), fusion.reduce.weight, fusion.reduce.bias)
+    return x + _conv3x3(fusion.out_conv, fusion.norm(reduced))

@@ -1,4 +1,4 @@
-"""Small Swin Transformers of both libraries, and one that hides its keys."""
+"""Small Swin Transformers of both libraries, and a version that masks its keys."""
 
 from __future__ import annotations
 
@@ -12,27 +12,22 @@ LIBRARIES = ('mmdet', 'mmseg')
 
 
 def swin(library: str = 'mmdet', **settings) -> dict:
-    """The config of a small one: 4 stages, windows of 2."""
-    return dict(
-        dict(
-            type=f'{library}.SwinTransformer',
-            embed_dims=8,
-            depths=(2, 2, 2, 2),
-            num_heads=(1, 2, 2, 4),
-            window_size=2,
-            drop_path_rate=0.), **settings)
+    """Return the config of a small Swin: 4 stages, windows of 2."""
+    return {**dict(type=f'{library}.SwinTransformer', embed_dims=8,
+                   depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=2,
+                   drop_path_rate=0.), **settings}
 
 
 SMALL = dict(embed_dims=16, num_heads=2)
 
 
 def green_mim(backbone: dict | None = None, **settings) -> GreenMIM:
-    """A small GreenMIM whose biases and norms are random, too."""
+    """Build a small GreenMIM with random biases and norms, too."""
     return _random(GreenMIM(backbone or swin(), decoder=SMALL, **settings))
 
 
 def sim_mim(backbone: dict | None = None, **settings) -> SimMIM:
-    """A small SimMIM, likewise."""
+    """Build a small SimMIM with random biases and norms, too."""
     return _random(SimMIM(backbone or swin(), **settings))
 
 
@@ -46,11 +41,9 @@ def _random(model: nn.Module) -> nn.Module:
 
 
 def hide_keys(backbone: nn.Module, visible: Tensor) -> None:
-    """Give hidden keys a score of minus infinity in all windows.
+    """Give masked keys a score of minus infinity in all windows of a Swin.
 
-    Args:
-        backbone: Of either library; its forward pass is the library's own.
-        visible: (rows, columns) of the units of the images, true where visible.
+    ``visible`` (rows, columns) is true for the visible units of the images.
     """
     side = 32 // backbone.patch_embed.projection.stride[0]  # tokens of a unit
     for stage in backbone.stages:
@@ -66,7 +59,7 @@ def _hide_keys(attention: nn.Module, visible: Tensor) -> None:
     there = F.pad(visible.double(), (0, -width % window, 0, -height % window))
     there = there.roll((-shift, -shift), (0, 1))[None, ..., None]
     there = attention.window_partition(there).flatten(1) > 0  # (windows, keys)
-    # Where no key is visible no query is: any score will do.
+    # A window without visible keys has no visible queries: scores do not matter.
     hidden = ~there & there.any(1, keepdim=True)
     scores = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)[:, None]
     inner = attention.w_msa.forward

@@ -1,4 +1,4 @@
-"""A benchmark case of a known size, importable by other processes."""
+"""A benchmark case of a known size, for other processes to import."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from fpt_plugin.commands.benchmark.measuring import Case
 
 @dataclass(frozen=True)
 class Holding(Case):
-    """Holds a known number of bytes; the other candidate twice as many."""
+    """Allocate a known number of bytes; the second candidate twice as many."""
 
     size: int = 1 << 26
 
@@ -23,8 +23,7 @@ class Holding(Case):
         return [state]
 
     def run(self, candidate, state):
-        count = self.size // 4 * (2 if candidate == 'twice' else 1)
-        return state * torch.ones(count).sum()
+        return state * torch.ones(self.least_bytes(candidate) // 4).sum()
 
     def least_bytes(self, candidate):
         return self.size * (2 if candidate == 'twice' else 1)

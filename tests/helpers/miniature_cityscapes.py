@@ -1,8 +1,8 @@
-"""A miniature data set in Cityscapes' own layout and with its own numbers.
+"""A miniature data set with Cityscapes' layout and label numbers.
 
-Streets under a sky, cars and persons as polygons, a group of cars that nobody
-told apart, a number plate and a border that do not count. What Cityscapes'
-scripts and the hosts' converters make of the polygons, they make here too.
+Streets with a sky, cars and persons as polygons, a group of cars, and a number plate
+and a border, which are ignored. The scripts of Cityscapes and the converters of mmdet
+and mmseg make the other files from the polygons.
 """
 
 import json
@@ -26,65 +26,48 @@ IMAGES = dict(
 LOOKS = {  # BGR
     'road': (110, 70, 110), 'sky': (200, 160, 90), 'building': (60, 60, 70),
     'car': (220, 60, 30), 'person': (40, 40, 230), 'cargroup': (220, 60, 30),
-    'license plate': (240, 240, 240), 'out of roi': (0, 0, 0)
-}
+    'license plate': (240, 240, 240), 'out of roi': (0, 0, 0)}
 
 
 def stem(city, sequence, frame):
-    """Cityscapes' name of an image, without what follows it."""
+    """Return Cityscapes' name of an image, without its suffix."""
     return f'{city}/{city}_{sequence:06d}_{frame:06d}'
 
 
 def converter(host):
-    """The functions of a host's tools/dataset_converters/cityscapes.py."""
+    """Return the functions of a library's converter for Cityscapes."""
     folder = Path(find_spec(host).origin).parent
     return runpy.run_path(
         str(folder / '.mim/tools/dataset_converters/cityscapes.py'))
 
 
 def write_cityscapes_tree(root, instances=False):
-    """Write images, polygons and all that is made of the polygons.
-
-    Args:
-        root: Gets ``leftImg8bit`` and ``gtFine``.
-        instances: Whether mmdet's annotations in COCO's format are made, too.
-    """
+    """Write ``leftImg8bit`` and ``gtFine``; with ``instances`` also COCO files."""
     root = Path(root)
     to_train_ids = converter('mmseg')['convert_json_to_label']
     for split, names in IMAGES.items():
         for i, name in enumerate(names):
-            paths = [root / part / split for part in ('leftImg8bit', 'gtFine')]
-            image, labels = (path / stem(*name) for path in paths)
+            image, labels = (root / part / split / stem(*name)
+                             for part in ('leftImg8bit', 'gtFine'))
             for path in (image, labels):
                 path.parent.mkdir(parents=True, exist_ok=True)
             objects = _scene(np.random.default_rng(1000 * len(split) + i))
-            if split == 'test':  # kept by Cityscapes' server
+            if split == 'test':  # Cityscapes does not publish these labels
                 objects = [('out of roi', _box(0, 0, WIDTH, HEIGHT))]
-            _write_image(f'{image}_leftImg8bit.png', objects)
+            _write(f'{image}_leftImg8bit.png', _paint(objects))
             polygons = f'{labels}_gtFine_polygons.json'
-            Path(polygons).write_text(
-                json.dumps(
-                    dict(
-                        imgHeight=HEIGHT,
-                        imgWidth=WIDTH,
-                        objects=[
-                            dict(label=label, polygon=polygon)
-                            for label, polygon in objects
-                        ])))
+            Path(polygons).write_text(json.dumps(dict(
+                imgHeight=HEIGHT, imgWidth=WIDTH,
+                objects=[dict(label=label, polygon=p) for label, p in objects])))
             json2labelImg(polygons, f'{labels}_gtFine_labelIds.png', 'ids')
-            _write_instance_ids(polygons, f'{labels}_gtFine_instanceIds.png')
+            annotation = Annotation()
+            annotation.fromJsonFile(polygons)
+            # The script returns 32 bits, which a PNG cannot hold.
+            _write(f'{labels}_gtFine_instanceIds.png', np.array(
+                createInstanceImage(annotation, 'ids')).astype(np.uint16))
             to_train_ids(polygons)
     if instances:
         _write_instances(root, converter('mmdet'))
-
-
-def _write_instance_ids(polygons, path):
-    """Numbers of 16 bits, as a PNG holds them; the script asks Pillow for 32."""
-    annotation = Annotation()
-    annotation.fromJsonFile(polygons)
-    ids = np.array(createInstanceImage(annotation, 'ids'))
-    if not cv2.imwrite(path, ids.astype(np.uint16)):
-        raise OSError(f'cannot write {path}')
 
 
 def _write_instances(root, mmdet):
@@ -102,21 +85,20 @@ def _box(left, top, right, bottom):
 
 
 def _scene(generator):
-    """Labels and polygons, the ones behind first."""
+    """Return labels and polygons, from back to front."""
     horizon = int(generator.integers(40, 56))
-    objects = [('sky', _box(0, 0, WIDTH, horizon)),
-               ('road', _box(0, horizon, WIDTH, HEIGHT))]
     left = int(generator.integers(0, 60))
-    objects.append(('building', _box(left, 12, left + 70, horizon)))
-    # One to a third of the street's width, so that none hides another.
+    objects = [('sky', _box(0, 0, WIDTH, horizon)),
+               ('road', _box(0, horizon, WIDTH, HEIGHT)),
+               ('building', _box(left, 12, left + 70, horizon))]
+    # Each third of the width has at most one car, so that none hides another.
     for third in generator.permutation(3)[:2]:
         x = int(third * 85 + generator.integers(4, 14))
         y = int(generator.integers(horizon + 4, horizon + 20))
         width, height = (int(v) for v in generator.integers((44, 24), (64, 40)))
-        car = [[x, y + height // 2], [x + width // 4, y],
-               [x + 3 * width // 4, y], [x + width, y + height // 2],
-               [x + width, y + height], [x, y + height]]
-        objects.append(('car', car))
+        objects.append(('car', [
+            [x, y + height // 2], [x + width // 4, y], [x + 3 * width // 4, y],
+            [x + width, y + height // 2], [x + width, y + height], [x, y + height]]))
         if third == 1:
             plate = _box(x + 20, y + height - 6, x + 28, y + height - 3)
             objects.append(('license plate', plate))
@@ -127,10 +109,13 @@ def _scene(generator):
     return objects + [('out of roi', _box(0, HEIGHT - 6, WIDTH, HEIGHT))]
 
 
-def _write_image(path, objects):
+def _paint(objects):
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for label, polygon in objects:
         cv2.fillPoly(image, [np.array(polygon)], LOOKS[label])
     noise = np.random.default_rng(0).integers(0, 16, image.shape, np.uint8)
-    if not cv2.imwrite(path, cv2.add(image, noise)):
-        raise OSError(f'cannot write {path}')
+    return cv2.add(image, noise)
+
+
+def _write(path, pixels):
+    assert cv2.imwrite(path, pixels), path

@@ -1,7 +1,6 @@
-"""Miniature ADE20K, Pascal VOC and LIP, in their own layouts and numbers.
+"""Miniature ADE20K, Pascal VOC and LIP with the original layouts and label numbers.
 
-Each image has a few boxes of some classes on a ground, in colours that tell
-the classes.
+Each image has a few boxes on a background; each class has its colour.
 """
 
 from pathlib import Path
@@ -11,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 HEIGHT, WIDTH = 96, 128
-# Numbers in the files. ADE20K counts from 1 and calls 0 what is no class; VOC
-# draws a border of 255 around each object; LIP has arms, 14 left and 15 right.
+# Labels in the files. ADE20K counts from 1, and 0 is no class; VOC has a border of 255
+# around each object; LIP has arms, 14 left and 15 right.
 CLASSES = dict(ade20k=(4, 1, 150, 21), voc=(0, 1, 15, 20), lip=(0, 2, 14, 15))
 
 
 def _paint(kind, index):
-    """A photograph (BGR) and its labels."""
+    """Return an image (BGR) and its labels."""
     ground, *classes = CLASSES[kind]
     generator = np.random.default_rng(index)
     labels = np.full((HEIGHT, WIDTH), ground, np.uint8)
@@ -41,7 +40,7 @@ def _write(image, labels, image_path, label_path):
     if not cv2.imwrite(str(image_path), image):
         raise OSError(f'cannot write {image_path}')
     picture = Image.fromarray(labels)
-    if 'SegmentationClass' in str(label_path):  # with a palette, as VOC's
+    if 'SegmentationClass' in str(label_path):  # VOC has a palette
         picture = picture.convert('P')
         picture.putdata(labels.flatten().tolist())
     picture.save(label_path)
@@ -58,7 +57,7 @@ def write_ade20k_tree(root):
 
 
 def write_voc_tree(root):
-    """Write VOC2012 with the labels that SBD adds, ``SegmentationClassAug``."""
+    """Write VOC2012 with the additional labels of SBD, ``SegmentationClassAug``."""
     names = dict(
         train=['2007_000032', '2007_000039'],
         val=['2007_000033', '2007_000042'],

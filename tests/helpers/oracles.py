@@ -1,17 +1,18 @@
-"""Float64 formulas of FPT, and the measures that tests compare with.
+"""Float64 formulas of FPT's layers, and the measures that tests compare with.
 
-The formulas read a layer's weights and nothing else of the package.
+The formulas use the weights of a layer and nothing else of the package.
 """
 
 import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
 def relative_error(got, want, floor=0.0):
-    """||got - want|| / ||want||; ``floor`` is a least denominator."""
+    """Compute ||got - want|| / max(||want||, floor)."""
     got, want = got.detach().double(), want.detach().double()
     assert got.shape == want.shape
     distance = torch.linalg.vector_norm(got - want).item()
@@ -21,62 +22,60 @@ def relative_error(got, want, floor=0.0):
     return distance / norm if norm else math.inf
 
 
+def gradient_floor(gradients):
+    """Return a tenth of the largest norm, to measure small gradients against.
+
+    A gradient may be a small difference of large numbers, with large roundings.
+    """
+    return 0.1 * max(x.norm().item() for x in gradients)
+
+
 def run_with_gradients(function, inputs, **options):
-    """The output, and the gradients of a fixed linear function of it."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
+    """Return the output, and the gradients of a fixed linear function of it."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves, **options)
-    generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(
-        out.shape, generator=generator, dtype=torch.float64).to(out)
+    upstream = _normal(1)(*out.shape, dtype=torch.float64).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
 def all_agree(got, want, tolerance=1e-10):
-    """Assert that an output and its gradients agree.
+    """Assert that an output and its gradients agree."""
+    floor = gradient_floor(want)
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        assert relative_error(g, w, floor) <= tolerance, (
+            f'gradient {i}' if i else 'output')
 
-    A small gradient is measured against a tenth of the largest.
-    """
-    assert len(got) == len(want)
-    floor = 0.1 * max(x.norm().item() for x in want)
-    for i, (g, w) in enumerate(zip(got, want)):
-        what = f'gradient {i}' if i else 'output'
-        assert relative_error(g, w, floor) <= tolerance, what
+
+def _normal(seed):
+    """Return randn with its own generator."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape, **kwargs: torch.randn(shape, generator=generator, **kwargs)
 
 
 def maps_of(*sizes, batch=2, channels=12, seed=0):
-    """Maps (batch, channels, *size) whose channels have means of their own.
+    """Draw maps (batch, channels, *size) with a nonzero mean of each channel.
 
-    Without them the mean of the keys would be about zero and the parts of a
-    mixture about equal.
+    With zero means the mean key is about zero, and all parts of a mixture are about
+    equal.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(shape, generator=generator)
-
-    return [
-        randn(batch, channels, *size) + randn(1, channels, 1, 1)
-        for size in sizes
-    ]
+    randn = _normal(seed)
+    return [randn(batch, channels, *size) + randn(1, channels, 1, 1) for size in sizes]
 
 
 def randomise(layer, seed=0):
-    """Draw every parameter, those that start at zero too."""
-    generator = torch.Generator().manual_seed(seed)
+    """Draw every parameter, including those that start at zero."""
+    randn = _normal(seed)
     with torch.no_grad():
         for parameter in layer.parameters():
-            fan_in = parameter[0].numel()
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=generator) /
-                fan_in**0.5)
+            parameter.copy_(randn(*parameter.shape) / parameter[0].numel()**0.5)
     return layer
 
 
 def settle_norms(module, *inputs):
-    """Batch norms get the averages of what they see, and stay there.
+    """Give batch norms the statistics of the inputs, then freeze them.
 
-    Drawn weights would otherwise grow maps from block to block, until every
-    softmax is one-hot and its gradients are zero.
+    With drawn weights the maps would grow from block to block, until every softmax is
+    one-hot and its gradients are zero.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     if norms:
@@ -91,13 +90,10 @@ def settle_norms(module, *inputs):
 
 
 def assert_layer_agrees(layer, maps, formula, **forward_options):
-    """One output and one gradient of everything, layer and formula.
+    """Compare a layer with a formula: one output and all gradients.
 
-    Args:
-        layer: A layer in float32, with all parameters drawn.
-        maps: What its forward takes, in float32.
-        formula: ``formula(layer, *maps)`` with a float64 copy of both.
-        forward_options: For the layer's forward alone.
+    Layer and maps are float32. The formula is called as ``formula(layer, *maps)`` with
+    float64 copies, the layer also with ``forward_options``.
     """
 
     def run(function, dtype):
@@ -110,51 +106,48 @@ def assert_layer_agrees(layer, maps, formula, **forward_options):
         grads.update((f'map {i}', m.grad) for i, m in enumerate(leaves))
         return out, grads
 
-    def forward(twin, *leaves):
-        return twin(*leaves, **forward_options)
-
     want, want_grads = run(formula, torch.float64)
-    # A gradient may vanish (queries that see one key), with the digits of what
-    # cancels: its error is measured against no less than a tenth of the
-    # largest gradient. Float64 judges the small ones.
-    floor = 0.1 * max(g.norm().item() for g in want_grads.values())
+    # The comparison in float64 checks the gradients below the floor.
+    floor = gradient_floor(want_grads.values())
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        out, grads = run(forward, dtype)
+        out, grads = run(lambda twin, *x: twin(*x, **forward_options), dtype)
         assert out.dtype == dtype
         assert relative_error(out, want) <= tolerance
         for name, grad in grads.items():
-            error = relative_error(grad, want_grads[name], floor)
-            assert error <= tolerance, name
+            assert relative_error(grad, want_grads[name], floor) <= tolerance, name
 
 
 def project(conv, x):
-    """A 1x1 convolution without bias as a sum over channels."""
+    """Compute a 1x1 convolution without bias as a sum over channels."""
     assert conv.bias is None and conv.weight.shape[2:] == (1, 1)
     return torch.einsum('oc,bchw->bohw', conv.weight[:, :, 0, 0], x)
 
 
 def pool(x, stride):
-    """Means of stride x stride windows, of what the last ones hold."""
+    """Average windows of stride x stride; windows at the border may be smaller."""
     height, width = x.shape[2:]
-    rows = [
-        torch.stack([
-            x[:, :, top:top + stride, left:left + stride].mean(dim=(2, 3))
-            for left in range(0, width, stride)
-        ], dim=-1) for top in range(0, height, stride)
-    ]
-    return torch.stack(rows, dim=-2)
+    return torch.stack([torch.stack([
+        x[:, :, top:top + stride, left:left + stride].mean(dim=(2, 3))
+        for left in range(0, width, stride)], dim=-1)
+        for top in range(0, height, stride)], dim=-2)
 
 
-def mixture_transformer(layer,
-                        x,
-                        source,
-                        similarity,
-                        *,
-                        num_mixtures,
-                        key_stride=1,
-                        scale=None,
-                        shares_from='key'):
-    """Self- and Grounding-Transformer, one image and one part at a time.
+def _softmax(scores, dim):
+    """Normalise exponentials; the largest score is 0, so that exp cannot overflow."""
+    maps = (scores - scores.amax(dim, keepdim=True)).exp()
+    return maps / maps.sum(dim, keepdim=True)
+
+
+def _shares(layer, x, count):
+    """Return pi (B, N) from the mean of a map; equal shares without a map."""
+    if x is None or count == 1:
+        return layer.key.weight.new_full((1, count), 1 / count)
+    return _softmax(x.mean(dim=(2, 3)) @ layer.mixture_weight.T, 1)
+
+
+def mixture_transformer(layer, x, source, similarity, *, num_mixtures, key_stride=1,
+                        scale=None, shares_from='key'):
+    """Compute the Self- or Grounding-Transformer.
 
     Args:
         layer: Its query, key, value and mixture_weight are used.
@@ -164,106 +157,66 @@ def mixture_transformer(layer,
         num_mixtures: Parts N of the mixture.
         key_stride: Pooling of ``source``.
         scale: Factor of the similarity; None: 1 / sqrt(E / N).
-        shares_from: What pi comes from: the mean of the ``'key'`` (right),
-            of the ``'query'`` or of the ``'unpooled'`` keys (both wrong), or
-            ``'equal'``.
+        shares_from: Source of pi: the mean of the ``'key'`` (right), of the
+            ``'query'`` or of the ``'unpooled'`` keys (both wrong), or ``'equal'``.
 
     Returns:
         (B, E, H, W).
     """
-    unpooled = source
-    source = pool(source, key_stride)
-    query, key, value = (
-        project(conv, m) for conv, m in ((layer.query, x), (layer.key, source),
-                                         (layer.value, source)))
-    depth = query.shape[1] // num_mixtures
-    scale = 1 / math.sqrt(depth) if scale is None else scale
-    images = []
-    for b in range(x.shape[0]):
-        if shares_from == 'equal' or num_mixtures == 1:
-            shares = x.new_full((num_mixtures, ), 1 / num_mixtures)
-        else:
-            mean = {
-                'key': key,
-                'query': query,
-                'unpooled': project(layer.key, unpooled)
-            }[shares_from][b].mean(dim=(1, 2))
-            shares = torch.stack([w @ mean for w in layer.mixture_weight])
-            shares = shares.exp() / shares.exp().sum()
-        out = 0
-        for n in range(num_mixtures):
-            part = slice(n * depth, (n + 1) * depth)
-            q = query[b, part].flatten(1).T[:, None]
-            k = key[b, part].flatten(1).T[None]
-            if similarity == 'dot':
-                scores = scale * (q * k).sum(-1)
-            else:
-                scores = -scale * (q - k).pow(2).sum(-1)
-            # The largest score of a query is 0 at most: exp cannot overflow.
-            maps = (scores - scores.amax(-1, keepdim=True)).exp()
-            maps = maps / maps.sum(-1, keepdim=True)
-            out = out + shares[n] * maps @ value[b].flatten(1).T
-        images.append(out.T.reshape(-1, *x.shape[2:]))
-    return torch.stack(images)
+    pooled = pool(source, key_stride) if key_stride > 1 else source
+    query, key = project(layer.query, x), project(layer.key, pooled)
+    shares = _shares(layer, dict(
+        key=key, query=query, unpooled=project(layer.key, source),
+        equal=None)[shares_from], num_mixtures)
+    q, k = (m.unflatten(1, (num_mixtures, -1)).flatten(3)
+            for m in (query, key))  # (B, N, d, L)
+    if similarity == 'dot':
+        scores = q.mT @ k  # (B, N, Lq, Lk)
+    else:
+        scores = -torch.cdist(
+            q.mT, k.mT, compute_mode='donot_use_mm_for_euclid_dist').square()
+    scale = q.shape[2]**-0.5 if scale is None else scale
+    mixed = (shares[..., None, None] * _softmax(scale * scores, -1)).sum(1)
+    value = project(layer.value, pooled).flatten(2)  # (B, E, Lk)
+    return (value @ mixed.mT).unflatten(2, x.shape[2:])
 
 
-def local_grounding_transformer(layer,
-                                fine,
-                                coarse,
-                                *,
-                                window,
-                                pad='zero',
-                                num_mixtures=4,
-                                scale=None):
-    """LGT, one image, one query, one part and one key at a time.
+def local_grounding_transformer(layer, fine, coarse, *, window, pad='zero',
+                                num_mixtures=4, scale=None):
+    """Compute the Locality-constrained Grounding-Transformer.
 
     Args:
         layer: Its query, key, value and mixture_weight are used.
         fine: (B, C, H, W), the map of the queries.
         coarse: (B, C, h, w), the map of keys and values.
-        window: Side of the window around the cell that holds the centre.
-        pad: 'zero': what lies outside is zero; 'mask': it is left out.
+        window: Side of the window around the cell that holds the query's centre.
+        pad: 'zero': cells outside are zero; 'mask': they are left out.
         num_mixtures: Parts N.
-        scale: Of the distance; None is the default, 1 / sqrt(E / N).
+        scale: Factor of the distance; None: 1 / sqrt(E / N).
     """
-    query, key, value = (
-        project(conv, x) for conv, x in ((layer.query, fine),
-                                         (layer.key, coarse), (layer.value,
-                                                               coarse)))
-    embed = query.shape[1]
-    depth = embed // num_mixtures
-    scale = depth**-0.5 if scale is None else scale
-    if layer.mixture_weight is None:
-        shares = query.new_ones(len(query), 1)
-    else:
-        mean = key.mean(dim=(2, 3))
-        shares = torch.softmax(mean @ layer.mixture_weight.T, dim=1)
-    (height, width), (rows, columns) = fine.shape[2:], coarse.shape[2:]
-    reach = window // 2
-    out = []
-    for image in range(len(query)):
-        for i in range(height):
-            for j in range(width):
-                # in units of a coarse cell the centre is at (i + 1/2) h / H
-                row = math.floor((i + 0.5) * rows / height)
-                column = math.floor((j + 0.5) * columns / width)
-                keys, values = [], []
-                for r in range(row - reach, row + reach + 1):
-                    for c in range(column - reach, column + reach + 1):
-                        if 0 <= r < rows and 0 <= c < columns:
-                            keys.append(key[image, :, r, c])
-                            values.append(value[image, :, r, c])
-                        elif pad == 'zero':
-                            keys.append(torch.zeros_like(key[image, :, 0, 0]))
-                            values.append(
-                                torch.zeros_like(value[image, :, 0, 0]))
-                keys, values = torch.stack(keys), torch.stack(values)
-                total = 0
-                for n in range(num_mixtures):
-                    part = slice(n * depth, (n + 1) * depth)
-                    difference = query[image, part, i, j] - keys[:, part]
-                    scores = -scale * (difference**2).sum(dim=1)
-                    total = total + shares[image, n] * (
-                        torch.softmax(scores, dim=0) @ values)
-                out.append(total)
-    return torch.stack(out).view(-1, height, width, embed).permute(0, 3, 1, 2)
+    query, key, value = project(layer.query, fine), project(
+        layer.key, coarse), project(layer.value, coarse)
+    # In units of a coarse cell the centre of row i is at (i + 1/2) h / H.
+    rows, columns = (
+        torch.tensor([math.floor((i + 0.5) * n / count) for i in range(count)],
+                     device=fine.device)[:, None] + torch.arange(
+                         window, device=fine.device)
+        for n, count in zip(coarse.shape[2:], fine.shape[2:]))  # (H, w), (W, w)
+
+    def windows(x):
+        """Gather (B, C, h, w) to (B, C, H, W, w, w)."""
+        padded = F.pad(x, [window // 2] * 4)
+        return padded[:, :, rows[:, None, :, None], columns[:, None, :]]
+
+    parts = (num_mixtures, -1)
+    distance = (query.unflatten(1, parts)[..., None, None] -
+                windows(key).unflatten(1, parts)).square().sum(2)
+    scale = (query.shape[1] // num_mixtures)**-0.5 if scale is None else scale
+    scores = -scale * distance  # (B, N, H, W, w, w)
+    if pad == 'mask':
+        scores = scores.masked_fill(windows(torch.ones_like(coarse[:, :1])) == 0,
+                                    -torch.inf)
+    maps = _softmax(scores.flatten(4), -1)  # (B, N, H, W, w * w)
+    shares = _shares(layer, key, num_mixtures)
+    return torch.einsum('bn,bnhwk,bchwk->bchw', shares.expand(len(maps), -1), maps,
+                        windows(value).flatten(4))

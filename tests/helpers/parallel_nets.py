@@ -1,4 +1,4 @@
-"""Backbones with necks whose gradients several processes share."""
+"""Backbones with necks, and their gradients in one process and in several."""
 
 from __future__ import annotations
 
@@ -16,55 +16,28 @@ from helpers.oracles import randomise, settle_norms
 
 BATCH, SIDES = 4, (61, 90)
 RESNET = dict(depth=18, base_channels=8, norm_eval=True)
-CHANNELS = [8, 16, 32, 64]
+NECK = dict(type='FPT', preset='full', in_channels=[8, 16, 32, 64], out_channels=16,
+            num_outs=5, pyramid=dict(type='mmdet.FPN'))
 NETS = {
-    'ResNet, FPT over FPN':
-    dict(
-        backbone=dict(type='mmdet.ResNet', **RESNET),
-        neck=dict(
-            type='FPT',
-            preset='full',
-            in_channels=CHANNELS,
-            out_channels=16,
-            num_outs=5,
-            pyramid=dict(type='mmdet.FPN'))),
-    'LambdaResNet, FPT over FPN':
-    dict(
+    'ResNet, FPT over FPN': dict(
+        backbone=dict(type='mmdet.ResNet', **RESNET), neck=NECK),
+    'LambdaResNet, FPT over FPN': dict(
         backbone=dict(type='LambdaResNet', depth='26t', norm_eval=True),
-        neck=dict(
-            type='FPT',
-            preset='full',
-            in_channels=[256, 512, 1024, 2048],
-            out_channels=16,
-            num_outs=5,
-            pyramid=dict(type='mmdet.FPN'))),
-    'dilated ResNet, FPT with windows over UFP':
-    dict(
-        backbone=dict(
-            type='mmseg.ResNet',
-            strides=(1, 2, 1, 1),
-            dilations=(1, 1, 2, 4),
-            **RESNET),
-        neck=dict(
-            type='FPT',
-            preset='full',
-            in_channels=CHANNELS,
-            out_channels=16,
-            num_outs=4,
-            pyramid=dict(
-                type='UFP', norm_cfg=dict(type='GN', num_groups=4)),
-            grounding_transformer=dict(
-                type='LocalGroundingTransformer', window=5),
-            embed_channels=16,
-            key_strides=1,
-            fusion='concat')),
+        neck=dict(NECK, in_channels=[256, 512, 1024, 2048])),
+    'dilated ResNet, FPT with windows over UFP': dict(
+        backbone=dict(type='mmseg.ResNet', strides=(1, 2, 1, 1),
+                      dilations=(1, 1, 2, 4), **RESNET),
+        neck=dict(NECK, num_outs=4, embed_channels=16, key_strides=1, fusion='concat',
+                  pyramid=dict(type='UFP', norm_cfg=dict(type='GN', num_groups=4)),
+                  grounding_transformer=dict(
+                      type='LocalGroundingTransformer', window=5))),
 }
 
 
 class Net(nn.Module):
-    """Maps of a neck; every parameter is drawn, the same in every process.
+    """Draw every parameter, the same values in every process.
 
-    Zeros at the start would hide what they multiply.
+    Initial zeros would hide the branches that they multiply.
     """
 
     def __init__(self, backbone: dict, neck: dict) -> None:
@@ -79,22 +52,22 @@ class Net(nn.Module):
 
 
 def images(dtype: torch.dtype) -> Tensor:
-    """The joined batch, unequal in its halves."""
+    """Return the whole batch; its halves have different scales."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(BATCH, 3, *SIDES, generator=generator, dtype=torch.float64)
     return (x * torch.linspace(0.5, 2, BATCH)[:, None, None, None]).to(dtype)
 
 
 def own_share(x: Tensor) -> Tensor:
-    """The images of this process."""
+    """Return the images of this process."""
     return x.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Of a mean over the pixels of each output map, by parameter names.
+    """Compute the gradients of a mean over the pixels, by parameter names.
 
-    Twice: where a parameter had no gradient, DistributedDataParallel raises
-    in the forward pass that follows.
+    The pass runs twice: where a parameter had no gradient, DistributedDataParallel
+    raises in the next forward pass.
     """
     model.train()
     for _ in range(2):
@@ -110,47 +83,41 @@ def of_one_process(name: str, dtype: torch.dtype,
 
 
 def of_ddp() -> dict[tuple[str, torch.dtype], dict[str, Tensor]]:
-    """Of all nets in both precisions; run in each process."""
-    return {(name, dtype): gradients(
-        DistributedDataParallel(Net(**NETS[name]).to(dtype)),
-        own_share(images(dtype)))
-            for name in NETS for dtype in (torch.float32, torch.float64)}
+    """Compute the gradients of all nets in both precisions, in each process."""
+    return {
+        (name, dtype): gradients(
+            DistributedDataParallel(Net(**NETS[name]).to(dtype)),
+            own_share(images(dtype)))
+        for name in NETS for dtype in (torch.float32, torch.float64)}
 
 
 def of_fsdp() -> dict[str, tuple[dict[str, Tensor], list[str]]]:
-    """Of mmengine's wrapper, and which classes it wrapped one by one."""
-    found = {}
-    for name in NETS:
-        model = MODEL_WRAPPERS.build(
-            dict(
-                type='MMFullyShardedDataParallel',
-                module=Net(**NETS[name]),
-                device_id='cpu',
-                auto_wrap_policy=dict(type='wrap_layers')))
-        gradients(model, own_share(images(torch.float32)))
-        units = [type(m.module).__name__ for m in model.modules()
-                 if isinstance(m, FullyShardedDataParallel) and m is not model]
-        with FullyShardedDataParallel.summon_full_params(
-                model, with_grads=True):
-            found[name] = {
-                key.replace('_fsdp_wrapped_module.', ''): p.grad.clone()
-                for key, p in model.named_parameters()
-            }, units
-    return found
+    """Use mmengine's wrapper; return gradients and the classes of wrapped layers."""
+    return {name: _of_fsdp(Net(**net)) for name, net in NETS.items()}
+
+
+def _of_fsdp(net: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    model = MODEL_WRAPPERS.build(dict(
+        type='MMFullyShardedDataParallel', module=net, device_id='cpu',
+        auto_wrap_policy=dict(type='wrap_layers')))
+    gradients(model, own_share(images(torch.float32)))
+    units = [type(m.module).__name__ for m in model.modules()
+             if isinstance(m, FullyShardedDataParallel) and m is not model]
+    with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+        return {key.replace('_fsdp_wrapped_module.', ''): p.grad.clone()
+                for key, p in model.named_parameters()}, units
 
 
 def of_fully_shard() -> dict[str, tuple[dict[str, Tensor], list[str]]]:
-    """Of torch's second FSDP, with the same layers."""
+    """Use torch's second FSDP with the same layers."""
     mesh = init_device_mesh('cpu', (distributed.get_world_size(), ))
     found = {}
-    for name in NETS:
-        model = Net(**NETS[name])
+    for name, net in NETS.items():
+        model = Net(**net)
         layers = [m for m in model.modules() if wrap_layers(m, False, 0)]
         units = [type(m).__name__ for m in layers]
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
         grads = gradients(model, own_share(images(torch.float32)))
-        found[name] = {
-            key: grad.full_tensor() for key, grad in grads.items()
-        }, units
+        found[name] = {key: grad.full_tensor() for key, grad in grads.items()}, units
     return found

@@ -1,4 +1,4 @@
-"""Pre-training of small models by the tools' own functions."""
+"""Pre-training of small models by the functions of the tools."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmengine.model import MMDistributedDataParallel
 from torch import Tensor
 
 from fpt_plugin.commands import train as train_command
 from fpt_plugin.engine import running
 from helpers.masked_swins import SMALL, green_mim, sim_mim
-from helpers.runs import alone
+from helpers.processes import train_in_ddp
+from helpers.runs import alone, options_of
 from helpers.shipped_configs import CONFIGS
 
 CONFIG = CONFIGS / 'pretraining/greenmim_swin-mini-p4-w7_1xb16-2k_192.py'
 
 
 def draw_images(folder: Path, count: int = 6) -> Path:
-    """Images of noise of several sizes, some in a folder inside."""
+    """Write images of noise in several sizes, some of them in a subfolder."""
     rng = np.random.default_rng(0)
     for i in range(count):
         image = rng.integers(256, size=(40 + 8 * i, 64, 3), dtype=np.uint8)
@@ -39,32 +39,26 @@ def disc_image(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def options(images: Path, iterations: int = 4) -> list[str]:
-    return [
-        f'train_dataloader.dataset.data_root={images}',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'train_dataloader.batch_size=2',
-        'train_dataloader.dataset.pipeline.1.scale=64',
-        'model.backbone.embed_dims=8',
-        'model.backbone.num_heads=(1,2,2,4)',
-        *(f'model.decoder.{key}={value}' for key, value in SMALL.items()),
-        f'train_cfg.max_iters={iterations}',
-        'default_hooks.checkpoint.interval=2',
-        'custom_hooks.0.interval=2',
-        'randomness.seed=3',
-    ]
+    return options_of(dict(
+        train_dataloader=dict(
+            num_workers=0, persistent_workers=False, batch_size=2,
+            dataset=dict(data_root=images, pipeline={1: dict(scale=64)})),
+        model=dict(backbone=dict(embed_dims=8, num_heads=(1, 2, 2, 4)), decoder=SMALL),
+        train_cfg=dict(max_iters=iterations), randomness=dict(seed=3),
+        default_hooks=dict(checkpoint=dict(interval=2)),
+        custom_hooks={0: dict(interval=2)}))
 
 
 @alone()
 def train(work_dir: Path, *more: str, flags: tuple = (), config: Path = CONFIG):
-    """Train; the runner."""
+    """Train; return the runner."""
     args = train_command.parser().parse_args([
         str(config), '--work-dir', str(work_dir), *flags, '--cfg-options', *more])
     return running.run_training(train_command.prepare_training(args))
 
 
 def in_two_processes(kind: str, steps: int = 3) -> tuple[list, list[Tensor]]:
-    """Masks and parameters of training under DDP, which finds unused parameters."""
+    """Train under DDP, which finds unused parameters; return masks and parameters."""
     model = sim_mim() if kind == 'simmim' else green_mim(sampling=kind)
     masks, draw = [], model.draw
 
@@ -73,12 +67,7 @@ def in_two_processes(kind: str, steps: int = 3) -> tuple[list, list[Tensor]]:
         return masks[-1]
 
     model.draw = kept
-    parallel = MMDistributedDataParallel(model, find_unused_parameters=False)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     torch.manual_seed(5)  # the same in all processes
-    for _ in range(steps):
-        loss = parallel(torch.randn(2, 3, 96, 128), mode='loss')['loss']
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return [m.tolist() for m in masks], [p.detach() for p in model.parameters()]
+    batches = ((torch.randn(2, 3, 96, 128), ) for _ in range(steps))
+    parameters = train_in_ddp(model, batches, 1e-3)
+    return [m.tolist() for m in masks], parameters

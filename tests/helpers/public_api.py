@@ -1,12 +1,12 @@
-"""What configs, scripts and checkpoints of others rely on, as lines of text.
+"""The public API as lines of text, recorded in public_api.txt.
 
-public_api.txt records registered names with their constructors' arguments, the
-flags of the commands, and the state-dict keys of a few modules. After an addition
+The lines are registered names with the arguments of their constructors, flags of the
+commands, and state-dict keys of some modules. After an addition
 
-    PYTHONPATH=tests python tests/helpers/public_api.py
+    PYTHONPATH=.:tests python -W ignore tests/helpers/public_api.py
 
-records it. It refuses to drop or change a line: that breaks configs, scripts or
-checkpoints, and wants ``--break`` and a line in CHANGELOG.md.
+records it. A changed or removed line breaks configs, scripts or checkpoints: the script
+needs ``--break`` for it, and CHANGELOG.md a note.
 """
 
 from __future__ import annotations
@@ -29,27 +29,26 @@ from fpt_plugin.commands.study import camvid, look_up  # noqa: F401
 from fpt_plugin.io.files import replacing
 
 NUMBERS = r'(?:(?<=\.)[\d_]+|(?<=layer)\d)(?=\.)'
-# Of batch norms, whose keys are torch's.
+# Keys of batch norms, which torch names.
 STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 RECORD = Path(__file__).with_suffix('.txt')
 
 R50 = [256, 512, 1024, 2048]
 FPN = dict(type='FPT', preset='full', in_channels=R50, out_channels=256,
            num_outs=5)
-# By what a line calls them: the configs whose state dicts are recorded.
+# The configs whose state dicts are recorded, by their names in the lines.
 MODULES = {
     'FPT': FPN,
     'FPT, concat': dict(FPN, preset='paper'),
     'FPT, default': dict(FPN, preset=None),
     'UFP': dict(type='UFP', in_channels=R50, out_channels=256),
-    'LambdaLayer, residual': dict(
-        type='LambdaLayer', in_channels=64, residual=True),
+    'LambdaLayer, residual': dict(type='LambdaLayer', in_channels=64, residual=True),
     'LambdaResNet 26t': dict(type='LambdaResNet', depth='26t'),
 }
 
 
 def registered() -> Iterator[str]:
-    """Names in mmengine's registries, with the arguments of each constructor."""
+    """Yield names in mmengine's registries, with the arguments of constructors."""
     for registry in vars(mmengine.registry).values():
         if isinstance(registry, Registry):
             for name, found in registry.module_dict.items():
@@ -58,23 +57,14 @@ def registered() -> Iterator[str]:
 
 
 def arguments(function: Callable) -> str:
-    """Names and defaults, as in ``channels, groups=1, *, scale=None, **rest``."""
-    texts, starred = [], False
-    for argument in inspect.signature(function).parameters.values():
-        if argument.kind is argument.KEYWORD_ONLY and not starred:
-            texts.append('*')
-            starred = True
-        text = argument.name
-        if argument.default is not argument.empty:
-            text += f'={argument.default!r}'
-        stars = {argument.VAR_KEYWORD: '**', argument.VAR_POSITIONAL: '*'}
-        starred |= argument.kind is argument.VAR_POSITIONAL
-        texts.append(stars.get(argument.kind, '') + text)
-    return ', '.join(texts)
+    """Return names and defaults, as in ``channels, groups=1, *, scale=None``."""
+    plain = [argument.replace(annotation=argument.empty)
+             for argument in inspect.signature(function).parameters.values()]
+    return str(inspect.Signature(plain))[1:-1]
 
 
 def flags(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Flags, positional arguments and subcommands."""
+    """Yield flags, positional arguments and subcommands."""
     place = 0
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -83,7 +73,7 @@ def flags(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
                 yield from flags(f'{command} {name}', inner)
         elif not isinstance(action, argparse._HelpAction):
             name = ' '.join(action.option_strings)
-            if not name:  # given by its place
+            if not name:  # a positional argument
                 name, place = f'[{place}] {action.dest}', place + 1
             needed = action.required if action.option_strings else \
                 action.nargs not in ('?', '*')
@@ -92,28 +82,26 @@ def flags(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def commands() -> Iterator[str]:
-    """The flags of every command."""
+    """Yield the flags of every command."""
     for name, command in COMMANDS.items():
         module = import_module(f'fpt_plugin.commands.{command.module}')
         yield from flags(name, module.parser())
 
 
 def tensors(modules: dict[str, dict] = MODULES) -> Iterator[str]:
-    """Keys of state dicts, and how many numbers they hold; nothing gets memory.
+    """Yield the keys and sizes of state dicts; tensors are on the meta device.
 
-    Blocks and levels whose keys only differ in their numbers share a line.
+    Blocks and levels whose keys differ only in their numbers share a line.
     """
     for name, cfg in modules.items():
-        with DefaultScope.overwrite_default_scope('mmdet'), \
-                torch.device('meta'):
+        with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
             state_dict = MODELS.build(dict(cfg)).state_dict()
         folded: dict[str, list[str]] = {}
         for key in state_dict:
             if key.endswith(STATISTICS):
                 continue
-            numbers = re.findall(NUMBERS, key)
             folded.setdefault(re.sub(NUMBERS, '#', key), []).append(
-                '.'.join(numbers))
+                '.'.join(re.findall(NUMBERS, key)))
         for line, numbers in folded.items():
             ids = f' at {" ".join(numbers)}' if '#' in line else ''
             yield f'tensor {name}: {line}{ids}'
@@ -125,21 +113,21 @@ def tensors(modules: dict[str, dict] = MODULES) -> Iterator[str]:
 
 
 def current() -> list[str]:
-    """Every line as it is now."""
+    """Return the current lines."""
     return [*registered(), *commands(), *tensors()]
 
 
 def recorded() -> list[str]:
-    """Every line of public_api.txt."""
+    """Return the lines of public_api.txt."""
     return RECORD.read_text().splitlines()
 
 
 def compare(old: Iterable[str], new: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What breaks others, and what is added.
+    """Return the lines that break users, and the additions.
 
-    A line that is gone or differs breaks; so does a new flag that must be given,
-    and a new tensor of a module that was there, which old checkpoints lack. New
-    arguments behind the old ones with a default, or by name only, are additions.
+    A removed or changed line breaks users. So does a new required flag, and a new
+    tensor of a known module, which old checkpoints lack. New arguments behind the old
+    ones with a default, or by name only, are additions.
     """
     old, new = list(old), list(new)
     added = [line for line in new if line not in set(old)]
@@ -153,7 +141,7 @@ def compare(old: Iterable[str], new: Iterable[str]) -> tuple[list[str], list[str
 
 
 def _grows(line: str, constructors: dict[str, str]) -> bool:
-    """Whether a constructor only got arguments that need not be given."""
+    """Tell whether a constructor only got optional arguments."""
     name, _, before = line.partition(': ')
     after = constructors.get(name)
     if after is None or name.startswith(('flag ', 'tensor ')):
@@ -167,25 +155,23 @@ def _grows(line: str, constructors: dict[str, str]) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    """At commas outside of brackets."""
+    """Split at commas outside of brackets."""
     return re.findall(r'(?:[^,([{]|[(\[{][^)\]}]*[)\]}])+', text.replace(', ', ','))
 
 
 def main(args: list[str]) -> str:
-    """Record what is new; with ``--break`` also what is gone.
+    """Record additions; with ``--break`` all changes.
 
     Raises:
-        ValueError: Something is gone and ``--break`` is not given, or another
-            argument is.
+        ValueError: A line is gone without ``--break``, or ``args`` is wrong.
     """
     if args not in ([], ['--break']):
-        raise ValueError(f'expected nothing or --break, got {args}')
+        raise ValueError(f'args must be [] or ["--break"], got {args}')
     lines = current()
     broken, added = compare(recorded() if RECORD.exists() else [], lines)
     if broken and not args:
-        raise ValueError('this breaks what others rely on; put it back, or '
-                         'record it with --break and say so in CHANGELOG.md:\n'
-                         + '\n'.join(broken))
+        raise ValueError('this breaks users; put it back, or record it with --break '
+                         'and note it in CHANGELOG.md:\n' + '\n'.join(broken))
     with replacing(RECORD) as temporary:
         temporary.write_text('\n'.join(sorted(lines)) + '\n')
     return f'{len(lines)} lines, {len(added)} of them new, {len(broken)} broken'

@@ -1,4 +1,4 @@
-"""What each process of a run leaves behind, for tests to compare."""
+"""A hook that lets tests compare the processes of a run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class RankHook(Hook):
-    """Saves this process's losses and parameters after training."""
+    """Save the losses and the final parameters of this process."""
 
     def before_train(self, runner) -> None:
         self.losses = []
@@ -20,10 +20,6 @@ class RankHook(Hook):
         self.losses.append(float(outputs['loss']))
 
     def after_train(self, runner) -> None:
-        torch.save(
-            dict(
-                losses=self.losses,
-                parameters={
-                    name: p.detach()
-                    for name, p in runner.model.named_parameters()
-                }), Path(runner.work_dir, f'rank_{get_rank()}.pt'))
+        parameters = {n: p.detach() for n, p in runner.model.named_parameters()}
+        torch.save(dict(losses=self.losses, parameters=parameters),
+                   Path(runner.work_dir, f'rank_{get_rank()}.pt'))

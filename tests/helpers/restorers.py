@@ -1,14 +1,14 @@
-"""Small models that learn to restore images, of parts of both libraries."""
+"""Small models for restoration pre-training, with parts of both libraries."""
 
 from __future__ import annotations
 
 import torch
-from mmengine.model import MMDistributedDataParallel
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from fpt_plugin import RestorationPretrainer
 from fpt_plugin.restoration.degradations import TASKS
+from helpers.processes import train_in_ddp
 
 NECKS = ('FPN', 'FPT', 'UFP', 'UFP-FPT')
 CHANNELS = [8, 16, 32, 64]
@@ -18,38 +18,33 @@ PREPROCESSOR = dict(
 
 
 def resnet(library: str, dilated: bool) -> dict:
-    """A ResNet of few channels; dilated for UFP."""
+    """Return a ResNet of few channels; dilated for UFP."""
     sizes = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)) if dilated else {}
     return dict(type=f'{library}.ResNet', depth=18, base_channels=8,
                 stem_channels=8, norm_cfg=dict(type='BN'), **sizes)
 
 
 def neck(name: str, library: str, **settings) -> dict:
-    shape = dict(in_channels=CHANNELS, out_channels=8, **settings)
-    if name == 'FPN':
-        return dict(type=f'{library}.FPN', **shape)
-    if name == 'UFP':
-        return dict(type='UFP', in_channels=CHANNELS, out_channels=8,
-                    kernel_sizes=(1, 3, 5, 7))
-    if name == 'UFP-FPT':
-        return dict(type='FPT', in_channels=CHANNELS, out_channels=8,
-                    pyramid=dict(type='UFP', kernel_sizes=(1, 3, 5, 7)))
-    return dict(type='FPT', **shape)
+    shape = dict(in_channels=CHANNELS, out_channels=8)
+    ufp = dict(type='UFP', kernel_sizes=(1, 3, 5, 7))
+    return {
+        'FPN': dict(type=f'{library}.FPN', **shape, **settings),
+        'FPT': dict(type='FPT', **shape, **settings),
+        'UFP': dict(ufp, **shape),
+        'UFP-FPT': dict(type='FPT', pyramid=ufp, **shape)}[name]
 
 
 def detector_parts(name: str) -> dict:
-    """Of a detector of mmdet: five maps."""
-    return dict(
-        backbone=resnet('mmdet', name.startswith('UFP')),
-        neck=neck(name, 'mmdet', num_outs=5))
+    """Return the parts of a detector of mmdet with five maps."""
+    return dict(backbone=resnet('mmdet', name.startswith('UFP')),
+                neck=neck(name, 'mmdet', num_outs=5))
 
 
 def segmentor_parts(name: str) -> dict:
-    """Of a segmentor of mmseg with a decode head."""
+    """Return the parts of a segmentor of mmseg with a decode head."""
     dilated = name.startswith('UFP')
     return dict(
-        backbone=resnet('mmseg', dilated),
-        neck=neck(name, 'mmseg', num_outs=4),
+        backbone=resnet('mmseg', dilated), neck=neck(name, 'mmseg', num_outs=4),
         decode_head=dict(
             type='mmseg.FPNHead', in_channels=[8] * 4, in_index=[0, 1, 2, 3],
             feature_strides=[8] * 4 if dilated else [4, 8, 16, 32], channels=8,
@@ -64,7 +59,7 @@ def restorer(parts: dict, **settings) -> RestorationPretrainer:
 
 def batch_of(size: tuple[int, int], batch: int = 2,
              tasks: list[str] | None = None) -> tuple[Tensor, list[BaseDataElement]]:
-    """Normalised images of noise, and samples of tasks in turn."""
+    """Draw images in the normalised range, and samples whose tasks alternate."""
     tasks = tasks or list(TASKS)
     samples = [
         BaseDataElement(
@@ -75,19 +70,10 @@ def batch_of(size: tuple[int, int], batch: int = 2,
 
 
 def in_two_processes(steps: int = 3) -> list[Tensor]:
-    """Parameters after training under DDP, one task in each process.
-
-    DDP fails in the second step if a parameter has no gradient in the first.
-    """
+    """Train under DDP, one task in each process; return the parameters."""
     torch.manual_seed(0)
-    model = MMDistributedDataParallel(
-        restorer(segmentor_parts('FPT')), find_unused_parameters=False)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    model = restorer(segmentor_parts('FPT'))
     rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
-    for _ in range(steps):
-        inputs, samples = batch_of((64, 64), tasks=[list(TASKS)[rank]])
-        optimizer.zero_grad()
-        model(inputs, samples, mode='loss')['loss'].backward()
-        optimizer.step()
-    return [p.detach() for p in model.parameters()]
+    batches = (batch_of((64, 64), tasks=[list(TASKS)[rank]]) for _ in range(steps))
+    return train_in_ddp(model, batches, 1e-2)

@@ -1,4 +1,4 @@
-"""Trainings and tests by the tools' own functions, each as if it were alone."""
+"""Trainings and tests by the functions of the tools, isolated from each other."""
 
 import contextlib
 import json
@@ -13,26 +13,34 @@ from fpt_plugin.commands import test as test_command
 from fpt_plugin.commands import train as train_command
 from fpt_plugin.engine import running
 
-# Settings of every test: no processes that load data.
-LOADERS = [
-    f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
-    for key in ('num_workers=0', 'persistent_workers=False')
-]
+# Load data without worker processes.
+LOADERS = [f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
+           for key in ('num_workers=0', 'persistent_workers=False')]
+
+
+def options_of(settings, prefix=''):
+    """Flatten nested settings to KEY.KEY=VALUE, as --cfg-options reads them."""
+    if isinstance(settings, (list, tuple)):
+        settings = str(settings).replace(' ', '')
+    if not isinstance(settings, dict):
+        return [f'{prefix}={settings}']
+    return [option for key, value in settings.items()
+            for option in options_of(value, f'{prefix}.{key}' if prefix else key)]
 
 
 def kept_by_name():
-    """mmengine's classes that keep their instances by name."""
+    """List the classes of mmengine that keep their instances by name."""
     found = [DefaultScope, MMLogger, MessageHub, Visualizer]
-    for cls in found:  # grows on the way
+    for cls in found:  # the list grows in the loop
         found += cls.__subclasses__()
     return found
 
 
 @contextlib.contextmanager
 def alone():
-    """As in a process of its own: nothing that mmengine keeps stays.
+    """Hide and then restore the instances that mmengine keeps by name.
 
-    Two runs would draw and log with the first one's visualizer.
+    Otherwise a second run in this process would use the visualizer of the first.
     """
     outside = {cls: dict(cls._instance_dict) for cls in kept_by_name()}
     for cls in outside:
@@ -50,51 +58,50 @@ def alone():
 
 @contextlib.contextmanager
 def inside(folder):
-    """Work in a folder; ranks that a run sets are gone afterwards."""
+    """Work in a folder; remove LOCAL_RANK afterwards, which a run sets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        # Set, then deleted: so that undoing removes what a run sets.
+        # Set and deleted, so that the undo removes the value of a run.
         patch.setenv('LOCAL_RANK', '0')
         patch.delenv('LOCAL_RANK')
         yield
 
 
+def _parsed(command, args, options):
+    options = ['--cfg-options', *options] if options else []
+    return command.parser().parse_args([*map(str, args), *options])
+
+
 @alone()
 def train(config, work_dir, *options, flags=()):
-    """Train a config under settings; the work folder."""
-    args = [config, '--work-dir', str(work_dir), *flags]
-    args += ['--cfg-options', *options] if options else []
-    running.run_training(train_command.prepare_training(
-        train_command.parser().parse_args(args)))
+    """Train a config with options; return the work folder."""
+    args = _parsed(train_command, [config, '--work-dir', work_dir, *flags], options)
+    running.run_training(train_command.prepare_training(args))
     return Path(work_dir)
 
 
 @alone()
 def run_test(config, checkpoint, work_dir, *flags, options=()):
-    """Test a config's checkpoint under settings; the metrics."""
-    args = [config, str(checkpoint), '--work-dir', str(work_dir), *flags]
-    args += ['--cfg-options', *options] if options else []
-    parsed = test_command.parser().parse_args(args)
-    return running.run_test(test_command.prepare_test(parsed), parsed.out)
+    """Test a checkpoint of a config with options; return the metrics."""
+    args = _parsed(test_command, [config, checkpoint, '--work-dir', work_dir, *flags],
+                   options)
+    return running.run_test(test_command.prepare_test(args), args.out)
+
+
+def _logged(work_dir):
+    """Read the logs of all runs in a work folder, in order."""
+    return [json.loads(line)
+            for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+            for line in log.read_text().splitlines()]
 
 
 def validations(work_dir, key='coco/bbox_mAP'):
-    """The metrics of each validation, from the logs of all runs in order."""
-    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    lines = [json.loads(s) for log in logs for s in log.read_text().splitlines()]
-    # Times and the step are no metrics.
-    return [{
-        k: v for k, v in line.items() if k not in ('data_time', 'time', 'step')
-    } for line in lines if key in line]
+    """Return the metrics of each validation."""
+    no_metrics = ('data_time', 'time', 'step')
+    return [{k: v for k, v in line.items() if k not in no_metrics}
+            for line in _logged(work_dir) if key in line]
 
 
-def two_losses(config, work_dir, *options):
-    """Of two training steps by iterations; nothing is validated or saved."""
-    work = train(
-        config, work_dir, *LOADERS, 'model.pretrained=None', 'val_cfg=None',
-        'val_dataloader=None', 'val_evaluator=None', 'train_cfg.max_iters=2',
-        'train_cfg.val_interval=3', 'default_hooks.logger.interval=1',
-        'default_hooks.checkpoint.interval=9',
-        'default_hooks.checkpoint.save_last=False', *options)
-    log, = work.glob('*/vis_data/scalars.json')
-    return [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+def logged_losses(work_dir):
+    """Return the training losses."""
+    return [line['loss'] for line in _logged(work_dir) if 'loss' in line]

@@ -1,4 +1,4 @@
-"""Shipped configs as the tests read them: without weights to download."""
+"""Shipped configs without weights that would be downloaded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from fpt_plugin.commands.doctor.checks import stack_of
 from fpt_plugin.commands.doctor.command import installed
 from fpt_plugin.openmmlab.pins import LIBRARIES
 
-# 'stock' or 'onedl': whose packages the tests run on.
+# 'stock' or 'onedl': the installed packages.
 STACK = stack_of(next(iter(set(LIBRARIES['mmcv'][0]) & set(installed()))))
 CONFIGS = Path(__file__).parents[2] / 'configs'
-ALL = sorted(
-    str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('*/*.py')
-    if path.parent.name != '_base_')
+ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('*/*.py')
+             if path.parent.name != '_base_')
 
 
 def folder(name: str) -> str:
@@ -28,14 +27,13 @@ def folder(name: str) -> str:
 
 
 def load(name: str) -> Config:
-    """A shipped config without weights that would be downloaded."""
+    """Read a shipped config."""
     return without_weights(Config.fromfile(CONFIGS / name))
 
 
 def load_host(name: str) -> Config:
-    """The host's config below a shipped one, likewise."""
-    return without_weights(
-        Config.fromstring(f'_base_ = {host_of(name)!r}', '.py'))
+    """Read the config of mmdet or mmseg below a shipped one."""
+    return without_weights(Config.fromstring(f'_base_ = {host_of(name)!r}', '.py'))
 
 
 def without_weights(cfg: Config) -> Config:
@@ -52,18 +50,15 @@ def build(cfg: Config) -> nn.Module:
 
 
 def host_of(name: str) -> str:
-    """The host's config that is the root of a config's bases.
-
-    Of several bases it is the first one.
-    """
+    """Return the root of a config's bases, of several bases the first one."""
     base = re.match(r"_base_ = \[?\s*'(.*?)'", (CONFIGS / name).read_text())[1]
     return base if '::' in base else host_of(f'{folder(name)}/{base}')
 
 
 def host_has(name: str) -> bool:
-    """Whether the host's config has the head and the backbone of a shipped one.
+    """Tell whether the root config has the head and backbone of a shipped one.
 
-    Hosts' ResNets are all one, and are brought to the depth that is wanted.
+    All ResNets count as equal: they differ in depth, which a setting changes.
     """
     if 'depth' in load(name).model.backbone:
         return True
@@ -74,17 +69,13 @@ def host_has(name: str) -> bool:
 
 
 def without_fpt(name: str) -> Config:
-    """A shipped config of FPT with the pyramid that FPT wraps, and no more."""
+    """Read a shipped config with only the pyramid inside FPT as its neck."""
     cfg = load(name)
     neck = dict(cfg.model.neck)
     pyramid = neck.get('pyramid', dict(type='FPN'))
     if isinstance(pyramid, dict):
         own = set(inspect.signature(FPT).parameters) - {
-            'in_channels', 'out_channels', 'num_outs'
-        }
-        pyramid = {
-            **{k: v for k, v in neck.items() if k not in own},
-            **pyramid
-        }
+            'in_channels', 'out_channels', 'num_outs'}
+        pyramid = {**{k: v for k, v in neck.items() if k not in own}, **pyramid}
     cfg.model.neck = pyramid
     return cfg

@@ -1,62 +1,34 @@
-"""The config of a small detector, for data of data_helpers.write_coco_squares.
+"""The config of a small detector, for the data of write_coco_squares in ``data/``.
 
-Data are in ``data/``, seed 0, one process, an epoch of two iterations.
+An epoch has two iterations.
 """
 
-DETECTOR = """
+from helpers.graft_detectors import retinanet
+
+MODEL = retinanet(dict(
+    type='FPT', in_channels=[16, 32, 64], out_channels=16, num_outs=3)).model.to_dict()
+MODEL['backbone']['out_indices'] = (1, 2, 3)
+MODEL['bbox_head']['num_classes'] = 1
+MODEL['bbox_head']['anchor_generator'].update(octave_base_scale=2, strides=[8, 16, 32])
+DETECTOR = f"""
 default_scope = 'mmdet'
-model = dict(
-    type='RetinaNet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor', mean=[90.] * 3, std=[60.] * 3),
-    backbone=dict(
-        type='ResNet', depth=18, base_channels=8, out_indices=(1, 2, 3)),
-    neck=dict(
-        type='FPT', in_channels=[16, 32, 64], out_channels=16, num_outs=3),
-    bbox_head=dict(
-        type='RetinaHead', num_classes=1, in_channels=16, feat_channels=16,
-        stacked_convs=1,
-        anchor_generator=dict(
-            type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1,
-            ratios=[1.0], strides=[8, 16, 32]),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_bbox=dict(type='L1Loss')),
-    train_cfg=dict(
-        assigner=dict(
-            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4,
-            min_pos_iou=0, ignore_iof_thr=-1),
-        sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
-    test_cfg=dict(
-        nms_pre=100, min_bbox_size=0, score_thr=0.0,
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+model = {MODEL!r}""" + """
 dataset = dict(
     type='CocoDataset', metainfo=dict(classes=('square', )),
     data_root='data', ann_file='annotations.json',
     data_prefix=dict(img='images/'))
+load = dict(type='LoadImageFromFile')
+boxes = dict(type='LoadAnnotations', with_bbox=True)
 train_dataloader = dict(
-    batch_size=2, num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(type='PackDetInputs')
-        ], **dataset))
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(pipeline=[load, boxes, dict(type='PackDetInputs')], **dataset))
 val_dataloader = dict(
-    batch_size=1, num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        test_mode=True,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(64, 64), keep_ratio=True),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                           'scale_factor'))
-        ], **dataset))
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(test_mode=True, pipeline=[
+        load, dict(type='Resize', scale=(64, 64), keep_ratio=True), boxes,
+        dict(type='PackDetInputs', meta_keys=(
+            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))],
+        **dataset))
 test_dataloader = val_dataloader
 val_evaluator = dict(
     type='CocoMetric', ann_file='data/annotations.json', metric='bbox')
@@ -65,11 +37,9 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
 param_scheduler = [
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1])
-]
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1])]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=1),
     checkpoint=dict(type='CheckpointHook', interval=1),

@@ -1,4 +1,4 @@
-"""Small data that several tests write: wheels, photographs, COCO folders."""
+"""Small data that several tests write: wheels, images, COCO folders."""
 
 import hashlib
 import json
@@ -12,11 +12,9 @@ from fpt_plugin.commands.quickstart.packages import Package
 
 
 def write_wheel(folder, members):
-    """Write an archive of named bytes; the package that it is the wheel of.
+    """Write a wheel, where ``Package.fetch`` finds it; return its package.
 
-    Args:
-        folder: Where ``Package.fetch`` will find it.
-        members: Bytes by their names in the wheel.
+    ``members`` holds bytes by their names in the wheel.
     """
     path = Path(folder) / 'synthetic-0.0.0-py3-none-any.whl'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,19 +22,15 @@ def write_wheel(folder, members):
         for name, content in members.items():
             archive.writestr(name, content)
     return Package(
-        requirement='synthetic==0.0.0',
-        wheel=path.name,
+        requirement='synthetic==0.0.0', wheel=path.name,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        content='synthetic content',
-        source='a test',
-        licence='none')
+        content='synthetic content', source='a test', licence='none')
 
 
 def voc_xml(boxes):
-    """A Pascal VOC annotation; its corners count pixels from 1.
+    """Return a Pascal VOC annotation, which counts pixels from 1.
 
-    Args:
-        boxes: x0, y0, x1, y1 in pixels counted from 0, ends exclusive.
+    Boxes are x0, y0, x1, y1 in pixels counted from 0, ends exclusive.
     """
     objects = ''.join(
         f'<object><name>Tree</name><bndbox><xmin>{x0 + 1}</xmin>'
@@ -46,45 +40,29 @@ def voc_xml(boxes):
 
 
 def write_coco_squares(root, count=4, size=64):
-    """Write photographs of bright squares in COCO's layout.
-
-    Args:
-        root: Gets ``images/`` and ``annotations.json``.
-        count: Photographs, one square in each.
-        size: Side of a photograph, pixels.
-    """
+    """Write ``images/`` with one bright square each, and ``annotations.json``."""
     root = Path(root)
     (root / 'images').mkdir(parents=True)
     generator = np.random.default_rng(0)
-    images, annotations = [], []
+    images, annotations, side = [], [], size // 2
     for i in range(1, count + 1):
         image = generator.integers(0, 60, (size, size, 3), dtype=np.uint8)
-        side = size // 2
-        # On a coarse grid, as anchors are: a small detector can find them.
+        # On a coarse grid, like anchors, so that a small detector can find them.
         x, y = (int(v) * size // 4 for v in generator.integers(0, 3, 2))
         image[y:y + side, x:x + side] += 150
         name = f'{i:03d}.png'
-        if not cv2.imwrite(str(root / 'images' / name), image):
-            raise OSError(f'cannot write {name}')
+        assert cv2.imwrite(str(root / 'images' / name), image), name
         images.append(dict(id=i, file_name=name, height=size, width=size))
-        annotations.append(
-            dict(
-                id=i,
-                image_id=i,
-                category_id=1,
-                bbox=[x, y, side, side],
-                area=side * side,
-                iscrowd=0))
-    (root / 'annotations.json').write_text(
-        json.dumps(
-            dict(
-                images=images,
-                annotations=annotations,
-                categories=[dict(id=1, name='square')])))
+        annotations.append(dict(
+            id=i, image_id=i, category_id=1, bbox=[x, y, side, side], area=side * side,
+            iscrowd=0))
+    (root / 'annotations.json').write_text(json.dumps(dict(
+        images=images, annotations=annotations,
+        categories=[dict(id=1, name='square')])))
 
 
 def draw_noise(path, height, width, channels=3, most=255):
-    """Write an image of noise, the same for paths of one length."""
+    """Write an image of noise, the same for all paths of one length."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (height, width, 3)[:2 + (channels == 3)]
     pixels = np.random.default_rng(len(str(path))).integers(
@@ -93,7 +71,7 @@ def draw_noise(path, height, width, channels=3, most=255):
 
 
 def write_camvid(root):
-    """Write noise in CamVid's layout: four images to train on, one of val."""
+    """Write noise in CamVid's layout: four images for training, one of val."""
     for part, names in (('train', ('0006R0_1', '0016E5_1', '0001TP_1', '0001TP_2')),
                         ('val', ('0016E5_2', ))):
         for name in names:

@@ -1,7 +1,7 @@
 """Processes of tools/train.py and tools/test.py that can be killed.
 
-Importing the hosts takes longer than a small training, so one process imports
-them and then forks one for each command.
+The imports take longer than a small training: one process imports the libraries, and
+forks another one for each command.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
 import contextlib, json, os, runpy, sys
-with contextlib.redirect_stdout(sys.stderr):  # a host may print something
+with contextlib.redirect_stdout(sys.stderr):  # imports may print
     import fpt_plugin, mmdet.apis, pycocotools.coco, fpt_plugin.commands.train
 for line in sys.stdin:
     job = json.loads(line)
@@ -30,22 +30,21 @@ for line in sys.stdin:
         runpy.run_path(sys.argv[0], run_name='__main__')
         sys.exit(0)
     print(pid, flush=True)
-    sys.stdin.readline()  # until then it may be killed: its number is its own
+    sys.stdin.readline()  # until then the number belongs to no other process
     print(os.waitpid(pid, 0)[1], flush=True)
 """
 
 
 class Tools:
-    """Starts the tools; one at a time."""
+    """Run the tools, one at a time."""
 
     def __init__(self) -> None:
         environ = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
         environ['PYTHONPATH'] = os.pathsep.join(
             filter(None, [str(ROOT), environ.get('PYTHONPATH')]))
         self.parent = subprocess.Popen(
-            [sys.executable, '-c', PARENT],
-            env=environ, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE)
+            [sys.executable, '-c', PARENT], env=environ, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.calls = 0
 
     def __call__(self, tool: str, *args: str, before: str = '',
@@ -54,27 +53,25 @@ class Tools:
 
         Args:
             tool: Its name.
-            args: What stands behind it.
-            before: Statements for the process to begin with.
+            args: Its arguments.
+            before: Statements that the process runs first.
             kill: A text of the output, a signal, and the seconds between.
 
         Returns:
-            Its exit code, negative for a signal, and what it printed.
+            Its exit code, negative for a signal, and its output.
         """
         self.calls += 1
         log = Path(f'output-{self.calls}.txt').resolve()
         log.touch()
-        job = dict(
-            argv=[str(ROOT / 'tools' / f'{tool}.py'), *args], cwd=os.getcwd(),
-            log=str(log), before=before)
+        job = dict(argv=[str(ROOT / 'tools' / f'{tool}.py'), *args],
+                   cwd=os.getcwd(), log=str(log), before=before)
         print(json.dumps(job), file=self.parent.stdin, flush=True)
         pid = int(self.parent.stdout.readline())
         if kill is not None:
             text, how, seconds = kill
-            began = time.monotonic()
-            while text not in log.read_text() and not _ended(pid):
-                if time.monotonic() - began > 300:
-                    break
+            end = time.monotonic() + 300
+            while not (text in log.read_text() or _ended(pid)
+                       or time.monotonic() > end):
                 time.sleep(0.002)
             time.sleep(seconds)
             os.kill(pid, how)
@@ -83,12 +80,12 @@ class Tools:
         return os.waitstatus_to_exitcode(status), log.read_text()
 
     def close(self) -> None:
-        """End the process that the others came from."""
+        """End the process that forks the others."""
         self.parent.stdin.close()
         self.parent.wait(timeout=60)
         self.parent.stdout.close()
 
 
 def _ended(pid: int) -> bool:
-    """Whether a process is a zombie: it is kept until it was asked for."""
+    """Tell whether a process has ended: it is a zombie until waitpid."""
     return ') Z' in Path(f'/proc/{pid}/stat').read_text()

@@ -1,4 +1,4 @@
-"""Trainings of two parameters by mmengine's runner, with all that is random."""
+"""Trainings of a toy model by mmengine's runner, with every random generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COUNT = 6  # samples; three iterations an epoch
 
 
 class Toy(BaseModel):
-    """Drops out, and learns to be zero."""
+    """Learn zero weights, with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Toy(BaseModel):
 
 
 class Noise(Dataset):
-    """Every random number generator has its part in a sample."""
+    """Draw each sample with all random number generators."""
 
     metainfo = dict(classes=('noise', ))
 
@@ -38,12 +38,12 @@ class Noise(Dataset):
         return COUNT
 
     def __getitem__(self, index):
-        return dict(x=torch.rand(8) + index + random.random() +
-                    float(np.random.rand()))
+        return dict(
+            x=torch.rand(8) + index + random.random() + float(np.random.rand()))
 
 
 class Scores(BaseMetric):
-    """Draws numbers, too; the score of each validation is given."""
+    """Return given scores, and draw a random number for each sample."""
 
     scores: list = []
 
@@ -57,7 +57,7 @@ class Scores(BaseMetric):
 
 @alone()
 def train(*args, **kwargs):
-    """Train; the runner. Arguments are those of :func:`untrained`."""
+    """Train; return the runner. The arguments are those of :func:`untrained`."""
     runner = untrained(*args, **kwargs)
     runner.train()
     return runner
@@ -65,17 +65,15 @@ def train(*args, **kwargs):
 
 def untrained(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
               sampler='DefaultSampler', workers=0, **settings):
-    """Build the runner of a training by epochs or iterations.
+    """Build the runner of a training, by default of three epochs.
 
     Args:
-        work_dir: Gets what mmengine writes.
-        loop: Settings of the loop; by default three epochs.
-        hooks: Custom hooks.
-        checkpoint: Settings of the checkpoint hook.
-        scores: One a validation; none: nothing is validated.
-        sampler: Type of the training's.
-        workers: Processes that load its data, anew for each epoch.
-        settings: Of the runner.
+        work_dir: Work folder of mmengine.
+        loop, hooks, checkpoint: Settings of the loop, custom hooks, and settings of the
+            checkpoint hook.
+        scores: Score of each validation; empty: no validation.
+        sampler, workers: Type of the sampler, and processes that load data.
+        settings: Settings of the runner.
     """
     Scores.scores = list(scores)
     validated = dict(
@@ -84,8 +82,7 @@ def untrained(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
             sampler=dict(type='DefaultSampler', shuffle=False)),
         val_evaluator=Evaluator([Scores()]), val_cfg=dict()) if scores else {}
     return Runner(
-        model=Toy(),
-        work_dir=str(work_dir),
+        model=Toy(), work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=Noise(), batch_size=2, num_workers=workers,
             sampler=dict(type=sampler, shuffle=True)),
@@ -93,7 +90,4 @@ def untrained(work_dir, loop=None, hooks=(), checkpoint=None, scores=(),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
         default_hooks=dict(checkpoint=dict(
             dict(type='CheckpointHook', interval=1), **checkpoint or {})),
-        custom_hooks=list(hooks),
-        log_level='ERROR',
-        **validated,
-        **settings)
+        custom_hooks=list(hooks), log_level='ERROR', **validated, **settings)

@@ -1,4 +1,4 @@
-"""One step of training of a shipped config on random data of its library."""
+"""One training step of a shipped config on random data of its library."""
 
 from __future__ import annotations
 
@@ -20,39 +20,38 @@ def bbox_heads(cfg: Config) -> list:
     return heads if isinstance(heads, list) else [heads]
 
 
+def images() -> list[torch.Tensor]:
+    return [torch.randint(256, (3, *SIZE)) for _ in range(2)]
+
+
 def detection_batch(cfg: Config, model: torch.nn.Module) -> dict:
     from mmdet.testing import demo_mm_inputs
     return demo_mm_inputs(
-        2, [[3, *SIZE]] * 2,
-        num_classes=bbox_heads(cfg)[0].num_classes,
+        2, [[3, *SIZE]] * 2, num_classes=bbox_heads(cfg)[0].num_classes,
         with_mask=getattr(model, 'with_mask', False))
 
 
 def segmentation_batch(cfg: Config) -> dict:
     from mmseg.structures import SegDataSample
     classes = cfg.model.decode_head.num_classes
-    samples = [
-        SegDataSample(
-            metainfo=dict(img_shape=SIZE),
-            gt_sem_seg=PixelData(data=torch.randint(classes, (1, *SIZE))))
-        for _ in range(2)
-    ]
-    return dict(
-        inputs=[torch.randint(256, (3, *SIZE)) for _ in samples],
-        data_samples=samples)
+    samples = [SegDataSample(
+        metainfo=dict(img_shape=SIZE),
+        gt_sem_seg=PixelData(data=torch.randint(classes, (1, *SIZE))))
+        for _ in range(2)]
+    return dict(inputs=images(), data_samples=samples)
 
 
 def train_step(cfg: Config) -> None:
-    """One step of training; norms of all GPUs are of one process here."""
+    """Compute losses and gradients once; they must be finite and complete."""
     segments = cfg.default_scope == 'mmseg'
     detects = cfg.default_scope == 'mmdet'
     if detects and bbox_heads(cfg)[0].num_classes == 1:
-        # mmdet's random labels begin at 1, which one class does not have
+        # random labels of mmdet start at 1, which one class does not have
         for head in bbox_heads(cfg):
             head.num_classes = 2
     if cfg.model.get('as_two_stage'):
-        cfg.model.num_queries = 20  # no more than small maps have pixels
-    # Batches are padded to the size of the crops.
+        cfg.model.num_queries = 20  # small maps have few pixels
+    # The preprocessor pads batches to the size of the crops.
     if segments:
         cfg.model.data_preprocessor.size = SIZE
     preprocessor = cfg.model.get('data_preprocessor') or {}
@@ -61,9 +60,9 @@ def train_step(cfg: Config) -> None:
     size = SIZE
     if 'crop' in cfg.model:
         size = (cfg.model.crop, cfg.model.crop)
-        cfg.model.depth = 1  # layers are alike, and the paper's are large
+        cfg.model.depth = 1  # the layers are equal, and the paper's are large
     model = build(cfg).train()
-    watch_strides(model)  # no false alarm
+    watch_strides(model)  # it must not warn
     model.init_weights()
     if segments:
         data = segmentation_batch(cfg)
@@ -82,18 +81,15 @@ def train_step(cfg: Config) -> None:
         data = dict(inputs=[255 * torch.rand(3, *size) for _ in samples],
                     data_samples=samples)
     else:  # images without labels
-        data = dict(inputs=[torch.randint(256, (3, *SIZE)) for _ in range(2)])
-        if hasattr(model, 'tasks'):  # with what was degraded
+        data = dict(inputs=images())
+        if hasattr(model, 'tasks'):  # with the original images
             data['data_samples'] = batch_of(SIZE)[1]
     data = model.data_preprocessor(data, True)
     assert data['inputs'].shape == (2, 3, *size)
     total, _ = model.parse_losses(model(**data, mode='loss'))
     total.backward()
     assert total.isfinite()
-    # Several processes take such parameters only where the config says so.
-    without_gradient = [
-        key for key, p in model.named_parameters()
-        if p.requires_grad and p.grad is None
-    ]
-    assert not without_gradient or cfg.get(
-        'find_unused_parameters'), without_gradient
+    # DDP accepts unused parameters only with find_unused_parameters.
+    unused = [key for key, p in model.named_parameters()
+              if p.requires_grad and p.grad is None]
+    assert not unused or cfg.get('find_unused_parameters'), unused

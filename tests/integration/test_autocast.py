@@ -1,7 +1,6 @@
-"""Every public module under autocast, at odd sizes and at one pixel.
+"""Every neck and backbone under autocast, at odd sizes and at one pixel.
 
-The layers' digits at unit scale and their large activations are in
-tests/layers/test_precision.py.
+The layers are in tests/layers/test_precision.py.
 """
 
 from __future__ import annotations
@@ -12,116 +11,83 @@ from statistics import median
 import pytest
 import torch
 from helpers.base import backbone_maps
-from helpers.oracles import maps_of, randomise, relative_error, settle_norms
+from helpers.oracles import randomise, relative_error, settle_norms
 from mmengine.registry import MODELS
 
 import fpt_plugin
 
 CHANNELS = [8, 16, 24, 32]
 SIZES = [(13, 22), (7, 1), (1, 1)]
-LAYER = dict(in_channels=32)
 NECK = dict(in_channels=CHANNELS, out_channels=16)
 OVER_FPN = dict(NECK, num_outs=5, pyramid=dict(type='mmdet.FPN'))
-WINDOWS = dict(type='LocalGroundingTransformer', window=5)
-
-
-def one_map(height, width):
-    return maps_of((height, width), batch=1, channels=32)
-
-
-def two_maps(height, width):
-    """Fine and coarse."""
-    return maps_of((height, width), (-(-height // 2), -(-width // 2)), batch=1,
-                   channels=32)
+GN = dict(type='GN', num_groups=2)
 
 
 def pyramid(height, width):
-    return [backbone_maps(CHANNELS, height, width, batch=1)]
+    return backbone_maps(CHANNELS, height, width, batch=1)
 
 
 def dilated(height, width):
-    return [[torch.randn(1, c, height, width) for c in CHANNELS]]
+    return [torch.randn(1, c, height, width) for c in CHANNELS]
 
 
 def image(height, width):
-    return [torch.randn(1, 3, 4 * height - 3, 4 * width - 3)]
+    return torch.randn(1, 3, 4 * height - 3, 4 * width - 3)
 
 
-# The config of each, and what makes its inputs.
+# By 'TYPE, variant': the config and the function that makes the inputs.
 CASES = {
-    'SelfTransformer': (LAYER, one_map),
-    'GroundingTransformer': (LAYER, two_maps),
-    'LocalGroundingTransformer': (LAYER, two_maps),
-    'RenderingTransformer': (LAYER, lambda *size: two_maps(*size)[::-1]),
-    'LambdaLayer': (dict(LAYER, context_size=9), one_map),
-    'LambdaLayer, residual': (dict(LAYER, context_size=9, residual=True), one_map),
     'FPT': (OVER_FPN, pyramid),
     'FPT, concat': (dict(
         OVER_FPN, fusion='concat', embed_channels=16, key_strides=1), pyramid),
     'FPT, norms': (dict(
-        OVER_FPN, fusion_norm_cfg=dict(type='GN', num_groups=2),
-        checkpoint_branches=True), pyramid),
+        OVER_FPN, fusion_norm_cfg=GN, checkpoint_branches=True), pyramid),
     'FPT, concat and norms': (dict(
-        OVER_FPN, fusion='concat', fusion_norm_cfg=dict(type='GN', num_groups=2)),
-                              pyramid),
+        OVER_FPN, fusion='concat', fusion_norm_cfg=GN), pyramid),
     'FPT, windows over UFP': (dict(
-        NECK, pyramid=dict(type='UFP', norm_cfg=dict(type='GN', num_groups=2)),
-        grounding_transformer=WINDOWS, fusion='concat', key_strides=1), dilated),
+        NECK, pyramid=dict(type='UFP', norm_cfg=GN), fusion='concat', key_strides=1,
+        grounding_transformer=dict(type='LocalGroundingTransformer', window=5)),
+        dilated),
     'SelfTransformerNeck': (OVER_FPN, pyramid),
     'GroundingTransformerNeck': (OVER_FPN, pyramid),
     'RenderingTransformerNeck': (OVER_FPN, pyramid),
-    'BottomUpPyramid': (dict(
-        NECK, num_outs=5, add_extra_convs='on_output'), pyramid),
-    'UFP': (dict(NECK, norm_cfg=dict(type='GN', num_groups=2)), dilated),
-    'LambdaResNet': (dict(
-        depth='26t', zero_init_residual=False), image),
+    'BottomUpPyramid': (dict(NECK, num_outs=5, add_extra_convs='on_output'), pyramid),
+    'UFP': (dict(NECK, norm_cfg=GN), dilated),
+    'LambdaResNet': (dict(depth='26t', zero_init_residual=False), image),
 }
 
 
 def build(name):
-    """With every parameter drawn: zeros would hide what they multiply."""
-    args, _ = CASES[name]
-    module = MODELS.build(copy.deepcopy(dict(args, type=name.split(',')[0])))
-    # A backbone of drawn norms is chaotic: a rounding grows from block to block.
+    """Build a module; draw every parameter, because zeros would hide branches."""
+    module = MODELS.build(copy.deepcopy(dict(CASES[name][0], type=name.split(',')[0])))
+    # A backbone with drawn norms is chaotic: roundings grow from block to block.
     return module if name == 'LambdaResNet' else randomise(module)
 
 
-def outs_of(module, inputs):
-    outs = module(*inputs)
-    return outs if isinstance(outs, tuple) else (outs, )
-
-
-def converted(inputs, dtype):
-    return [x.to(dtype) if torch.is_tensor(x) else [y.to(dtype) for y in x]
-            for x in inputs]
-
-
-def test_every_public_module_is_here():
-    # Others: tests/pretraining and tests/restoration.
-    modules = {name for name in fpt_plugin.__all__
-               if isinstance(getattr(fpt_plugin, name), type)
-               and name in MODELS.module_dict
-               and MODELS.module_dict[name].__module__.split('.')[1] not in (
-                   'pretraining', 'restoration')}
+def test_every_neck_and_backbone_is_here():
+    modules = {name for name in fpt_plugin.__all__ if name in MODELS.module_dict
+               and MODELS.module_dict[name].__module__.split('.')[1] in (
+                   'necks', 'backbones')}
     assert modules == {name.split(',')[0] for name in CASES}
 
 
 def roundings(module, name, dtype, size):
-    """How far outputs and gradients are off, in units of the type's eps.
+    """Compute errors of the outputs and gradients in units of the type's eps.
 
     Returns:
-        The worst output's, and that of all gradients together.
+        The error of the worst output, and of all gradients together.
     """
     inputs = CASES[name][1](*size)
     twin = copy.deepcopy(module).double()
     module.zero_grad()
     with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
-        outs = outs_of(module, inputs)
+        outs = module(inputs)
         loss = sum(out.float().square().mean() for out in outs)
-    # What float16 cannot hold a gradient scaler keeps small.
+    # A gradient scaler keeps gradients in the range of float16.
     scale = 2.**-6 if (name, dtype) == ('LambdaResNet', torch.float16) else 1
     (scale * loss).backward()
-    want = outs_of(twin, converted(inputs, torch.float64))
+    want = twin(inputs.double() if torch.is_tensor(inputs) else
+                [x.double() for x in inputs])
     sum(out.square().mean() for out in want).backward()
     assert all(out.isfinite().all() for out in outs)
     for parameter_name, parameter in module.named_parameters():
@@ -130,10 +96,9 @@ def roundings(module, name, dtype, size):
     grads, want_grads = (
         torch.cat([p.grad.flatten().double() for p in m.parameters()])
         for m in (module, twin))
-    grads /= scale
     eps = torch.finfo(dtype).eps
     return (max(map(relative_error, outs, want)) / eps,
-            relative_error(grads, want_grads) / eps)
+            relative_error(grads / scale, want_grads) / eps)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -141,9 +106,9 @@ def roundings(module, name, dtype, size):
     pytest.param(name, marks=[pytest.mark.slow] if name == 'LambdaResNet' else [])
     for name in CASES])
 def test_outputs_and_gradients(name, dtype):
-    module = settle_norms(build(name), *CASES[name][1](*SIZES[0]))
-    # Deep networks multiply roundings, and one sign of a ReLU makes a difference
-    # where a map is one pixel: the median of some inputs.
+    module = settle_norms(build(name), CASES[name][1](*SIZES[0]))
+    # Deep networks multiply roundings, and one sign before a ReLU makes a large
+    # difference where a map is one pixel: take the median over three inputs.
     seeds = (1, 2, 3) if name == 'LambdaResNet' else (1, )
     for size in SIZES:
 
@@ -156,7 +121,7 @@ def test_outputs_and_gradients(name, dtype):
 
         output, gradient = measured(dtype)
         limits = 3, 6
-        if name == 'LambdaResNet':  # no more than in float32
+        if name == 'LambdaResNet':  # relative to its error in float32
             exact = measured(torch.float32)
             limits = [max(1, x) * most for x, most in zip(exact, limits)]
         assert output <= limits[0] and gradient <= limits[1], size

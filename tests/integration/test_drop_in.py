@@ -1,18 +1,17 @@
-"""The one-line drop-in: a trained detector keeps every digit at step 0."""
+"""A trained model keeps every digit when FPT is put around its neck."""
 
 from __future__ import annotations
 
-import json
 import pickle
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from helpers.shipped_configs import build, load, load_host, without_fpt
+from helpers.synthetic_data import write_coco_squares
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner, load_checkpoint
 
 DETECTORS = {
     'faster-rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
@@ -22,199 +21,129 @@ DETECTORS = {
 SIZE = (96, 128)  # H, W
 
 
-def write_config(path, base: str, *lines: str) -> Config:
-    """A user's config: a base of the host and the lines that differ."""
-    path.write_text('\n'.join([
-        f"_base_ = '{base}'",
-        "custom_imports = dict(imports=['fpt_plugin'])",
-        # random weights, no download
-        'model = dict(backbone=dict(init_cfg=None))',
-        *lines
-    ]))
-    cfg = Config.fromfile(path)
-    # The hosts' inference would bring small images to full size.
+def read_config(base: str, *lines: str) -> Config:
+    """Read a user's config: a base of mmdet and the lines that differ."""
+    cfg = Config.fromstring('\n'.join([
+        f"_base_ = '{base}'", "custom_imports = dict(imports=['fpt_plugin'])",
+        'model = dict(backbone=dict(init_cfg=None))', *lines]), '.py')
+    # The base enlarges the images to 1333 x 800.
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.type == 'Resize':
             step.scale = SIZE[::-1]
     return cfg
 
 
-FPT_LINE = "model['neck'] = dict(type='FPT')"
-
-
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-    """Two images in COCO format."""
     root = tmp_path_factory.mktemp('coco')
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in (1, 2):
-        pixels = rng.integers(0, 255, (*SIZE, 3), np.uint8)
-        cv2.imwrite(str(root / f'{i}.png'), pixels)
-        images.append(
-            dict(id=i, file_name=f'{i}.png', height=SIZE[0], width=SIZE[1]))
-        annotations.append(
-            dict(
-                id=i,
-                image_id=i,
-                category_id=1,
-                bbox=[10, 10, 40 * i, 50],
-                area=40 * i * 50,
-                segmentation=[[10, 10, 10 + 40 * i, 10, 10 + 40 * i, 60, 10,
-                               60]],
-                iscrowd=0))
-    (root / 'instances.json').write_text(
-        json.dumps(
-            dict(
-                images=images,
-                annotations=annotations,
-                categories=[dict(id=1, name='person')])))
+    write_coco_squares(root, count=2, size=96)
     return root
 
 
 @pytest.fixture(scope='module', params=DETECTORS)
 def trained(request, tmp_path_factory):
-    """A plain detector, its checkpoint and the config with FPT."""
-    folder = tmp_path_factory.mktemp(request.param)
+    """Return a plain detector, its checkpoint, its config and that with FPT."""
     init_default_scope('mmdet')
-    plain_cfg = write_config(folder / 'plain.py', DETECTORS[request.param])
-    fpt_cfg = write_config(folder / 'fpt.py', DETECTORS[request.param],
-                           FPT_LINE)
+    base = DETECTORS[request.param]
+    plain_cfg, fpt_cfg = read_config(base), read_config(
+        base, "model['neck'] = dict(type='FPT')")
     torch.manual_seed(0)
     plain = init_detector(plain_cfg, device='cpu')
     with torch.no_grad():
-        # Random features of a deep net grow; keep them at unit scale, and
-        # move every weight off its initialisation.
+        # Keep the features of the deep net at unit scale, and move all other
+        # weights away from their initial values.
         for name, p in plain.named_parameters():
             if name.startswith('backbone') and 'bn3' in name:
                 p.mul_(0.3)
             elif not name.startswith('backbone'):
                 p.add_(0.02 * torch.randn_like(p))
-    checkpoint = folder / 'plain.pth'
-    torch.save(
-        dict(
-            state_dict=plain.state_dict(),
-            meta=dict(dataset_meta=dict(classes=('person', ) * 80))),
-        checkpoint)
+    checkpoint = tmp_path_factory.mktemp('plain') / 'plain.pth'
+    torch.save(dict(state_dict=plain.state_dict(), meta=dict(
+        dataset_meta=dict(classes=('person', ) * 80))), checkpoint)
     return plain.eval(), str(checkpoint), plain_cfg, fpt_cfg
 
 
+def tensors_of(instances) -> dict:
+    return {k: v for k, v in instances.items() if isinstance(v, torch.Tensor)}
+
+
 @torch.no_grad()
-def outputs(model, dataset):
-    """Features, losses with one seed, predictions."""
+def outputs(model, dataset) -> dict[str, torch.Tensor]:
+    """Return the maps of the neck, and the predictions for an image."""
     image = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    model.eval()
-    features = model.extract_feat(image)
-    sample = inference_detector(model, str(dataset / '1.png'))
-    predictions = {
-        k: v
-        for k, v in sample.pred_instances.items()
-        if isinstance(v, torch.Tensor)
-    }
-    return features, losses(model), predictions
-
-
-def losses(model) -> dict:
-    from mmdet.testing import demo_mm_inputs
-    data = demo_mm_inputs(
-        2, [[3, *SIZE]] * 2,
-        num_classes=80,
-        with_mask=getattr(model, 'with_mask', False))
-    model.train()
-    data = model.data_preprocessor(data, True)
-    set_random_seed(0)
-    found = model(**data, mode='loss')
-    model.eval()
-    return found
+    maps = model.eval().extract_feat(image)
+    assert all(x.std() > 0 for x in maps)
+    sample = inference_detector(model, str(dataset / 'images/001.png'))
+    return {**tensors_of(sample.pred_instances), **dict(enumerate(maps))}
 
 
 def assert_identical(ours, plain) -> None:
-    for a, b in zip(ours[0], plain[0]):
-        assert torch.equal(a, b) and b.std() > 0
-    flat = [torch.cat(list(_tensors(x[1]))) for x in (ours, plain)]
-    assert torch.equal(*flat) and flat[1].isfinite().all()
-    assert ours[2].keys() == plain[2].keys()
-    for name, value in plain[2].items():
-        assert torch.equal(ours[2][name], value), name
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[name], value) for name, value in plain.items())
 
 
-def _tensors(found: dict):
-    for value in found.values():
-        for item in value if isinstance(value, list) else [value]:
-            yield item.reshape(-1)
-
-
-def test_init_detector(trained, dataset):
+@pytest.mark.parametrize('way', ['init_detector', 'training'])
+def test_detector_starts_identical(trained, dataset, way):
+    """Training calls init_weights and then loads the checkpoint."""
     plain, checkpoint, _, cfg = trained
-    model = init_detector(cfg, checkpoint, device='cpu')
+    if way == 'init_detector':
+        model = init_detector(cfg, checkpoint, device='cpu')
+    else:
+        model = init_detector(cfg, device='cpu')
+        model.init_weights()
+        load_checkpoint(model, checkpoint, map_location='cpu')
     assert type(model.neck).__name__ == 'FPT'
-    assert_identical(outputs(model, dataset), outputs(plain, dataset))
-
-
-def test_after_init_weights(trained, dataset):
-    """As in training: initialise, then load_from."""
-    plain, checkpoint, _, cfg = trained
-    model = init_detector(cfg, device='cpu')
-    model.init_weights()
-    from mmengine.runner import load_checkpoint
-    load_checkpoint(model, checkpoint, map_location='cpu')
-    assert_identical(outputs(model, dataset), outputs(plain, dataset))
-
-
-def test_a_trained_branch_changes_the_outputs(trained, dataset):
-    """The checks above can fail."""
-    plain, checkpoint, _, cfg = trained
-    model = init_detector(cfg, checkpoint, device='cpu')
-    with torch.no_grad():
+    want = outputs(plain, dataset)
+    assert_identical(outputs(model, dataset), want)
+    with torch.no_grad():  # the comparison can fail
         model.neck.fusions[0].out_conv.weight.add_(1e-3)
     with pytest.raises(AssertionError):
-        assert_identical(outputs(model, dataset), outputs(plain, dataset))
+        assert_identical(outputs(model, dataset), want)
 
 
 def test_runner_that_only_tests(trained, dataset, tmp_path):
     """It never calls init_weights."""
-    _, checkpoint, plain_cfg, fpt_cfg = trained
+    _, checkpoint, *configs = trained
     results = []
-    for name, cfg in (('plain', plain_cfg), ('fpt', fpt_cfg)):
+    for name, cfg in zip(('plain', 'fpt'), configs):
         cfg = cfg.copy()
-        cfg.work_dir = str(tmp_path / name)
-        cfg.load_from = checkpoint
-        cfg.test_dataloader.num_workers = 0
-        cfg.test_dataloader.persistent_workers = False
+        cfg.work_dir, cfg.load_from = str(tmp_path / name), checkpoint
+        cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
         cfg.test_dataloader.dataset.update(
-            data_root=str(dataset),
-            ann_file='instances.json',
-            data_prefix=dict(img=''))
+            data_root=str(dataset), ann_file='annotations.json',
+            data_prefix=dict(img='images/'))
         dump = tmp_path / f'{name}.pkl'
-        cfg.test_evaluator = dict(
-            type='DumpDetResults', out_file_path=str(dump))
+        cfg.test_evaluator = dict(type='DumpDetResults', out_file_path=str(dump))
         Runner.from_cfg(cfg).test()
         results.append(pickle.loads(dump.read_bytes()))
-    for a, b in zip(*results):
-        for key, value in b['pred_instances'].items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(a['pred_instances'][key], value), key
-        assert len(b['pred_instances']['scores'])
+    for plain, ours in zip(*results):
+        assert len(plain['pred_instances']['scores'])
+        for key, value in tensors_of(plain['pred_instances']).items():
+            assert torch.equal(ours['pred_instances'][key], value), key
 
 
-def test_segmentor(tmp_path):
-    """Semantic FPN of mmseg: identical logits."""
-    from mmseg.apis import init_model
-    base = 'mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py'
-    lines = [
-        "norm_cfg = dict(type='BN')", "model['pretrained'] = None",
-        "model['data_preprocessor'] = dict(size=None, size_divisor=32)",
-        "model['backbone']['norm_cfg'] = norm_cfg",
-        "model['decode_head'] = dict(norm_cfg=norm_cfg)"
-    ]
-    plain_cfg = write_config(tmp_path / 'plain.py', base, *lines)
-    fpt_cfg = write_config(tmp_path / 'fpt.py', base, *lines, FPT_LINE)
-    plain = init_model(plain_cfg, device='cpu')
-    torch.save(
-        dict(state_dict=plain.state_dict(), meta={}), tmp_path / 'plain.pth')
-    ours = init_model(fpt_cfg, str(tmp_path / 'plain.pth'), device='cpu')
-    image = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        a, b = (m.eval().encode_decode(image, [dict(img_shape=(64, 96))] * 2)
-                for m in (ours, plain))
-    assert torch.equal(a, b) and b.std() > 0
+@pytest.mark.parametrize('name', [
+    'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
+    'fpt/sem-fpn_r50_fpt_4xb4-160k_ade20k-512x512.py',
+    'fpt/mask-rcnn_swin-t-p4-w7_fpt_amp-ms-crop-3x_coco.py',
+    'fpt/retinanet_pvtv2-b0_fpt_1x_coco.py'])
+@torch.no_grad()
+def test_shipped_configs_start_as_their_baselines(name):
+    """The maps for the heads are equal, with and without init_weights."""
+    plain = build(load_host(name) if '_r50_' in name else without_fpt(name)).eval()
+    for module in plain.modules():  # statistics as after training
+        if isinstance(module, torch.nn.SyncBatchNorm):
+            torch.nn.init.uniform_(module.running_mean, -.1, .1)
+            torch.nn.init.uniform_(module.running_var, .5, 2)
+    image = torch.randn(1, 3, 97, 131)
+    expected = plain.extract_feat(image)
+    assert all(x.isfinite().all() and x.std() > 0 for x in expected)
+    ours = build(load(name)).eval()
+    for start in (lambda: None, ours.init_weights):
+        start()
+        keys = ours.load_state_dict(plain.state_dict(), strict=False)
+        assert not keys.unexpected_keys
+        assert all(key.startswith('neck.') for key in keys.missing_keys)
+        assert all(map(torch.equal, ours.extract_feat(image), expected))
+    ours.neck.fusions[0].out_conv.weight.add_(1e-2)
+    assert not torch.equal(ours.extract_feat(image)[0], expected[0])

@@ -1,10 +1,11 @@
-"""Convolutions fused with norms: mmcv's fuse_conv_bn, mmengine's way of doing it."""
+"""Convolutions fused with norms, by mmcv's fuse_conv_bn and by mmengine."""
 
 import copy
 
 import pytest
 import torch
 from helpers.base import backbone_maps
+from helpers.oracles import relative_error
 from mmcv.cnn import fuse_conv_bn
 from mmengine.model import efficient_conv_bn_eval
 from mmengine.registry import MODELS
@@ -16,13 +17,11 @@ from fpt_plugin.necks.fusion import ResidualFusion
 from fpt_plugin.openmmlab.conv_bn_eval import switch_necks_by_module
 
 BN = dict(type='BN')
-PLUGINS = [dict(cfg=dict(type='LambdaLayer', residual=True, context_size=5),
-                stages=(False, False, True, True), position='after_conv2')]
+LAMBDA = dict(type='LambdaLayer', in_channels=16, context_size=5)
 NECK = dict(in_channels=[8, 16, 24], out_channels=16, num_outs=4, norm_cfg=BN)
 SINGLE = {
-    'layer': dict(type='LambdaLayer', in_channels=16, context_size=5),
-    'plugin': dict(type='LambdaLayer', in_channels=16, context_size=5,
-                   residual=True, intra_depth=2, content_bias=True),
+    'layer': LAMBDA,
+    'plugin': dict(LAMBDA, residual=True, intra_depth=2, content_bias=True),
 }
 BACKBONES = {
     **{f'lambda {depth}': dict(type='LambdaResNet', depth=depth)
@@ -32,7 +31,9 @@ BACKBONES = {
     'lambda alone': dict(type='LambdaResNet', depth=50, num_stages=2,
                          out_indices=(0, 1), lambda_blocks='all',
                          lambda_layer=dict(num_heads=8, intra_depth=2)),
-    'grafted': dict(type='mmdet.ResNet', depth=50, plugins=PLUGINS),
+    'grafted': dict(type='mmdet.ResNet', depth=50, plugins=[dict(
+        cfg=dict(type='LambdaLayer', residual=True, context_size=5),
+        stages=(False, False, True, True), position='after_conv2')]),
 }
 NECKS = {
     'FPT': dict(NECK, type='FPT', fusion_norm_cfg=BN),
@@ -48,9 +49,9 @@ NECKS = {
 
 
 def build(cfg):
-    """The module of a config, its norms and gates as training leaves them."""
+    """Build a module; give its norms and gates values as after training."""
     module = MODELS.build(copy.deepcopy(cfg))
-    module.eval()  # gives back nothing in the hosts
+    module.eval()  # returns None in mmdet and mmseg
     torch.manual_seed(0)
     for part in module.modules():
         if isinstance(part, _BatchNorm):
@@ -80,13 +81,11 @@ def listed(outs):
 
 
 def error(wanted, given):
-    """The largest one, as a part of the largest number."""
-    return max(((a - b).abs().max() / a.abs().max().clamp_min(1e-30)).item()
-               for a, b in zip(wanted, given, strict=True))
+    return max(map(relative_error, given, wanted))
 
 
 @pytest.mark.parametrize('name', [*SINGLE, *BACKBONES, *NECKS])
-def test_fused_gives_the_same(name):
+def test_fuse_conv_bn_keeps_the_outputs(name):
     module = build({**SINGLE, **BACKBONES, **NECKS}[name])
     for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         module, inputs = module.to(dtype), inputs_of(name, dtype)
@@ -100,29 +99,28 @@ def test_fused_gives_the_same(name):
 
 
 def test_parameters_keep_their_order():
-    """An optimizer's state is resumed by it."""
+    """Optimizers resume their state by this order."""
     layer = LambdaLayer(16, content_bias=True, residual=True)
     assert [name for name, _ in layer.named_parameters()] == [
         'embedding', 'content_bias', 'gate', 'qkv.weight', 'norm_q.weight',
         'norm_q.bias', 'norm_v.weight', 'norm_v.bias', 'norm_out.weight',
         'norm_out.bias']
-    # mmengine's optimizer constructors go by the children.
+    # mmengine's optimizer constructors iterate over the children.
     assert [name for name, _ in layer.named_children()] == [
         'qkv', 'norm_q', 'norm_v', 'norm_out']
 
 
-class Model(nn.Module):
-    """What has a part of that name."""
-
-    def __init__(self, part):
-        super().__init__()
-        self.part = part
+def turn_on(module):
+    """Apply mmengine's way to a module inside a model; return the model."""
+    model = nn.ModuleDict(dict(part=module))
+    efficient_conv_bn_eval.turn_on_efficient_conv_bn_eval(model, 'part')
+    return model
 
 
 @pytest.mark.parametrize(
     'name', ['lambda 50', 'lambda 26t', 'dilated', 'grafted', *NECKS])
-def test_mmengines_way_gives_the_same(name):
-    """Outputs and gradients, while the norms are in evaluation mode."""
+def test_mmengines_way_keeps_outputs_and_gradients(name):
+    """The norms are in evaluation mode."""
     module = build({**BACKBONES, **NECKS}[name]).double()
     inputs = inputs_of(name, torch.float64)
 
@@ -133,28 +131,28 @@ def test_mmengines_way_gives_the_same(name):
         return [*outs, *(p.grad for p in module.parameters())]
 
     wanted = results()
-    efficient_conv_bn_eval.turn_on_efficient_conv_bn_eval(Model(module), 'part')
+    turn_on(module)
     assert error(wanted, results()) < 1e-9
 
 
-def test_necks_take_it_by_the_mend(monkeypatch):
+def test_necks_need_the_mend(monkeypatch):
     name = 'turn_on_efficient_conv_bn_eval_for_single_model'
     mended = getattr(efficient_conv_bn_eval, name)
     monkeypatch.setattr(efficient_conv_bn_eval, name, mended.__wrapped__)
-    model = Model(build(NECKS['FPT']))
+    neck = build(NECKS['FPT'])
     with pytest.raises(TypeError, match='Proxy'):
-        efficient_conv_bn_eval.turn_on_efficient_conv_bn_eval(model, 'part')
-    for _ in range(2):  # twice is harmless
+        turn_on(neck)
+    for _ in range(2):  # the second time changes nothing
         switch_necks_by_module()
         once = getattr(efficient_conv_bn_eval, name)
         assert not hasattr(once.__wrapped__, '__wrapped__')
-    efficient_conv_bn_eval.turn_on_efficient_conv_bn_eval(model, 'part')
-    assert model.part.pyramid.lateral_convs[0].efficient_conv_bn_eval_forward
+    turn_on(neck)
+    assert neck.pyramid.lateral_convs[0].efficient_conv_bn_eval_forward
 
 
-def test_a_training_norm_still_learns():
+def test_norms_in_training_mode_still_learn():
     module = build(NECKS['bottom-up'])
-    efficient_conv_bn_eval.turn_on_efficient_conv_bn_eval(Model(module), 'part')
+    turn_on(module)
     norm = module.lateral_convs[0].bn
     before = norm.running_mean.clone()
     module.train()(inputs_of('bottom-up', torch.float32))
