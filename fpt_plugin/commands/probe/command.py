@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         help='of random weights, and of the pixels that are drawn from label maps '
         '(default: 0 1 2)')
     parser.add_argument(
-        '--pixels', type=positive_int, default=200,
-        help='pixels of an image to train on, with label maps (default: 200)')
+        '--pixels', type=positive_int, default=100,
+        help='pixels of an image to train on, with label maps (default: 100)')
     parser.add_argument('--weight-decay', type=float, default=1e-3,
                         help='of the classifiers (default: 0.001)')
     parser.add_argument('--out', help='folder of probe.json and probe.png (default: '
@@ -110,18 +110,17 @@ def main(args: argparse.Namespace) -> dict:
         pixels=args.pixels if dense else None, weight_decay=args.weight_decay,
         seeds=args.seeds, torch=torch.__version__, records=[])
     settings = (len(classes), args.pixels, args.weight_decay)
-    for seed in args.seeds:
-        sources = dict(raw=raw_source(dense),
-                       trained=network_source(model, layers, dense))
-        if args.random:
-            random = _build(args, seed)
-            random.palette.load_state_dict(model.palette.state_dict())
-            sources['random'] = network_source(random, layers, dense)
-        for network, source in sources.items():
-            for name, counts in probe(source, training, evaluation, *settings, seed):
-                result['records'].append(dict(
-                    network=network, layer=name, seed=seed,
-                    accuracy=accuracy(counts), mean_iou=mean_iou(counts)))
+    sources = [('raw', raw_source(dense), args.seeds),
+               ('trained', network_source(model, layers, dense), args.seeds)]
+    for seed in args.seeds if args.random else ():
+        random = _build(args, seed)
+        random.palette.load_state_dict(model.palette.state_dict())
+        sources.append(('random', network_source(random, layers, dense), [seed]))
+    for network, source, seeds in sources:
+        for name, seed, counts in probe(source, training, evaluation, *settings, seeds):
+            result['records'].append(dict(
+                network=network, layer=name, seed=seed,
+                accuracy=accuracy(counts), mean_iou=mean_iou(counts)))
     write_json(result, files[0])
     draw(result, files[1])
     _print(result, files)
@@ -129,9 +128,9 @@ def main(args: argparse.Namespace) -> dict:
 
 
 def probe(source: Source, training: Labelled, evaluation: Labelled, classes: int,
-          pixels: int, weight_decay: float,
-          seed: int) -> Iterator[tuple[object, torch.Tensor]]:
-    """Fit a classifier on each kind of features.
+          pixels: int, weight_decay: float, seeds: Sequence[int]
+          ) -> Iterator[tuple[object, int, torch.Tensor]]:
+    """Fit a classifier on each kind of features, for each seed.
 
     Args:
         source: Of the features.
@@ -140,26 +139,30 @@ def probe(source: Source, training: Labelled, evaluation: Labelled, classes: int
         classes: Number of classes.
         pixels: How many pixels of an image they are fitted to.
         weight_decay: Of the classifiers.
-        seed: Of the pixels.
+        seeds: Of these pixels.
 
     Yields:
-        The kind, and how often which class was taken for which, (classes,
+        The kind, the seed, and how often which class was taken for which, (classes,
         classes).
     """
-    chosen = draw_pixels(training.labels, pixels, seed)
-    labels = training.labels[chosen]
-    for names in groups_of(source, training, len(labels)):
-        probes = [fit_linear(x, labels, classes, weight_decay)
-                  for x in gather(source, names, training, chosen)]
-        counts = [torch.zeros(classes, classes, dtype=torch.long) for _ in names]
+    chosen = [draw_pixels(training.labels, pixels, seed) for seed in seeds]
+    samples = sum(int(choice.sum()) for choice in chosen)
+    for names in groups_of(source, training, samples):
+        probes = [[fit_linear(x, training.labels[choice], classes, weight_decay)
+                   for x, choice in zip(features, chosen)]
+                  for features in gather(source, names, training, chosen)]
+        counts = torch.zeros(len(names), len(seeds), classes, classes, dtype=torch.long)
         for part in torch.arange(len(evaluation)).split(BATCH):
             batch = evaluation.part(part)
             labelled = batch.labels >= 0
-            for total, classify, x in zip(
+            labels = batch.labels[labelled]
+            for totals, row, x in zip(
                     counts, probes, source.compute(batch.images, names)):
-                total += confusion(classify(x[labelled]).argmax(1),
-                                   batch.labels[labelled], classes)
-        yield from zip(names, counts)
+                for total, classify in zip(totals, row):
+                    predicted = classify(x[labelled]).argmax(1)
+                    total += confusion(predicted, labels, classes)
+        for name, totals in zip(names, counts):
+            yield from ((name, *found) for found in zip(seeds, totals))
 
 
 def _build(args: argparse.Namespace, seed: int | None) -> PixelGPT:

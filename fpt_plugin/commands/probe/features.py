@@ -95,27 +95,31 @@ def groups_of(source: Source, data: Labelled, samples: int) -> Iterator[list]:
     widths = [x.shape[2] for x in source.compute(data.images[:1], source.names)]
     group, filled = [], 0
     for name, width in zip(source.names, widths):
-        bytes_ = 4 * samples * width
-        if group and filled + bytes_ > MEMORY:
+        needed = 4 * samples * width
+        if group and filled + needed > MEMORY:
             yield group
             group, filled = [], 0
         group.append(name)
-        filled += bytes_
+        filled += needed
     yield group
 
 
 def gather(source: Source, names: Sequence, data: Labelled,
-           chosen: Tensor) -> list[Tensor]:
-    """Features of chosen pixels: (n, C) for each name.
+           chosen: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Features of chosen pixels, from one pass over the images.
 
     Args:
         source: Of the features.
         names: Some of its kinds.
         data: I images.
-        chosen: (I, N), bool.
+        chosen: Choices of pixels, (I, N), bool, each.
+
+    Returns:
+        (n, C) for each name and each choice.
     """
-    kept: list[list[Tensor]] = [[] for _ in names]
+    kept = [[[] for _ in chosen] for _ in names]
     for part in torch.arange(len(data)).split(BATCH):
-        for found, x in zip(kept, source.compute(data.images[part], names)):
-            found.append(x[chosen[part]])
-    return [torch.cat(found) for found in kept]
+        for lists, x in zip(kept, source.compute(data.images[part], names)):
+            for found, choice in zip(lists, chosen):
+                found.append(x[choice[part]])
+    return [[torch.cat(found) for found in lists] for lists in kept]

@@ -141,7 +141,7 @@ def test_features_are_those_of_the_pixels(model, maps):
     assert torch.equal(CONCEPT[tokens][labelled].long(), training.labels[labelled])
     source = features.network_source(net, [0, 1, 2], dense=True)
     chosen = features.draw_pixels(training.labels, 5, 0)
-    got = features.gather(source, [1], training, chosen)[0]
+    got = features.gather(source, [1], training, [chosen])[0][0]
     maps_ = torch.cat([net.features(image[None].float(), [1])[0]
                        for image in training.images])
     wanted = maps_.flatten(2).transpose(1, 2)[chosen]
