@@ -308,7 +308,11 @@ class PixelGPT(BaseModel):
         if self.causal:
             upper = shown[1].clone()
             upper[:, :, self.image_size[0] // 2:] = GREY
-            return [*shown, upper, self.complete(inputs), self.sample(len(inputs))]
+            # The hook puts back the random numbers of the CPU, not a device's.
+            seed = torch.randint(2**62, (), device='cpu').item()
+            generator = torch.Generator(tokens.device).manual_seed(seed)
+            return [*shown, upper, self.complete(inputs, generator=generator),
+                    self.sample(len(inputs), generator=generator)]
         hidden = beside(self._draw(len(tokens)), tokens)
         likeliest = self.logits(tokens, hidden).argmax(2)
         mask = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, hidden, True)

@@ -27,7 +27,8 @@ class ReconstructionHook(Hook):
     row. It uses images of the batch that was trained on, and leaves the random
     numbers of the training as they are. GreenMIM predicts pixels normalised unit by
     unit: mean and deviation of a hidden unit in a picture are the true ones.
-    RestorationPretrainer saw the degraded image.
+    RestorationPretrainer saw the degraded image; of PixelGPT there are completions and
+    samples, see its ``panels``.
 
     Args:
         interval: Iterations between pictures; one more is drawn at the end.
