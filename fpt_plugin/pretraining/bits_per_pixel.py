@@ -1,4 +1,4 @@
-"""How well a PixelGPT predicts images that it was not trained on."""
+"""Bits per pixel of a PixelGPT on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class BitsPerPixel(BaseMetric):
     palette or size of the images cannot be compared.
 
     ``bits_per_pixel/model`` is the model's. With ``train_dataset`` there are two
-    baselines that count colours in it, see :class:`ContextModel`: ``unigram`` knows
-    how frequent a colour is, ``context`` the colours left of and above a pixel, too.
-    Of a model with the objective ``'masked'`` only hidden pixels count, and the
-    model's figure is ``bits_per_pixel/hidden``: it knows all other pixels, so it is
-    not how many bits an image takes.
+    baselines that count colours in it, see :class:`ContextModel`: ``unigram`` uses
+    the frequency of each colour, ``context`` also the colours left of and above the
+    pixel. Of a model with the objective ``'masked'`` only hidden pixels count, and
+    its figure is ``bits_per_pixel/hidden``: the model is given all other pixels, so
+    these bits are not the code length of an image.
 
     Args:
         train_dataset: Config of the data set that the model was trained on; None:

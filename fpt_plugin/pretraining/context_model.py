@@ -1,4 +1,4 @@
-"""Counts of colours, and what a pixel costs that is predicted from them."""
+"""Predict pixels from counts of colours, the baseline of a PixelGPT."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ STRENGTHS = (0.01, 0.1, 1., 3., 10., 30., 100., 300., 1000., 3000., 10000.)
 class ContextModel:
     """Predict a pixel from how often colours occur, without a network.
 
-    ``unigram`` is the frequency of each colour. ``context`` looks at the pixels to
-    the left and above: the frequency behind this pair of colours, drawn towards the
-    mean of the frequencies behind each of the two, which are drawn towards the
-    unigram, the more so the rarer they were seen (Dirichlet priors). How strongly,
-    is chosen at each step on every fifth image; then all images are counted.
+    ``unigram`` is the frequency of each colour. ``context`` is its frequency behind
+    the pair of colours to the left and above, smoothed towards the mean of the
+    frequencies behind each of the two, which are smoothed towards the unigram
+    (Dirichlet priors). The strength of each of the three priors is the best one on
+    every fifth image; then all images are counted.
 
     Args:
         tokens: (I, H, W), images in the colours of a palette.
@@ -45,11 +45,11 @@ class ContextModel:
         self._count(tokens)
 
     def unigram(self, tokens: Tensor) -> Tensor:
-        """Bits of each pixel from the frequency of colours: (I, H, W) to the same."""
+        """Compute bits of each pixel from the frequency of colours: (I, H, W)."""
         return self._bits(tokens, 'unigram')
 
     def context(self, tokens: Tensor) -> Tensor:
-        """Bits of each pixel from those left of and above it: (I, H, W)."""
+        """Compute bits of each pixel from those left of and above it: (I, H, W)."""
         return self._bits(tokens, 'context')
 
     def _count(self, tokens: Tensor) -> None:
@@ -62,7 +62,7 @@ class ContextModel:
 
     def _bits(self, tokens: Tensor, step: str,
               strength: float | None = None) -> Tensor:
-        """Bits of each pixel, by one of the steps, at a strength that is tried."""
+        """Compute bits of each pixel by one of the steps; try a strength of it."""
         chosen = {**self.strengths, **({} if strength is None else {step: strength})}
         left, above = self._neighbours(tokens)
 
@@ -82,7 +82,7 @@ class ContextModel:
         return -chance.log2()
 
     def _neighbours(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What is left and above; outside of the image is one more colour."""
+        """Colours to the left and above; outside of the image is one more colour."""
         left, above = (torch.full_like(tokens, self.colours) for _ in range(2))
         left[:, :, 1:], above[:, 1:] = tokens[:, :, :-1], tokens[:, :-1]
         return left, above
@@ -92,7 +92,7 @@ class ContextModel:
 
 
 class _Counts:
-    """How often a colour stands in a context; only what occurs takes memory."""
+    """Counts of colours by context; only pairs that occur take memory."""
 
     def __init__(self, context: Tensor, tokens: Tensor, colours: int) -> None:
         self.colours = colours
@@ -100,7 +100,7 @@ class _Counts:
         self.alone = torch.unique(context, return_counts=True)
 
     def of(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """How often each colour stood in its context, and the context anywhere."""
+        """Count each colour in its context, and the context with any colour."""
         return (_find(context * self.colours + tokens, *self.both),
                 _find(context, *self.alone))
 

@@ -19,7 +19,7 @@ LUMA = (0.114, 0.587, 0.299)
 
 
 class Palette(nn.Module):
-    """Colours, by number, and the way from images to numbers and back.
+    """Turn images into numbers of colours, and back.
 
     The colours are a buffer, so they travel with the checkpoint. Without colours the
     palette is empty until :meth:`fit` finds some or a checkpoint brings them.
@@ -80,7 +80,7 @@ class Palette(nn.Module):
         self.set((centres[dark_first] + MIDDLE).clamp(0, 255))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Number of the nearest colour: (B, 3, H, W) in 0..255 to (B, H, W)."""
+        """Find the nearest colours: (B, 3, H, W) in 0..255 to (B, H, W)."""
         self._check_fitted()
         with no_autocast(images.device):
             pixels = images.movedim(1, 3).to(self.colours.dtype)
@@ -88,12 +88,12 @@ class Palette(nn.Module):
         return found.view(pixels.shape[:3])
 
     def images(self, tokens: Tensor) -> Tensor:
-        """Colours of numbers: (B, H, W) to (B, 3, H, W) in 0..255."""
+        """Look colours up: (B, H, W) to (B, 3, H, W) in 0..255."""
         self._check_fitted()
         return self.colours[tokens].movedim(3, 1)
 
     def round_trip_error(self, images: Tensor) -> float:
-        """Root of the mean squared error, in grey levels, of images as tokens.
+        """Compute the root mean squared error, in grey levels, of images as tokens.
 
         Args:
             images: (B, 3, H, W) in 0..255.
@@ -119,7 +119,7 @@ class Palette(nn.Module):
             self.fitted = bool(colours.isfinite().all())
 
     def extra_repr(self) -> str:
-        """Number of colours."""
+        """Describe the palette."""
         return f'{self.size}' + ', empty' * (not self.fitted)
 
 
@@ -133,7 +133,7 @@ def _read(colours: str | Path | Sequence[Sequence[float]]) -> Tensor:
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """The nearest centre of each point: (N, D) and (K, D) to (N,)."""
+    """Find the nearest centre of each point: (N, D) and (K, D) to (N,)."""
     squares = centres.square().sum(1)  # (K,)
     # A point's own square is the same for all centres.
     return torch.cat([

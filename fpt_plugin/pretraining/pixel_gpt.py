@@ -37,8 +37,8 @@ class PixelGPT(BaseModel):
     A pixel becomes one of a palette's colours, an image a sequence of them, row by
     row, and a transformer like GPT-2 predicts each pixel from those before it, or
     hidden pixels from all others (https://proceedings.mlr.press/v119/chen20s.html).
-    Its features are to be studied, see ``python -m fpt_plugin probe``; for
-    accuracy other pre-training is far cheaper.
+    It serves to study features, see ``python -m fpt_plugin probe``. For accuracy
+    another pre-training is better and far cheaper.
 
     Images come from mmengine's ImgDataPreprocessor in the size of the model: the
     pipeline resizes them. The palette comes from
@@ -108,9 +108,9 @@ class PixelGPT(BaseModel):
             mode: ``'loss'``: a dict with the loss, and the same in ``bits`` a pixel;
                 ``'tensor'``: logits (B, M, colours) of the predicted pixels: all of
                 them in order, or hidden ones that are drawn; ``'predict'``: a
-                sample for each image with ``tokens`` (H, W), ``bits`` (H, W), what
-                each predicted pixel costs, ``predicted`` (H, W), bool, which
-                these are, ``palette`` (colours, 3), and ``objective``.
+                sample for each image with ``tokens`` (H, W), ``bits`` (H, W), the
+                cost of each predicted pixel, ``predicted`` (H, W), bool, true for
+                these, ``palette`` (colours, 3), and ``objective``.
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
@@ -135,7 +135,7 @@ class PixelGPT(BaseModel):
         return self._samples(data_samples, tokens, nats / log(2), hidden)
 
     def tokens(self, inputs: Tensor) -> Tensor:
-        """Images as they come from the preprocessor as sequences: (B, N).
+        """Turn images, as the preprocessor returns them, into sequences (B, N).
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
@@ -152,7 +152,7 @@ class PixelGPT(BaseModel):
         return self.palette.tokens(pixels).flatten(1)
 
     def images(self, tokens: Tensor) -> Tensor:
-        """Sequences as images: (B, N) to (B, 3, H, W) in 0..255, as in the files."""
+        """Turn sequences (B, N) into images (B, 3, H, W) in 0..255, as in the files."""
         return self.palette.images(tokens.unflatten(1, self.image_size))
 
     def logits(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -179,7 +179,7 @@ class PixelGPT(BaseModel):
                  layers: Sequence[int] | None = None) -> list[Tensor]:
         """Compute the features of pixels.
 
-        Those of a causal model know the pixel itself and those before it.
+        A causal model computes them from the pixel itself and those before it.
 
         Args:
             inputs: (B, 3, H, W), as for :meth:`forward`.
@@ -291,7 +291,7 @@ class PixelGPT(BaseModel):
         return tokens
 
     def panels(self, batch: dict) -> list[Tensor]:
-        """What :class:`ReconstructionHook` draws.
+        """Make the images that :class:`ReconstructionHook` draws.
 
         Args:
             batch: As it comes from the data set.
@@ -327,7 +327,7 @@ class PixelGPT(BaseModel):
 
     def _samples(self, data_samples: list[BaseDataElement] | None, tokens: Tensor,
                  bits: Tensor, hidden: Tensor | None) -> list[BaseDataElement]:
-        """What ``mode='predict'`` returns."""
+        """Make the samples of ``mode='predict'``."""
         predicted = torch.ones_like(tokens, dtype=torch.bool)
         if hidden is not None:
             predicted = torch.zeros_like(predicted).scatter_(1, hidden, True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class LayerCache:
-    """Keys and values of the tokens that a layer has seen.
+    """Keep the keys and values of the earlier tokens of a layer.
 
     Args:
         length: The most tokens.
@@ -54,7 +54,7 @@ class Attention(nn.Module):
             2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.append(key, value)
-        # A token that comes alone sees all tokens before it and itself.
+        # A single token attends to all earlier ones and to itself.
         x = F.scaled_dot_product_attention(
             query, key, value, is_causal=causal and query.shape[2] > 1)
         return self.out(x.transpose(1, 2).flatten(2))
@@ -134,20 +134,20 @@ class PixelTransformer(nn.Module):
         return self.colours(tokens) + positions
 
     def start(self, batch: int) -> Tensor:
-        """The token before the first pixel: (B, 1, C)."""
+        """Return the token before the first pixel: (B, 1, C)."""
         return self.special.expand(batch, 1, -1)
 
     def forward(self, x: Tensor, causal: bool,
                 caches: list[LayerCache] | None = None) -> Tensor:
-        """Embedded tokens (B, N, C) to normalised states (B, N, C)."""
+        """Turn embedded tokens (B, N, C) into normalised states (B, N, C)."""
         for i, block in enumerate(self.blocks):
             x = block(x, causal, None if caches is None else caches[i])
         return self.norm(x)
 
     def layers(self, x: Tensor, causal: bool) -> Iterator[Tensor]:
-        """The features of each layer, (B, N, C): depth + 1 of them.
+        """Yield the features of each layer, (B, N, C): depth + 1 of them.
 
-        These are what goes into the attention of each block, normalised, and the
+        These are the normalised inputs of the attention of each block, and the
         states that :meth:`forward` returns (iGPT, Sec. 2.4).
         """
         for block in self.blocks:

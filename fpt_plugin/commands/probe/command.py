@@ -1,8 +1,8 @@
 """Linear classifiers on the features of each layer of a PixelGPT.
 
-They tell what a layer knows: of image labels the features are averaged over the
-pixels, of label maps each pixel is classified. Beside the trained network stand raw
-colours and, on demand, a network with random weights.
+They measure which labels can be read from a layer by a linear function. For image
+labels the features are averaged over the pixels, with label maps each pixel is
+classified. Baselines are raw colours and, on demand, a network with random weights.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
-    """What tools/probe.py does.
+    """Run tools/probe.py.
 
     Returns:
-        What probe.json holds.
+        The content of probe.json.
     """
     out = Path(args.out or f'work_dirs/probe_{Path(args.config).stem}')
     files = [out / 'probe.json', out / 'probe.png']
@@ -134,15 +134,15 @@ def probe(source: Source, training: Labelled, evaluation: Labelled, classes: int
 
     Args:
         source: Of the features.
-        training: What classifiers are fitted to.
-        evaluation: What they are evaluated on, with every labelled pixel.
+        training: Images that classifiers are fitted to.
+        evaluation: Images on whose labelled pixels they are evaluated.
         classes: Number of classes.
         pixels: How many pixels of an image they are fitted to.
         weight_decay: Of the classifiers.
         seeds: Of these pixels.
 
     Yields:
-        The kind, the seed, and how often which class was taken for which, (classes,
+        The kind, the seed, and counts of true and predicted classes, (classes,
         classes).
     """
     chosen = [draw_pixels(training.labels, pixels, seed) for seed in seeds]

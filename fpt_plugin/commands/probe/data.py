@@ -126,7 +126,7 @@ def _read_maps(folder: str | Path, maps: str | Path, size: tuple[int, int],
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Images of a folder, sorted."""
+    """List the images of a folder, sorted."""
     found = UnlabelledImages(str(folder), suffixes=SUFFIXES)
     return [Path(found.get_data_info(i)['img_path']) for i in range(len(found))]
 
@@ -140,7 +140,7 @@ def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
 
 
 def _read_map(path: Path, size: tuple[int, int], ignored: Sequence[int]) -> Tensor:
-    """The label in the middle of each pixel: (H * W,)."""
+    """Take the label in the middle of each pixel: (H * W,)."""
     labels = mmcv.imread(str(path), flag='unchanged')
     if labels is None or labels.ndim != 2:
         shape = None if labels is None else labels.shape

@@ -1,4 +1,4 @@
-"""What linear classifiers are given: features of a network, or raw colours."""
+"""Features for linear classifiers: layers of a network, or raw colours."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Source:
 
 
 def network_source(model: PixelGPT, layers: Sequence[int], dense: bool) -> Source:
-    """Layers of a network; for image labels averaged over the pixels."""
+    """Return the layers of a network; for image labels averaged over the pixels."""
 
     @torch.no_grad()
     def compute(images: Tensor, chosen: Sequence[int]) -> list[Tensor]:
@@ -46,7 +46,7 @@ def network_source(model: PixelGPT, layers: Sequence[int], dense: bool) -> Sourc
 
 
 def raw_source(dense: bool) -> Source:
-    """What can be told without a network.
+    """Return features that need no network.
 
     For each pixel: its colour; its colour and place; the colours around it and its
     place. For an image: its mean colour; all its pixels.
@@ -70,7 +70,7 @@ def raw_source(dense: bool) -> Source:
 
 
 def raw_names(dense: bool) -> list[str]:
-    """Names of what :func:`raw_source` computes."""
+    """Name the features of :func:`raw_source`."""
     if not dense:
         return ['mean colour', 'all pixels']
     return ['colour', 'colour, place', f'{WINDOW}x{WINDOW} colours, place']
@@ -91,7 +91,7 @@ def draw_pixels(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def groups_of(source: Source, data: Labelled, samples: int) -> Iterator[list]:
-    """Names of kinds whose features of ``samples`` pixels fit into the memory."""
+    """Yield names of kinds whose features of ``samples`` pixels fit into memory."""
     widths = [x.shape[2] for x in source.compute(data.images[:1], source.names)]
     group, filled = [], 0
     for name, width in zip(source.names, widths):
@@ -106,7 +106,7 @@ def groups_of(source: Source, data: Labelled, samples: int) -> Iterator[list]:
 
 def gather(source: Source, names: Sequence, data: Labelled,
            chosen: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Features of chosen pixels, from one pass over the images.
+    """Compute features of chosen pixels in one pass over the images.
 
     Args:
         source: Of the features.

@@ -1,4 +1,4 @@
-"""Linear classifiers of features, and how often they are right."""
+"""Linear classifiers of features, and their accuracy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int,
     """
     mean = features.mean(0)
     deviation = features.std(0, correction=0)
-    # A feature that never changes tells nothing.
+    # A constant feature gets no weight.
     scale = torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.)
     x = (features - mean) * scale
     weight = x.new_zeros(x.shape[1], classes, requires_grad=True)
@@ -50,18 +50,18 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int,
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Count what was taken for what: (classes, classes), true classes are rows."""
+    """Count true (rows) and predicted classes: (classes, classes)."""
     return torch.bincount(
         labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
 def accuracy(counts: Tensor) -> float:
-    """Share that is right, of counts as :func:`confusion` makes them."""
+    """Compute the share of correct predictions of :func:`confusion`'s counts."""
     return (counts.trace() / counts.sum()).item()
 
 
 def mean_iou(counts: Tensor) -> float:
-    """Intersection over union, the mean over classes that occur or are predicted."""
+    """Compute the mean IoU of the classes that occur or are predicted."""
     hits = counts.diagonal()
     unions = counts.sum(0) + counts.sum(1) - hits
     return (hits[unions > 0] / unions[unions > 0]).mean().item()

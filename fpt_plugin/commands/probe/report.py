@@ -1,4 +1,4 @@
-"""Table, plot and JSON of what probes have found."""
+"""Table, plot and JSON of the results of probes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RAW_COLOURS = ('#e0a030', '#c05020', '#803080')
 
 
 def figures(result: dict, network: str) -> dict:
-    """Figures in percent by layer or kind, a list of one for each seed."""
+    """Collect figures in percent by layer or kind, one for each seed."""
     found: dict = {}
     for record in result['records']:
         if record['network'] == network:
@@ -24,7 +24,7 @@ def figures(result: dict, network: str) -> dict:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and range."""
+    """Format mean and range."""
     text = f'{mean(values):.1f}'
     if len(values) > 1:
         text += f' ({min(values):.1f} to {max(values):.1f})'
@@ -32,14 +32,14 @@ def spread(values: list[float]) -> str:
 
 
 def best_layer(result: dict, network: str = 'trained') -> tuple[int, float]:
-    """The layer with the best mean, and the mean in percent."""
+    """Return the layer with the best mean, and the mean in percent."""
     means = {layer: mean(x) for layer, x in figures(result, network).items()}
     best = max(means, key=means.get)
     return best, means[best]
 
 
 def table_rows(result: dict) -> list[list[str]]:
-    """Rows of the table: layer or kind, figures of the networks."""
+    """Make the rows of the table: layer or kind, figures of the networks."""
     shown = [n for n in NETWORKS if figures(result, n)]
     columns = [figures(result, network) for network in shown]
     rows = [[str(layer), *(spread(column[layer]) if layer in column else ''
@@ -50,7 +50,7 @@ def table_rows(result: dict) -> list[list[str]]:
 
 
 def header(result: dict) -> list[str]:
-    """Names of the table's columns."""
+    """Name the columns of the table."""
     metric = dict(mean_iou='mIoU', accuracy='accuracy')[result['metric']]
     return ['layer', *(f'{metric} in %, {text}' for network, text in NETWORKS.items()
                        if figures(result, network))]
