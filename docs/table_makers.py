@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 from functools import cache
+from math import log2
 from pathlib import Path
 from statistics import mean
 
@@ -319,6 +320,26 @@ def tried(task: str) -> str:
                   'held out', 'val'], sorted(rows, key=lambda row: row[3]))
 
 
+PIXEL_GPT = BENCHMARKS / 'studies' / 'pixel-gpt'
+
+
+def bits_per_pixel(data: str) -> str:
+    """What a pixel costs a PixelGPT, and counts of colours."""
+    result = read(PIXEL_GPT / f'bits-{data}.json')
+    rows = [[f'without any knowledge: log2 of {result["colours"]}',
+             f'{log2(result["colours"]):.2f}', '']]
+    rows += [[row['what'], f'{row["bits_per_pixel"]:.2f}', row.get('images', '')]
+             for row in result['rows']]
+    return table(['', 'bits per pixel', 'crops seen or counted'], rows)
+
+
+def probe(data: str) -> str:
+    """What linear classifiers make of the layers of a PixelGPT."""
+    from fpt_plugin.commands.probe.report import header, table_rows
+    result = read(PIXEL_GPT / f'probe-{data}.json')
+    return table(header(result), table_rows(result))
+
+
 # ------------------------------------------------------------------ from the code
 
 
@@ -374,6 +395,8 @@ MAKERS = {
     'study-short': study_short,
     'study-gains': study_gains,
     'tried': tried,
+    'bits-per-pixel': bits_per_pixel,
+    'probe': probe,
     'commands': commands,
     'versions': versions,
     'random-cases': random_cases,

@@ -62,9 +62,12 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
     )
     from .openmmlab import fixes
     from .pretraining import (
+        BitsPerPixel,
+        FitPaletteHook,
         GreenMIM,
         GreenMIMDecoder,
         PackImage,
+        PixelGPT,
         RandomResizedCrop,
         ReconstructionError,
         ReconstructionHook,
@@ -97,7 +100,8 @@ if not _is_doctor() and all(map(find_spec, ('mmengine', 'mmcv'))):
         'UnlabelledImages', 'RandomResizedCrop', 'PackImage',
         'ReconstructionError', 'ReconstructionHook', 'Degrade', 'PSNR', 'SSIM', 'IPT',
         'TTSR', 'PairedImages', 'LoadCleanImage',
-        'ReferencePairs', 'LoadReference', 'CropWithReference', 'RestorationPretrainer'
+        'ReferencePairs', 'LoadReference', 'CropWithReference', 'RestorationPretrainer',
+        'PixelGPT', 'FitPaletteHook', 'BitsPerPixel'
     ]
 else:
 

@@ -60,6 +60,10 @@ COMMANDS = {
     'plot_benchmark': Command('plot_benchmark',
                               'plot the results of the benchmark'),
     'restore': Command('restore', 'restore an image with a trained model'),
+    'probe': Command(
+        'probe.command',
+        'fit linear classifiers on each layer of a PixelGPT',
+        quiet=True),
     'study': Command('study.command',
                      'compare necks with several seeds, at equal budget'),
     'quickstart': Command('quickstart.command',

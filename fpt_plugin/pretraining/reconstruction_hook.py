@@ -27,7 +27,8 @@ class ReconstructionHook(Hook):
     per row. It shows images of the current training batch and does not change the
     random state of the training. GreenMIM predicts pixels normalised per unit; the
     picture uses the true mean and deviation of each hidden unit. For
-    RestorationPretrainer the input is the degraded image.
+    RestorationPretrainer the input is the degraded image. For PixelGPT the picture
+    shows completions and samples; see its ``panels``.
 
     Args:
         interval: Iterations between pictures; the last iteration has one too.

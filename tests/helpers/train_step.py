@@ -9,6 +9,7 @@ from mmengine.registry import FUNCTIONS
 from mmengine.structures import BaseDataElement, PixelData
 
 from fpt_plugin.detectors.strides import watch_strides
+from fpt_plugin.pretraining.pixel_gpt import SIZES
 from helpers.restorers import batch_of
 from helpers.shipped_configs import build
 
@@ -61,6 +62,12 @@ def train_step(cfg: Config) -> None:
     if 'crop' in cfg.model:
         size = (cfg.model.crop, cfg.model.crop)
         cfg.model.depth = 1  # the layers are equal, and the paper's are large
+    if cfg.model.type == 'PixelGPT':
+        cfg.model.image_size, size = 8, (8, 8)
+        numbers = cfg.model.size
+        numbers = SIZES[numbers] if isinstance(numbers, str) else numbers
+        cfg.model.size = dict(numbers, depth=1)
+        cfg.model.palette = [[i % 256] * 3 for i in range(512)]
     model = build(cfg).train()
     watch_strides(model)  # it must not warn
     model.init_weights()
@@ -81,7 +88,7 @@ def train_step(cfg: Config) -> None:
         data = dict(inputs=[255 * torch.rand(3, *size) for _ in samples],
                     data_samples=samples)
     else:  # images without labels
-        data = dict(inputs=images())
+        data = dict(inputs=[torch.randint(256, (3, *size)) for _ in range(2)])
         if hasattr(model, 'tasks'):  # with the original images
             data['data_samples'] = batch_of(SIZE)[1]
     data = model.data_preprocessor(data, True)

@@ -1,0 +1,1 @@
+"""The command ``probe``: linear classifiers on the features of each layer."""
