@@ -17,7 +17,7 @@ from ..functional.checks import accumulation_dtype
 from ..layers.checks import check_map, check_positive_int
 from ..openmmlab.registry import register
 from ..restoration.pixels import to_pixels
-from .masks import beside, count_visible, others, random_units
+from .masks import count_visible, hidden_units, on_device_of, random_units
 from .palette import Palette
 from .pixel_transformer import LayerCache, PixelTransformer
 
@@ -121,7 +121,7 @@ class PixelGPT(BaseModel):
             raise ValueError("mode must be 'loss', 'tensor' or 'predict', "
                              f'got {mode!r}')
         tokens = self.tokens(inputs)
-        hidden = None if self.causal else beside(self._draw(len(tokens)), tokens)
+        hidden = None if self.causal else on_device_of(self._draw(len(tokens)), tokens)
         logits = self.logits(tokens, hidden)
         if mode == 'tensor':
             return logits
@@ -313,7 +313,7 @@ class PixelGPT(BaseModel):
             generator = torch.Generator(tokens.device).manual_seed(seed)
             return [*shown, upper, self.complete(inputs, generator=generator),
                     self.sample(len(inputs), generator=generator)]
-        hidden = beside(self._draw(len(tokens)), tokens)
+        hidden = on_device_of(self._draw(len(tokens)), tokens)
         likeliest = self.logits(tokens, hidden).argmax(2)
         mask = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, hidden, True)
         mask = mask.unflatten(1, self.image_size)[:, None]
@@ -323,7 +323,7 @@ class PixelGPT(BaseModel):
     def _draw(self, batch: int) -> Tensor:
         """Draw the hidden pixels of each image: (B, M)."""
         visible = count_visible(self.pixels, self.mask_ratio)
-        return others(random_units(batch, self.pixels, visible), self.pixels)
+        return hidden_units(random_units(batch, self.pixels, visible), self.pixels)
 
     def _samples(self, data_samples: list[BaseDataElement] | None, tokens: Tensor,
                  bits: Tensor, hidden: Tensor | None) -> list[BaseDataElement]:
