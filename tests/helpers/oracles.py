@@ -32,7 +32,7 @@ def gradient_floor(gradients):
 
 def run_with_gradients(function, inputs, **options):
     """Return the output, and the gradients of a fixed linear function of it."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    leaves = [x.detach().requires_grad_() for x in inputs]
     out = function(*leaves, **options)
     upstream = _normal(1)(*out.shape, dtype=torch.float64).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]

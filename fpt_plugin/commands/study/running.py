@@ -183,7 +183,11 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         choice=_figure(runner.val_loop.run(), study.metric),
         report=_figure(runner.test_loop.run(), study.metric))
     cost = complexity(runner.model.cpu(), study.shape)
-    seconds = runner.message_hub.get_info(TrainingTime.KEY, 0.0)
+    get_info, steps = runner.message_hub.get_info, max(1, runner.iter)
+    device = 'cuda' if get_device() == 'cuda' else 'cpu'
+    if device == 'cpu':  # independent of other processes, unlike the clock
+        found['cpu_seconds_per_step'] = round(
+            get_info(TrainingTime.CPU_KEY, 0.0) / steps, 4)
     result = dict(
         study=study.name,
         row=row,
@@ -192,14 +196,13 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         **figures,
         curve=_curve(runner, study.metric),
         steps=runner.iter,
-        seconds_per_step=round(seconds / max(1, runner.iter), 4),
+        seconds_per_step=round(get_info(TrainingTime.KEY, 0.0) / steps, 4),
         parameters=cost.total.parameters,
         macs=cost.total.macs,
         shape=list(study.shape),
         **found,
         settings=mark,
-        environment=environment(
-            'cuda' if get_device() == 'cuda' else 'cpu'))
+        environment=environment(device))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result

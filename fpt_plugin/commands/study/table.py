@@ -76,7 +76,7 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         f'{study.title}', '',
         '| row | seeds | validation | reported | gain over '
         f'{study.baseline} | parameters | GMACs at {height}x{width} | '
-        's per step |' + pretrained * ' pre-training |',
+        'CPU s per step |' + pretrained * ' pre-training |',
         '|---|---|---|---|---|---|---|---|' + pretrained * '---|'
     ]
     factor = study.factor
@@ -88,17 +88,19 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         if half is not None:
             gain += f' ± {half * factor:.2f}'
         run = next(iter(row.runs.values()))
-        seconds = mean(r['seconds_per_step'] for r in row.runs.values())
+        seconds = [r['cpu_seconds_per_step'] for r in row.runs.values()
+                   if r.get('cpu_seconds_per_step')]
+        busy = f'{mean(seconds):.2f}' if seconds else ''
         lines.append(
             f'| {row.name} | {len(row.runs)} | '
             f'{mean(row.figures("choice")) * factor:.2f} | '
             f'{mean(reported):.2f}{spread} | {gain} | '
             f'{run["parameters"] / 1e6:.2f} M | {run["macs"] / 1e9:.2f} | '
-            f'{seconds:.2f} |' + pretrained * f' {_pretraining(row)} |')
+            f'{busy} |' + pretrained * f' {_pretraining(row)} |')
     lines += [
         '', 'Reported: mean and standard deviation over the seeds. Gain: mean of '
         'the differences between runs with the same seed, with its 95 % interval. '
-        'Seconds per step were measured while other runs shared the machine.'
+        'CPU seconds per step: processor time of a training step, images loaded.'
     ]
     return '\n'.join(lines)
 

@@ -41,7 +41,8 @@ def write(study, reports, name='small'):
         for seed, report in enumerate(values):
             (folder / f'{row}-{seed}.json').write_text(json.dumps(dict(
                 study=name, row=row, seed=seed, choice=0.5, report=report,
-                macs=10**9, parameters=10**6, seconds_per_step=0.5, settings='')))
+                macs=10**9, parameters=10**6, cpu_seconds_per_step=0.5,
+                settings='')))
     return folder
 
 
@@ -57,7 +58,7 @@ def test_rows_are_trained_and_skipped_when_finished(study, run):
     fpn, light = (json.loads(f.read_text()) for f in files)
     assert fpn['steps'] == light['steps'] == 2
     assert light['macs'] > fpn['macs'] and len(light['curve']) == 3
-    assert 0 <= fpn['report'] <= 100 and fpn['seconds_per_step'] > 0
+    assert 0 <= fpn['report'] <= 100 and fpn['cpu_seconds_per_step'] > 0
     run(study, '--table', '--picture', study.parent / 'answers.png')
     assert (study.parent / 'answers.png').stat().st_size > 10_000
     before = [f.stat().st_mtime_ns for f in files]
