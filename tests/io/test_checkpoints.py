@@ -19,6 +19,8 @@ from torch import nn
 from fpt_plugin.io import checkpoints as module
 from fpt_plugin.io.checkpoints import (
     fetch_state_dict,
+    find_state_dict,
+    peek,
     read_state_dict,
     read_weights,
     some,
@@ -70,6 +72,13 @@ def test_weights_are_found(save, content, container_key, unread, zipped):
     assert_is(weights)
     assert weights.container_key == container_key
     assert (weights.unread, weights.outside) == (unread, [])
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_peek(save, zipped):
+    """Old files, which cannot be mapped into memory, are read at once."""
+    content = peek(save(dict(state_dict=STATE), _use_new_zipfile_serialization=zipped))
+    assert_is(find_state_dict(content, 'in.pth'))
 
 
 @pytest.mark.parametrize('state', [
