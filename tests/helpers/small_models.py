@@ -93,6 +93,7 @@ def train(name: str, folder: Path) -> Trained:
     cfg = Config.fromfile(config)
     cfg.work_dir = str(folder / 'run')
     cfg.log_level = 'ERROR'
+    cfg.randomness = dict(seed=0)
     with alone():
         Runner.from_cfg(cfg).train()
     checkpoint, = (folder / 'run').glob('*_1.pth')

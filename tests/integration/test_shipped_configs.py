@@ -156,7 +156,8 @@ def test_converted_convolutions_start_a_hybrid(tmp_path):
     resnet = MODELS.build(dict(type='mmdet.ResNet', depth=50))
     torch.save(resnet.state_dict(), source)
     convert_weights(torchvision_resnet(50), source, out)
-    cfg = load('lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py')
+    cfg = Config.fromfile(
+        CONFIGS / 'lambda_resnet/mask-rcnn_lambda-r50_fpn_1x_coco.py')
     # As with --cfg-options.
     cfg.merge_from_dict({'model.backbone.init_cfg.type': 'Pretrained',
                          'model.backbone.init_cfg.checkpoint': str(out)})
