@@ -99,7 +99,7 @@ def test_failed_step_can_be_repeated(checkout, step, words):
     failure.touch()
     failed = checkout.run('environment.sh', code=1)
     assert words in failed.stderr and 'no room' in failed.stderr
-    assert 'Run the same command again' in failed.stderr
+    assert 'run the same command again' in failed.stderr
     assert not failed.stdout
     failure.unlink()
     assert checkout.run('environment.sh').stdout
