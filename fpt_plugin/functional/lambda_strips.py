@@ -4,7 +4,7 @@ For each pixel n, head h and value channel v::
 
     out[h, v, n] = sum_k q[h, k, n] * sum_m E[k, m - n] * V[v, m]
 
-where m runs over the r x r window around n, and V is zero outside the map. (This is
+where m runs over the r x r window around n (r is odd), and V is zero outside the map. (This is
 for one intra depth u; with several, the results are summed.) Unfolding V would copy
 it r * r times, and a convolution of V with E makes k * v numbers a pixel. Here all
 windows of a small rectangle of pixels are summed by one matrix product.
@@ -27,7 +27,8 @@ T = 3 and r = 3::
 The values of a strip, with the r // 2 columns that its windows reach on either side,
 are laid out as (v, rows, C). The R rows of a block are then R * C consecutive
 numbers, and the block of the next cell starts G * C numbers later. So all blocks of
-a strip are one overlapping view (``as_strided``): nothing is copied.
+a strip are one overlapping view (``as_strided``), and no value is copied into several
+blocks.
 
 **Banded matrix.** Take G = 1, T = 2 and r = 3: the block has 3 x 4 values, and each of
 the two pixels sums 3 x 3 of them::
@@ -76,14 +77,16 @@ from torch.nn import functional as F
 
 from .tiles import Tile, overlap_add, tile_shape, tiles
 
-# Most rows G and columns T of a cell. Larger cells multiply more zeros, smaller ones
+# Maximum rows G and columns T of a cell. Larger cells multiply more zeros, smaller ones
 # have smaller products and more blocks to sum.
 # cuda: on an H200 cells of (4, 8) to (8, 16) are equally fast.
 CELL = {'cpu': (2, 7), 'cuda': (8, 8)}
 
 
 def cell_size(height: int, width: int, device_type: str) -> tuple[int, int]:
-    """Choose a cell size that minimises the padding at the map's border.
+    """Choose a cell size: the fewest cells, as equal as possible.
+
+    So the cells at the border need little padding.
 
     Returns:
         Rows G and columns T.
