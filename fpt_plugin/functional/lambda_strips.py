@@ -4,9 +4,9 @@ For each pixel n, head h and value channel v::
 
     out[h, v, n] = sum_k q[h, k, n] * sum_m E[k, m - n] * V[v, m]
 
-where m runs over the r x r window around n (r is odd), and V is zero outside the map. (This is
-for one intra depth u; with several, the results are summed.) Unfolding V would copy
-it r * r times, and a convolution of V with E makes k * v numbers a pixel. Here all
+where m runs over the r x r window around n (r is odd), and V is zero outside the map.
+(This is for one intra depth u; with several, the results are summed.) Unfolding V would
+copy it r * r times, and a convolution of V with E makes k * v numbers a pixel. Here all
 windows of a small rectangle of pixels are summed by one matrix product.
 
 **Strips, cells and blocks.** The map is cut into strips of T columns, and each strip
