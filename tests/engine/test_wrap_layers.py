@@ -14,11 +14,8 @@ def wrapped(module, **kwargs):
     return wrap_layers(module, recurse=False, nonwrapped_numel=0, **kwargs)
 
 
-def test_a_config_finds_it():
-    assert FUNCTIONS.get('wrap_layers') is wrap_layers
-
-
 def test_branches_and_blocks_are_units():
+    assert FUNCTIONS.get('wrap_layers') is wrap_layers
     neck = FPT([8, 16], 16, num_outs=2, pyramid=dict(type='BottomUpPyramid'))
     units = [m for m in neck.modules() if wrapped(m)]
     assert units == [

@@ -206,25 +206,20 @@ def test_other_commands_refuse_other_classes():
         load_weights(build_model(detector_of(3)), state_dict, 'x.pth')
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda s: s.pop('bbox_head.retina_cls.bias'),
-     ['missing', 'bbox_head.retina_cls.bias']),
-    (lambda s: s.update({'neck.downsample_convs.0.conv.weight':
-                         torch.zeros(1)}), ['no place', 'downsample_convs']),
-    (lambda s: s.update({'backbone.conv1.weight': torch.zeros(2, 3, 7, 7)}),
-     ['backbone.conv1.weight', '[2, 3, 7, 7]']),
-    (lambda s: s.update({'neck.fpn_convs.0.conv.bias': torch.zeros(8),
-                         'bbox_head.retina_cls.bias': torch.zeros(9)}),
-     ['neck.fpn_convs.0.conv.bias', '[8]']),
+@pytest.mark.parametrize('missing, others, words', [
+    ('bbox_head.retina_cls.bias', {}, 'missing.*bbox_head.retina_cls.bias'),
+    (None, {'neck.downsample_convs.0.conv.weight': (1, )},
+     'no place.*downsample_convs'),
+    (None, {'backbone.conv1.weight': (2, 3, 7, 7)},
+     r'backbone.conv1.weight.*\[2, 3, 7, 7\]'),
+    (None, {'neck.fpn_convs.0.conv.bias': (8, ), 'bbox_head.retina_cls.bias': (9, )},
+     r'neck.fpn_convs.0.conv.bias.*\[8\]'),
 ])
-def test_a_checkpoint_of_another_model_is_refused(pair, change, words):
-    state_dict = dict(pair[0].state_dict())
-    change(state_dict)
-    with pytest.raises(ValueError, match='x.pth is a checkpoint of another') \
-            as caught:
+def test_a_checkpoint_of_another_model_is_refused(pair, missing, others, words):
+    state_dict = {k: v for k, v in pair[0].state_dict().items() if k != missing}
+    state_dict.update((key, torch.zeros(shape)) for key, shape in others.items())
+    with pytest.raises(ValueError, match=f'x.pth is a checkpoint of another.*{words}'):
         compare(*pair, state_dict, 'x.pth')
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_weights_of_another_neck_are_refused():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +22,6 @@ from fpt_plugin.commands.graft.text import (
 )
 from fpt_plugin.commands.graft.weights import randomise
 from fpt_plugin.openmmlab.models import build_model
-
-TOOL = Path(__file__).parents[3] / 'tools' / 'graft.py'
 
 
 def run(*args: str):
@@ -216,15 +212,15 @@ def test_without_out_it_is_printed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--neck-options', 'fusion=concat'], ['changes neck', '--no-proof']),
-    (['--neck-options', 'preset=paper'], ['changes neck', '--no-proof']),
-    (['--out', '{base}', '--force'], ['is read here']),
-    (['--out', 'new.yaml'], ['.py']),
-    (['--write-checkpoint'], ['--backbone']),
-    (['--checkpoint', 'missing.pth'], ['missing.pth']),
-    (['--lr-mult', '0'], ['lr_mult']),
-    (['--levels', '9'], ['levels', '9']),
-    (['--backbone', 'lambda-resnet50'], ['depth 50', '18']),
+    (['--neck-options', 'fusion=concat'], 'changes neck.*--no-proof'),
+    (['--neck-options', 'preset=paper'], 'changes neck.*--no-proof'),
+    (['--out', '{base}', '--force'], 'is read here'),
+    (['--out', 'new.yaml'], r'\.py'),
+    (['--write-checkpoint'], '--backbone'),
+    (['--checkpoint', 'missing.pth'], 'missing.pth'),
+    (['--lr-mult', '0'], 'lr_mult'),
+    (['--levels', '9'], 'levels.*9'),
+    (['--backbone', 'lambda-resnet50'], 'depth 50.*18'),
 ])
 def test_a_failed_command_writes_nothing(flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -233,10 +229,8 @@ def test_a_failed_command_writes_nothing(flags, words, tmp_path, monkeypatch):
     flags = [flag.format(base=base) for flag in flags]
     if '--out' not in flags:
         flags += ['--out', 'new.py']
-    with pytest.raises((OSError, ValueError)) as caught:
+    with pytest.raises((OSError, ValueError), match=words):
         run(base, '--no-costs', *flags)
-    for word in words:
-        assert word in str(caught.value)
     assert os.listdir(tmp_path) == ['plain.py']
     assert Path(base).read_text() == before
 
@@ -253,14 +247,3 @@ def test_an_existing_file_needs_force(tmp_path):
     with pytest.raises(IsADirectoryError):
         (tmp_path / 'folder.py').mkdir()
         run(base, '--out', tmp_path / 'folder.py', '--no-proof')
-
-
-def test_the_script_reports_in_one_line(tmp_path):
-    (tmp_path / 'empty.py').write_text('default_scope = "mmdet"\n')
-    result = subprocess.run(
-        [sys.executable, str(TOOL), str(tmp_path / 'empty.py')],
-        capture_output=True, text=True, timeout=300,
-        env={**os.environ, 'PYTHONPATH': str(TOOL.parents[1])})
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(
-        'graft failed: the config must set model')
