@@ -230,9 +230,12 @@ def test_versions(changes, name, status, words):
     assert set(found) <= {name, 'distribution'}
 
 
-def test_python():
+def test_versions_of_python_and_releases():
     assert judge(python=(3, 8, 1))['python'].status == FAIL
     assert judge(python=(3, 13, 0))['python'].status == WARN
+    assert release('2.1.0rc1') == (2, 1, 0)
+    assert release('2.13.0+cpu') == (2, 13, 0)
+    assert release('not available') == release('') == ()
 
 
 def test_newer_versions_of_mmengine_may_not_need_pkg_resources():
@@ -341,12 +344,6 @@ def test_checkouts():
     other = judge(results=found, package='/b/fpt_plugin')
     assert other['fpt_plugin'].status == WARN
     assert not judge(results=found, package='/a/fpt_plugin')
-
-
-def test_releases():
-    assert release('2.1.0rc1') == (2, 1, 0)
-    assert release('2.13.0+cpu') == (2, 13, 0)
-    assert release('not available') == release('') == ()
 
 
 def test_the_extras_install_the_recommended_versions():

@@ -103,11 +103,6 @@ def test_bad_images_are_named(tmp_path, name, content, text):
         train(tmp_path / 'work', *options(folder))
 
 
-def test_a_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match='data_root: .*nowhere'):
-        train(tmp_path / 'work', *options(tmp_path / 'nowhere'))
-
-
 def test_the_doctor_reads_samples(images, tmp_path):
     cfg = Config.fromfile(CONFIG)
     cfg.test_dataloader.dataset.data_root = str(images)

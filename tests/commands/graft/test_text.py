@@ -14,7 +14,6 @@ from mmengine.config import Config
 from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.command import main, parser
 from fpt_plugin.commands.graft.text import (
-    base_name,
     check_gives,
     config_text,
     difference,
@@ -139,6 +138,9 @@ def test_lazy_configs_are_written_completely(tmp_path):
     (dict(a=1, b=(1, 2)), dict(a=True, b=[1, 2]), dict(a=True, b=[1, 2])),
     (dict(a=dict(b=1)), dict(a=dict(b=1)), dict()),
     (dict(a=dict(b=1)), dict(a=3), dict(a=3)),
+    # Keys that are no identifiers.
+    ({}, dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')}),
+     dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')})),
 ])
 def test_difference(old, new, want, tmp_path):
     assert repr(difference(old, new)) == repr(want)
@@ -146,13 +148,6 @@ def test_difference(old, new, want, tmp_path):
     text = config_text(Config(old), Config(new), 'old.py')
     write_config(text, Config(new), tmp_path / 'new.py')
     assert repr(Config.fromfile(tmp_path / 'new.py').to_dict()) == repr(new)
-
-
-def test_keys_that_are_no_identifiers(tmp_path):
-    new = dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')})
-    text = config_text(Config(), Config(new), None)
-    write_config(text, Config(new), tmp_path / 'new.py')
-    assert Config.fromfile(tmp_path / 'new.py').to_dict() == new
 
 
 def test_configs_that_cannot_be_written(tmp_path):
@@ -164,12 +159,6 @@ def test_configs_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match='at b'):
         check_gives(Config(dict(a=1)), Config(dict(a=1, b=2)))
-
-
-def test_base_names(tmp_path):
-    assert base_name('mmseg::a/b.py', tmp_path) == 'mmseg::a/b.py'
-    write(retinanet(FPN), tmp_path / 'x' / 'b.py')
-    assert base_name(tmp_path / 'x' / 'b.py', tmp_path / 'y') == '../x/b.py'
 
 
 # ------------------------------------------------------------------ the command

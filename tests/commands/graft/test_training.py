@@ -227,30 +227,31 @@ def tree(tmp_path_factory):
     return root
 
 
+def write_graft(plain_cfg: Config, folder: Path, *flags: str) -> dict:
+    """Graft by the command onto random weights, which are returned."""
+    plain = build_model(plain_cfg)
+    randomise(plain)
+    torch.save(dict(state_dict=plain.state_dict(), meta={}), folder / 'old.pth')
+    main(parser().parse_args([
+        write(plain_cfg, folder / 'plain.py'), '--out', str(folder / 'new.py'),
+        '--checkpoint', str(folder / 'old.pth'), '--no-costs', *flags]))
+    return plain.state_dict()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('only', [False, True])
 @pytest.mark.parametrize('name', MODELS)
 def test_a_graft_trains_from_the_plain_checkpoint(name, only, tree, tmp_path):
     """Train the config that the command has written."""
-    plain_cfg = trained_for(small(name), tree)
-    plain = build_model(plain_cfg)
-    randomise(plain)
-    checkpoint = tmp_path / 'old.pth'
-    torch.save(dict(state_dict=plain.state_dict(), meta={}), checkpoint)
-    out = tmp_path / 'new.py'
-    flags = ['--train-neck-only'] if only else []
-    main(parser().parse_args([
-        write(plain_cfg, tmp_path / 'plain.py'), '--out', str(out),
-        '--checkpoint', str(checkpoint), '--lr-mult', '2', '--no-costs',
-        *flags]))
-    cfg = Config.fromfile(out)
+    flags = ['--lr-mult', '2', *(['--train-neck-only'] if only else [])]
+    old = write_graft(trained_for(small(name), tree), tmp_path, *flags)
+    cfg = Config.fromfile(tmp_path / 'new.py')
     cfg.work_dir = str(tmp_path / 'work')
     runner = Runner.from_cfg(cfg)
     runner.train()
     neck = runner.model.neck
     assert isinstance(neck, FPT)
     moved = {}
-    old = plain.state_dict()
     for key, value in runner.model.state_dict().items():
         assert value.isfinite().all(), key
         source = key.replace('neck.pyramid.', 'neck.')
@@ -270,13 +271,7 @@ def test_two_processes_train_only_the_graft(tree, tmp_path):
     plain_cfg = trained_for(small('one-stage'), tree, iterations=3)
     plain_cfg.default_hooks = dict(checkpoint=dict(
         type='CheckpointHook', by_epoch=False, interval=3))
-    plain = build_model(plain_cfg)
-    randomise(plain)
-    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'old.pth')
-    main(parser().parse_args([
-        write(plain_cfg, tmp_path / 'plain.py'), '--out',
-        str(tmp_path / 'new.py'), '--checkpoint', str(tmp_path / 'old.pth'),
-        '--train-neck-only', '--no-costs', '--no-proof']))
+    old = write_graft(plain_cfg, tmp_path, '--train-neck-only', '--no-proof')
     result = subprocess.run(
         ['bash', str(TOOLS / 'dist_train.sh'), str(tmp_path / 'new.py'), '2',
          '--work-dir', str(tmp_path / 'run')],
@@ -286,6 +281,6 @@ def test_two_processes_train_only_the_graft(tree, tmp_path):
              'PORT': str(20000 + os.getpid() % 10000)})
     assert result.returncode == 0, result.stderr
     new = torch.load(tmp_path / 'run' / 'iter_3.pth')['state_dict']
-    for key, value in plain.state_dict().items():
+    for key, value in old.items():
         assert torch.equal(new[key.replace('neck.', 'neck.pyramid.')], value)
     assert new['neck.fusions.0.out_conv.weight'].any()

@@ -6,6 +6,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+from helpers.folders import names
 from helpers.synthetic_data import voc_xml, write_wheel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,7 +149,6 @@ def load(dataset, split):
     return json.loads((dataset / 'annotations' / f'{split}.json').read_text())
 
 
-
 def test_images_and_annotations(dataset):
     """The splits contain every pixel and every box once."""
     from pycocotools.coco import COCO
@@ -183,18 +183,15 @@ def test_images_and_annotations(dataset):
     assert boxes == 30 * len(PHOTOGRAPHS)
     assert len(load(dataset, 'train')['images']) == 12
     assert [i['file_name'] for i in load(dataset, 'val')['images']] == HELD_OUT
-    assert {p.name for p in dataset.iterdir()} == {'annotations', 'train', 'val'}
-    assert [p.name for p in dataset.parent.iterdir()] == ['trees']
+    assert names(dataset) == ['annotations', 'train', 'val']
+    assert names(dataset.parent) == ['trees']
 
 
-
-def test_a_second_run_reuses_the_first(cache, tmp_path, monkeypatch):
-    root = tmp_path / 'trees'
-    assert prepare_trees(root, cache) == root
-    before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
+def test_a_second_run_reuses_the_first(dataset, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob('*')}
     monkeypatch.setattr(Package, 'fetch', None)
-    assert prepare_trees(str(root), cache) == root
-    assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == before
+    assert prepare_trees(str(dataset), 'nowhere') == dataset
+    assert {p: p.stat().st_mtime_ns for p in dataset.rglob('*')} == before
 
 
 @pytest.mark.parametrize('failure', ['full disk', 'interrupt'])
@@ -217,7 +214,7 @@ def test_an_interrupted_run_leaves_nothing(cache, dataset, tmp_path, monkeypatch
         with pytest.raises((KeyboardInterrupt, OSError)):
             prepare_trees(root, cache)
     assert len(calls) == 3
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
     prepare_trees(root, cache)
     for split in ('train', 'val'):
         assert load(root, split) == load(dataset, split)
@@ -228,7 +225,7 @@ def test_wrong_wheels_and_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(trees, 'DEEPFOREST', package)
     with pytest.raises(RuntimeError, match=PHOTOGRAPHS[0]):
         prepare_trees(tmp_path / 'trees', tmp_path / 'cache')
-    assert [p.name for p in tmp_path.iterdir()] == ['cache']
+    assert names(tmp_path) == ['cache']
     (tmp_path / 'trees').mkdir()
     with pytest.raises(RuntimeError, match='is not the dataset of trees'):
         prepare_trees(tmp_path / 'trees', tmp_path / 'cache')
