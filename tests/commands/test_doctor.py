@@ -392,10 +392,14 @@ def test_steps_that_crash_do_not_stop_the_others(probe):
     assert 'faulthandler' in judge(results={'b': results['b']})['b'].cure
 
 
-def test_a_step_that_hangs(probe):
+def test_a_step_that_hangs_and_a_probe_that_does_not_run(probe, monkeypatch, tmp_path):
     probe(a='return {}', b='time.sleep(60)')
     results = doctor.try_steps([], 3)
     assert results['a'].ok and 'TimeoutExpired' in results['b'].error
+    monkeypatch.setattr(doctor, 'PROBE', tmp_path / 'none.py')
+    results = doctor.try_steps(['mmdet'], 60)
+    assert list(results) == ['probe'] and not results['probe'].ok
+    assert 'code 2' in results['probe'].error
 
 
 def test_steps_that_depend_on_a_failed_step(tmp_path):
@@ -408,13 +412,6 @@ def test_steps_that_depend_on_a_failed_step(tmp_path):
     assert [(r['step'], r['ok'], r['because']) for r in read] == [
         ('fpt_plugin', None, 'mmcv'), ('resume', None, 'fpt_plugin')
     ]
-
-
-def test_a_probe_that_does_not_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, 'PROBE', tmp_path / 'none.py')
-    results = doctor.try_steps(['mmdet'], 60)
-    assert list(results) == ['probe'] and not results['probe'].ok
-    assert 'code 2' in results['probe'].error
 
 
 # ----------------------------------------------------------------------- output

@@ -150,9 +150,6 @@ def test_networks(name, suffix, tmp_path):
     assert max(result.differences.values()) <= 1e-5
 
 
-# --------------------------------------------------------------------- refusals
-
-
 class DataDependent(BaseModule):
     """A backbone whose graph depends on the values in the image."""
 

@@ -29,7 +29,7 @@ def clean(tmp_path):
         yield
 
 
-# A config of each library, with the settings that arguments change.
+# A config with the settings that arguments change.
 COMMON = """
 model = dict(type='Model', neck=dict(type='Neck', width=4))
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
@@ -40,15 +40,10 @@ test_dataloader = dict(
 test_evaluator = dict(type='Metric')
 visualizer = dict(type='Visualizer')
 """
-CONFIGS = dict(
-    mmdet=COMMON + """
-default_scope = 'mmdet'
-default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
-""",
-    mmseg=COMMON + """
-default_scope = 'mmseg'
-default_hooks = dict(visualization=dict(type='SegVisualizationHook'))
-""")
+SCOPE = """
+default_scope = '{}'
+default_hooks = dict(visualization=dict(type='VisualizationHook'))
+"""
 TTA = """
 tta_model = dict(type='MyTTA', merge=1)
 tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='MyAug')]
@@ -62,7 +57,7 @@ def host(request):
 
 def write(host, *more, name='tiny.py'):
     """Write a library's config, with ``more`` lines at its end."""
-    Path(name).write_text('\n'.join([CONFIGS[host], *more]))
+    Path(name).write_text('\n'.join([COMMON, SCOPE.format(host), *more]))
     return name
 
 

@@ -105,9 +105,6 @@ def test_pretrained_weights_of_modules(tmp_path):
         check_pretrained(dict(init_cfg=dict(init_cfg, checkpoint=name)))
 
 
-# ------------------------------------------------------------------ newest
-
-
 @pytest.fixture(autouse=True)
 def _strict():
     """An unexpected warning is an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log2
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -10,11 +11,10 @@ import pytest
 import torch
 from helpers.pixel_gpts import SMALL
 from helpers.pretraining_runs import train
-from helpers.runs import alone
+from helpers.runs import run_test
 from helpers.shipped_configs import CONFIGS
 
-from fpt_plugin import FitPaletteHook, ReconstructionHook
-from fpt_plugin.commands import test as test_command
+from fpt_plugin import FitPaletteHook
 
 CONFIG = CONFIGS / 'pretraining/pixel-gpt-mini_1xb4-2k_32.py'
 
@@ -94,12 +94,8 @@ def test_the_hooks_do_not_change_the_result(resumed, trained, images, tmp_path):
         assert torch.equal(value, trained[1][name]), name
 
 
-@alone()
 def evaluate(checkpoint, images, work_dir, *more):
-    args = test_command.parser().parse_args([
-        str(CONFIG), str(checkpoint), '--work-dir', str(work_dir),
-        '--cfg-options', *options(images), *more])
-    return test_command.main(args)
+    return run_test(CONFIG, checkpoint, work_dir, options=[*options(images), *more])
 
 
 def test_prints_bits_per_pixel(trained, images, tmp_path):
@@ -126,12 +122,8 @@ def test_trains_and_evaluates_masked(images, tmp_path):
 
 
 def test_the_hook_refuses_other_models():
-    class Runner:
-        model = torch.nn.Linear(2, 2)
-
     with pytest.raises(ValueError, match='got Linear'):
-        FitPaletteHook().before_train(Runner())
+        FitPaletteHook().before_train(SimpleNamespace(model=torch.nn.Linear(2, 2)))
     for name in ('images', 'pixels'):
         with pytest.raises(ValueError, match=f'{name} must be at least 1, got 0'):
             FitPaletteHook(**{name: 0})
-    assert ReconstructionHook().interval == 1000

@@ -18,12 +18,11 @@ from helpers.pretraining_runs import (
     train,
 )
 from helpers.processes import together
-from helpers.runs import alone
+from helpers.runs import run_test
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 
 from fpt_plugin import ReconstructionError, ReconstructionHook
-from fpt_plugin.commands import test as test_command
 from fpt_plugin.commands.doctor.checks import FAIL, OK
 from fpt_plugin.commands.doctor.data_probe import examine
 from fpt_plugin.pretraining.reconstruction_hook import draw_reconstructions
@@ -74,16 +73,11 @@ def test_no_weight_decay_of_biases_and_tokens(images, tmp_path):
         if p.dim() > 1 and not name.endswith(('bias_table', 'mask_token'))}
 
 
-@alone()
 def test_the_test_command(trained, images, tmp_path):
-    work_dir, weights = trained
-    args = test_command.parser().parse_args([
-        str(CONFIG), str(work_dir / 'iter_4.pth'), '--work-dir', str(tmp_path),
-        '--cfg-options', *options(images),
-        f'test_dataloader.dataset.data_root={images}',
+    found = run_test(CONFIG, trained[0] / 'iter_4.pth', tmp_path, options=[
+        *options(images), f'test_dataloader.dataset.data_root={images}',
         'test_dataloader.num_workers=0', 'test_dataloader.batch_size=2',
         'test_dataloader.dataset.pipeline.1.scale=(64,64)'])
-    found = test_command.main(args)
     error, flat, explained = (found.pop(f'reconstruction/{name}') for name in (
         'error', 'flat_error', 'explained'))
     assert not found

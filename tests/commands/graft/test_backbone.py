@@ -37,9 +37,6 @@ def detector(backbone: dict, neck: dict, **more) -> Config:
     return config(model)
 
 
-# -------------------------------------------------------------------- plugins
-
-
 def test_plugins_are_identical_at_the_start():
     cfg = detector(BOTTLENECKS, WIDE)
     new = graft(cfg, lambda_plugins=True)
@@ -94,9 +91,6 @@ def test_plugins_and_fpt_together(backbone, stages):
 def test_refused_plugins(backbone, words):
     with pytest.raises(Refusal, match=words):
         graft(detector(backbone, WIDE), lambda_plugins=True)
-
-
-# --------------------------------------------------------------- LambdaResNet
 
 
 def test_a_lambda_resnet_for_a_resnet():

@@ -175,7 +175,7 @@ class UpsideDown(torch.nn.Module):
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(neck=None), r'backbone.*equal channels.*\[8, 16, 32, 64\]'),
+    (dict(neck=None), r'backbone.*\[8, 16, 32, 64\].*equal channels'),
     (dict(neck=dict(type='SSDNeck', in_channels=(32, 64),
                     out_channels=(32, 64, 16), level_strides=(2, ),
                     level_paddings=(1, )),

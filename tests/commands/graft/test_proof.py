@@ -132,9 +132,6 @@ def test_difference(a, b, want):
     assert _difference(torch.tensor(a), torch.tensor(a).double()) == INF
 
 
-# --------------------------------------------------------------- checkpoints
-
-
 @pytest.mark.parametrize('wrap', [lambda cfg: cfg, wrapped])
 def test_a_checkpoint_of_the_detector(wrap):
     """A wrapper loads it for student and teacher."""
@@ -221,9 +218,6 @@ def test_weights_of_another_neck_are_refused():
     cfg, other = retinanet(NECKS['PAFPN']), retinanet(FPN)
     with pytest.raises(ValueError, match='do not all load'):
         share_weights(build_model(cfg), build_model(graft(other)))
-
-
-# ------------------------------------------------------------------ failures
 
 
 def test_models_that_do_not_build():

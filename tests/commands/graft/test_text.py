@@ -122,9 +122,6 @@ def test_lazy_configs_are_written_completely(tmp_path):
     assert type(neck.pyramid).__name__ == 'FPN'
 
 
-# ---------------------------------------------------------------- differences
-
-
 @pytest.mark.parametrize('old, new, want', [
     (dict(a=1), dict(a=1, b=2), dict(b=2)),
     (dict(a=dict(b=1, c=2)), dict(a=dict(b=1, c=3)), dict(a=dict(c=3))),
@@ -159,9 +156,6 @@ def test_configs_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match='at b'):
         check_gives(Config(dict(a=1)), Config(dict(a=1, b=2)))
-
-
-# ------------------------------------------------------------------ the command
 
 
 def test_config_proof_and_costs(tmp_path, capsys):

@@ -89,9 +89,6 @@ def test_bad_content_leaves_nothing(tmp_path, package, labels, words):
         nuclei.read_mask(archive(a=labels))
 
 
-# ---------------------------------------------------------- the second image
-
-
 def polygons(shapes, **columns):
     """Make a GeoParquet file of shapely's shapes."""
     pyarrow = pytest.importorskip('pyarrow')

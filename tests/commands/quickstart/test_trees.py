@@ -15,8 +15,6 @@ from fpt_plugin.commands.quickstart import trees
 from fpt_plugin.commands.quickstart.packages import Package
 from fpt_plugin.commands.quickstart.trees import PHOTOGRAPHS, Tile, prepare_trees
 
-# ------------------------------------------------------------------- tiles
-
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 200))
 def test_tiles_cover_the_photograph_once(width, height, size):
@@ -38,9 +36,6 @@ def test_tiles_have_almost_equal_sides(width, height, size):
         # smaller photograph is one tile.
         assert max(sides) <= 1.5 * size + 1
         assert min(sides) >= min(length, size / 1.5 - 1)
-
-
-# ------------------------------------------------------------------- boxes
 
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(8, 60),
@@ -85,8 +80,6 @@ def test_voc_boxes_count_from_one():
     empty = trees.read_voc_boxes(b'<annotation></annotation>')
     assert empty.shape == (0, 4) and empty.dtype == np.float64
 
-
-# ----------------------------------------------------------------- dataset
 
 # Widths and heights: one tile, one smaller tile, 3 x 3 tiles, 2 x 2 tiles.
 SIZES = dict(zip(PHOTOGRAPHS, [(400, 400), (310, 250), (1190, 1210), (901, 700)]))
@@ -220,12 +213,7 @@ def test_an_interrupted_run_leaves_nothing(cache, dataset, tmp_path, monkeypatch
         assert load(root, split) == load(dataset, split)
 
 
-def test_wrong_wheels_and_folders(tmp_path, monkeypatch):
-    package = write_wheel(tmp_path / 'cache', {'deepforest/data/x.txt': b''})
-    monkeypatch.setattr(trees, 'DEEPFOREST', package)
-    with pytest.raises(RuntimeError, match=PHOTOGRAPHS[0]):
-        prepare_trees(tmp_path / 'trees', tmp_path / 'cache')
-    assert names(tmp_path) == ['cache']
-    (tmp_path / 'trees').mkdir()
+def test_another_folder_is_not_changed(tmp_path):
     with pytest.raises(RuntimeError, match='is not the dataset of trees'):
-        prepare_trees(tmp_path / 'trees', tmp_path / 'cache')
+        prepare_trees(tmp_path, tmp_path / 'cache')
+    assert names(tmp_path) == []

@@ -27,8 +27,6 @@ from fpt_plugin.commands.visualize_attention.network_input import (
     network_views,
 )
 
-# --------------------------------------------------------------------- figure
-
 
 @pytest.mark.parametrize('row, column, padded', [
     (0, 0, False), (5, 7, False), (3, 1, False), (2, 3, True)])
@@ -67,9 +65,6 @@ def test_figure_without_maps(tmp_path):
                     channel_weights=[np.zeros(4), np.ones(4)])
     out = draw(np.zeros((5, 5, 3), np.uint8), [branch], tmp_path / 'a.png', '')
     assert cv2.imread(str(out)) is not None
-
-
-# --------------------------------------------------------------------- command
 
 
 @pytest.fixture(scope='module')
