@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.folders import names
+from helpers.runs import inside
 from mmengine.device import get_device
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +25,10 @@ QUICKSTART = str(ROOT / 'configs/quickstart/faster-rcnn_mobilenet-v2_fpt_trees.p
                  '--amp needs a CUDA device', marks=pytest.mark.skipif(
                      get_device() != 'cpu', reason='a CUDA device'))])
 def test_a_failure_is_one_line(tool, arguments, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path('empty.py').write_text('default_scope = "mmdet"\n')
-    torch.save(dict(a=torch.ones(1)), 'a.pth')
+    (tmp_path / 'empty.py').write_text('default_scope = "mmdet"\n')
+    torch.save(dict(a=torch.ones(1)), tmp_path / 'a.pth')
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
-    with pytest.raises(SystemExit) as end:
+    with inside(tmp_path), pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
     assert re.fullmatch(f'{tool} failed: {words}.*', end.value.code)
     assert names(tmp_path) == ['a.pth', 'empty.py']
