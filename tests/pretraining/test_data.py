@@ -40,7 +40,7 @@ def test_follows_links_once(tmp_path):
 
 
 def test_folders_without_images(tmp_path):
-    with pytest.raises(FileNotFoundError, match='data_root: .*nowhere'):
+    with pytest.raises(FileNotFoundError, match='data_root must be .*nowhere'):
         UnlabelledImages(str(tmp_path / 'nowhere'))
     with pytest.raises(ValueError, match='data_root must hold images'):
         UnlabelledImages(str(tmp_path))

@@ -97,7 +97,7 @@ def test_bad_images_are_named(tmp_path, name, content, text):
         train(tmp_path / 'work', *options(folder))
 
 
-def test_the_doctor_reads_samples(images, tmp_path):
+def test_the_doctor_reads_samples_and_a_training_checks_folders(images, tmp_path):
     cfg = Config.fromfile(CONFIG)
     cfg.test_dataloader.dataset.data_root = str(images)
     cfg.train_dataloader.dataset.data_root = str(images)
@@ -106,6 +106,8 @@ def test_the_doctor_reads_samples(images, tmp_path):
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     finding = next(iter(examine(cfg)))
     assert finding.status == FAIL and 'must hold images' in finding.text
+    with pytest.raises(FileNotFoundError, match='data_root: .*nowhere'):
+        train(tmp_path / 'work', *options(tmp_path / 'nowhere'))
 
 
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])
