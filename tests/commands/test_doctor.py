@@ -230,9 +230,12 @@ def test_versions(changes, name, status, words):
     assert set(found) <= {name, 'distribution'}
 
 
-def test_python():
+def test_versions_of_python_and_releases():
     assert judge(python=(3, 8, 1))['python'].status == FAIL
     assert judge(python=(3, 13, 0))['python'].status == WARN
+    assert release('2.1.0rc1') == (2, 1, 0)
+    assert release('2.13.0+cpu') == (2, 13, 0)
+    assert release('not available') == release('') == ()
 
 
 def test_newer_versions_of_mmengine_may_not_need_pkg_resources():
@@ -343,12 +346,6 @@ def test_checkouts():
     assert not judge(results=found, package='/a/fpt_plugin')
 
 
-def test_releases():
-    assert release('2.1.0rc1') == (2, 1, 0)
-    assert release('2.13.0+cpu') == (2, 13, 0)
-    assert release('not available') == release('') == ()
-
-
 def test_the_extras_install_the_recommended_versions():
     extras = metadata.metadata('fpt-plugin').get_all('Requires-Dist')
     for stack, requirements in REQUIREMENTS.items():
@@ -395,10 +392,14 @@ def test_steps_that_crash_do_not_stop_the_others(probe):
     assert 'faulthandler' in judge(results={'b': results['b']})['b'].cure
 
 
-def test_a_step_that_hangs(probe):
+def test_a_step_that_hangs_and_a_probe_that_does_not_run(probe, monkeypatch, tmp_path):
     probe(a='return {}', b='time.sleep(60)')
     results = doctor.try_steps([], 3)
     assert results['a'].ok and 'TimeoutExpired' in results['b'].error
+    monkeypatch.setattr(doctor, 'PROBE', tmp_path / 'none.py')
+    results = doctor.try_steps(['mmdet'], 60)
+    assert list(results) == ['probe'] and not results['probe'].ok
+    assert 'code 2' in results['probe'].error
 
 
 def test_steps_that_depend_on_a_failed_step(tmp_path):
@@ -411,13 +412,6 @@ def test_steps_that_depend_on_a_failed_step(tmp_path):
     assert [(r['step'], r['ok'], r['because']) for r in read] == [
         ('fpt_plugin', None, 'mmcv'), ('resume', None, 'fpt_plugin')
     ]
-
-
-def test_a_probe_that_does_not_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, 'PROBE', tmp_path / 'none.py')
-    results = doctor.try_steps(['mmdet'], 60)
-    assert list(results) == ['probe'] and not results['probe'].ok
-    assert 'code 2' in results['probe'].error
 
 
 # ----------------------------------------------------------------------- output

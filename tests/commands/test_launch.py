@@ -29,7 +29,7 @@ def clean(tmp_path):
         yield
 
 
-# A config of each library, with the settings that arguments change.
+# A config with the settings that arguments change.
 COMMON = """
 model = dict(type='Model', neck=dict(type='Neck', width=4))
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
@@ -40,15 +40,10 @@ test_dataloader = dict(
 test_evaluator = dict(type='Metric')
 visualizer = dict(type='Visualizer')
 """
-CONFIGS = dict(
-    mmdet=COMMON + """
-default_scope = 'mmdet'
-default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
-""",
-    mmseg=COMMON + """
-default_scope = 'mmseg'
-default_hooks = dict(visualization=dict(type='SegVisualizationHook'))
-""")
+SCOPE = """
+default_scope = '{}'
+default_hooks = dict(visualization=dict(type='VisualizationHook'))
+"""
 TTA = """
 tta_model = dict(type='MyTTA', merge=1)
 tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='MyAug')]
@@ -62,7 +57,7 @@ def host(request):
 
 def write(host, *more, name='tiny.py'):
     """Write a library's config, with ``more`` lines at its end."""
-    Path(name).write_text('\n'.join([CONFIGS[host], *more]))
+    Path(name).write_text('\n'.join([COMMON, SCOPE.format(host), *more]))
     return name
 
 
@@ -97,13 +92,19 @@ def test_arguments_of_the_libraries_tools(make, needed, flags):
 # ------------------------------------------------------------------ shared
 
 
-def test_a_training_without_arguments(host):
+def test_without_arguments(host):
     cfg = cfg_to_train(host)
     assert cfg.default_scope == host
     assert cfg.optim_wrapper.to_dict() == dict(
         type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
     assert not cfg.get('resume')
     assert cfg.launcher == 'none'
+    cfg = cfg_to_test(host, more=["load_from = 'pretrained.pth'"])
+    assert cfg.load_from == 'best.pth'
+    hook = cfg.default_hooks.visualization
+    assert not hook.get('draw') and not hook.get('show')
+    assert cfg.model.type == 'Model'
+    assert cfg.test_evaluator == dict(type='Metric')
 
 
 @pytest.mark.parametrize(('more', 'flags', 'expected'), [
@@ -224,6 +225,10 @@ def test_resume_from_the_latest(host, tmp_path):
     assert cfg.resume is True
     # Not from load_from, as mmengine would.
     assert Path(cfg.load_from).resolve() == tmp_path / 'epoch_2.pth'
+    cfg = cfg_to_train(host, '--resume', 'epoch_3.pth', more=more)
+    assert (cfg.resume, cfg.load_from) == (True, 'epoch_3.pth')
+    cfg = cfg_to_train(host, more=[*more, 'resume = False'])
+    assert (cfg.resume, cfg.load_from) == (False, 'pretrained.pth')
 
 
 def test_resume_in_the_config(host, tmp_path):
@@ -251,15 +256,6 @@ def test_resume_without_a_checkpoint_keeps_load_from(host, tmp_path, more):
     assert cfg.load_from == 'pretrained.pth'
 
 
-@pytest.mark.parametrize('flags, resume, load_from', [
-    (['--resume', 'epoch_3.pth'], True, 'epoch_3.pth'),
-    ([], False, 'pretrained.pth')])
-def test_resume_from_a_path_or_not(host, flags, resume, load_from):
-    cfg = cfg_to_train(
-        host, *flags, more=["load_from = 'pretrained.pth'", 'resume = False'])
-    assert (cfg.resume, cfg.load_from) == (resume, load_from)
-
-
 @pytest.mark.parametrize('flags', [[], ['--resume']])
 @pytest.mark.filterwarnings('ignore:--resume found no checkpoint')
 def test_a_damaged_initial_checkpoint(host, flags):
@@ -270,15 +266,6 @@ def test_a_damaged_initial_checkpoint(host, flags):
 
 
 # -------------------------------------------------------------------- test
-
-
-def test_a_test_without_arguments(host):
-    cfg = cfg_to_test(host, more=["load_from = 'pretrained.pth'"])
-    assert cfg.load_from == 'best.pth'
-    hook = cfg.default_hooks.visualization
-    assert not hook.get('draw') and not hook.get('show')
-    assert cfg.model.type == 'Model'
-    assert cfg.test_evaluator == dict(type='Metric')
 
 
 def test_out_of_a_segmentor_is_a_folder():
@@ -314,16 +301,11 @@ def test_show(host):
     assert hook.draw and not hook.get('show')
     assert (hook.get('test_out_dir'), visualizer.get('save_dir')) == (
         ('painted', None) if host == 'mmdet' else (None, 'painted'))
-
-
-@pytest.mark.parametrize('flags', [['--show'], ['--show-dir', 'painted']])
-@pytest.mark.parametrize('more', [
-    "default_hooks = dict(logger=dict(type='LoggerHook'))",
-    'del default_hooks'
-])
-def test_show_needs_the_hook(host, flags, more):
-    with pytest.raises(ValueError, match='visualization hook'):
-        cfg_to_test(host, *flags, more=[more])
+    for line in ("default_hooks = dict(logger=dict(type='LoggerHook'))",
+                 'del default_hooks'):
+        for flags in (['--show'], ['--show-dir', 'painted']):
+            with pytest.raises(ValueError, match='visualization hook'):
+                cfg_to_test(host, *flags, more=[line])
 
 
 @pytest.mark.filterwarnings('error:the config has no tta')
@@ -355,14 +337,12 @@ def test_defaults_of_tta_for_detectors():
                                                  ('RandomFlip', 0.)]
     # Merging needs them to flip the boxes back.
     assert {'flip', 'flip_direction'} <= set(pack[0].meta_keys)
-    with pytest.warns(UserWarning, match='tta_pipeline'):
-        cfg = cfg_to_test('mmdet', '--tta', more=[TTA, 'del tta_pipeline'])
-    assert cfg.model.type == 'MyTTA'
-    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
-    with pytest.warns(UserWarning, match='tta_model'):
-        cfg = cfg_to_test('mmdet', '--tta', more=[TTA, 'del tta_model'])
-    assert cfg.model.type == 'DetTTAModel'
-    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'MyAug'
+    for missing, *types in (('tta_pipeline', 'MyTTA', 'TestTimeAug'),
+                            ('tta_model', 'DetTTAModel', 'MyAug')):
+        with pytest.warns(UserWarning, match=missing):
+            cfg = cfg_to_test('mmdet', '--tta', more=[TTA, f'del {missing}'])
+        last = cfg.test_dataloader.dataset.pipeline[-1]
+        assert [cfg.model.type, last.type] == types
     masks = "model['roi_head'] = dict(mask_head=dict(type='Mask'))"
     with pytest.raises(ValueError, match='--tta .* mask_head'):
         cfg_to_test('mmdet', '--tta', more=[masks])
@@ -396,28 +376,24 @@ def test_the_type_of_the_runner(host, monkeypatch):
         assert build_runner(cfg) == (kind, cfg.model)
 
 
-def test_the_checkpoint_hook_is_replaced(host):
-    settings = "type='CheckpointHook', interval=3, save_best='auto'"
-    cfg = cfg_to_train(
-        host, more=[f'default_hooks = dict(checkpoint=dict({settings}))'])
-    running.keep_checkpoints_whole(cfg)
-    assert cfg.default_hooks.checkpoint == dict(
-        type='fpt_plugin.WholeCheckpointHook', interval=3, save_best='auto')
-    cfg.pop('default_hooks')
-    running.keep_checkpoints_whole(cfg)
-    assert cfg.default_hooks == dict(
-        checkpoint=dict(type='fpt_plugin.WholeCheckpointHook'))
+WHOLE = dict(type='fpt_plugin.WholeCheckpointHook')
+
+
+@pytest.mark.parametrize('given, found', [
+    (dict(checkpoint=dict(type='CheckpointHook', interval=3, save_best='auto')),
+     dict(checkpoint=dict(WHOLE, interval=3, save_best='auto'))),
+    (dict(visualization=dict(type='A')),
+     dict(visualization=dict(type='A'), checkpoint=WHOLE)),
+    (None, dict(checkpoint=WHOLE)),
+    *((dict(checkpoint=own), dict(checkpoint=own)) for own in (
+        None, dict(type='Mine')))])
+def test_the_checkpoint_hook_is_replaced(host, given, found):
     cfg = cfg_to_train(host, more=[
-        "custom_hooks = [dict(type='Mine'), dict(type='CheckpointHook')]"])
+        "custom_hooks = [dict(type='Mine'), dict(type='CheckpointHook')]",
+        f'default_hooks = {given}' if given else 'del default_hooks'])
     running.keep_checkpoints_whole(cfg)
-    assert cfg.default_hooks.checkpoint.type == 'fpt_plugin.WholeCheckpointHook'
-    assert cfg.default_hooks.visualization
-    assert [hook.type for hook in cfg.custom_hooks] == [
-        'Mine', 'fpt_plugin.WholeCheckpointHook']
-    for own in (None, dict(type='Mine')):
-        cfg = cfg_to_train(host, more=[f'default_hooks = dict(checkpoint={own})'])
-        running.keep_checkpoints_whole(cfg)
-        assert cfg.default_hooks.checkpoint == own
+    assert cfg.default_hooks == found
+    assert cfg.custom_hooks == [dict(type='Mine'), WHOLE]
 
 
 @pytest.mark.parametrize('strategy, reads', [

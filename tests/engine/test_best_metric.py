@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.toy_runs import train
 from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
@@ -11,10 +12,6 @@ from fpt_plugin.engine.best_metric import check_save_best, result_names
 from fpt_plugin.engine.whole_checkpoint import _metrics
 
 WHOLE = 'fpt_plugin.WholeCheckpointHook'
-
-
-class Other:
-    """A user's metric."""
 
 
 def metric(kind, **settings):
@@ -49,13 +46,12 @@ def test_names_of_the_results_of_each_metric(settings, right, wrong):
         check_save_best([*right, wrong], metrics)
     assert all(name in str(caught.value) for name in result_names(metrics[0]))
     # The names of a user's metric are not known.
-    check_save_best([wrong], [*metrics, Other()])
+    check_save_best([wrong], [*metrics, object()])
 
 
 def test_the_names_are_those_of_the_results():
     """For IoUMetric, which needs no files."""
     pytest.importorskip('mmseg')
-    import torch
     for kinds in (['mIoU'], ['mDice'], ['mFscore'], ['mIoU', 'mFscore']):
         iou = metric('mmseg.IoUMetric', iou_metrics=kinds)
         iou.dataset_meta = dict(classes=('a', 'b'))

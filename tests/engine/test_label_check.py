@@ -27,13 +27,6 @@ def segmentor(*heads):
     return model
 
 
-def augmented(model):
-    """Wrap a segmentor like test-time augmentation."""
-    wrapper = nn.Module()
-    wrapper.module = model
-    return wrapper
-
-
 def runner_of(model, classes=4):
     loader = SimpleNamespace(
         dataset=SimpleNamespace(metainfo=dict(classes=tuple('abcdefgh'[:classes]))))
@@ -73,7 +66,8 @@ def test_labels_of_each_split(split, labels):
     (segmentor(Head(1, out_channels=1)), (0, 1, 255), (0, 2), r'0 to 1, .* got \[2\]'),
     # The last head of a cascade predicts.
     (segmentor(Head(2), Head(5)), (4, ), (5, ), r'0 to 4.*\[5\]'),
-    (augmented(segmentor(Head(4))), (3, ), (4, ), '0 to 3'),
+    # Wrapped, as by test-time augmentation.
+    (SimpleNamespace(module=segmentor(Head(4))), (3, ), (4, ), '0 to 3'),
     # Without a head the classes of the data count.
     (nn.Linear(1, 1), (5, ), (6, ), '0 to 5'),
 ])
@@ -81,11 +75,6 @@ def test_the_labels_of_the_model(model, right, wrong, words):
     check(model, [[sample(*right)], [sample(0)]], classes=6)  # two views
     with pytest.raises(ValueError, match=words):
         check(model, [sample(*wrong)], classes=6)
-
-
-def test_an_ignored_label_of_the_hook():
-    check(segmentor(Head(2)), [sample(0, 7)], hook=SegLabelCheckHook(7))
-    check(segmentor(Head(2)), [])
 
 
 def head_of(num_classes, **settings):
@@ -188,7 +177,9 @@ def test_rare_classes_give_no_warning(labels, classes):
 
 
 def test_labels_beyond_the_classes_of_the_data():
-    """The metrics would ignore them."""
+    """The metrics would ignore them; the hook may have an ignored label."""
+    check(segmentor(Head(2)), [sample(0, 7)], hook=SegLabelCheckHook(7))
+    check(segmentor(Head(2)), [])
     check(segmentor(Head(4)), [sample(3)], classes=2)
     with pytest.raises(ValueError, match=r'0 to 1.*got \[3\]'):
         check(segmentor(Head(4)), [sample(3)], 'val', classes=2)

@@ -29,35 +29,21 @@ def checkpoints(folder):
     return sorted(names, key=lambda name: int(name[:-4].split('_')[1]))[:-1]
 
 
-def assert_resumes_alike(folder, **settings):
+@pytest.mark.parametrize('hooks, settings', [
+    ([HOOK], SEED), ([HOOK], {}), ([], SEED),
+    pytest.param([HOOK], dict(SEED, workers=2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize('loop', LOOPS)
+def test_equal_to_the_bit_with_the_hook(loop, hooks, settings, tmp_path):
     """Resume from each epoch, or every third iteration."""
-    whole = weights(train(folder / 'whole', **settings))
-    begun = checkpoints(folder / 'whole')
+    settings = dict(hooks=hooks, **LOOPS[loop], **settings)
+    whole = weights(train(tmp_path / 'whole', **settings))
+    begun = checkpoints(tmp_path / 'whole')
     assert len(begun) == (7 if settings['loop'] else 2)
     for name in begun[::3] if settings['loop'] else begun:
         resumed = train(
-            folder / 'resumed', resume=True,
-            load_from=str(folder / 'whole' / name), **settings)
-        assert torch.equal(weights(resumed), whole), name
-
-
-@pytest.mark.parametrize('settings', [
-    SEED, {}, pytest.param(dict(SEED, workers=2), marks=pytest.mark.slow)])
-@pytest.mark.parametrize('loop', LOOPS)
-def test_equal_to_the_bit(loop, settings, tmp_path):
-    assert_resumes_alike(tmp_path, hooks=[HOOK], **LOOPS[loop], **settings)
-
-
-@pytest.mark.parametrize('loop', LOOPS)
-def test_results_differ_without_the_hook(loop, tmp_path):
-    """The comparison above can fail."""
-    settings = dict(**LOOPS[loop], **SEED)
-    whole = weights(train(tmp_path / 'whole', **settings))
-    name = checkpoints(tmp_path / 'whole')[0]
-    resumed = train(
-        tmp_path / 'resumed', resume=True,
-        load_from=str(tmp_path / 'whole' / name), **settings)
-    assert not torch.equal(weights(resumed), whole)
+            tmp_path / 'resumed', resume=True,
+            load_from=str(tmp_path / 'whole' / name), **settings)
+        assert torch.equal(weights(resumed), whole) == bool(hooks), name
 
 
 def test_random_numbers_of_a_validation_do_not_matter(tmp_path):

@@ -14,21 +14,11 @@ from fpt_plugin import FPT, TrainGraftOnlyHook
 from fpt_plugin.engine.grafts import new_modules, new_parameters
 
 
-@pytest.fixture(scope='module')
-def found(tmp_path_factory):
-    return together(refusals_and_training, folder=tmp_path_factory.mktemp('meet'))
-
-
-def test_flattened_parameters_are_rejected(found):
-    """FSDP without use_orig_params, with several choices of units."""
-    for errors, _ in found:
+def test_fsdp_trains_single_parameters_and_rejects_flattened_ones(tmp_path):
+    """With several choices of units."""
+    for errors, names in together(refusals_and_training, folder=tmp_path):
         assert len(errors) == 6
-        for message in errors:
-            assert 'use_orig_params=True' in message
-
-
-def test_single_parameters_train(found):
-    for _, names in found:
+        assert all('use_orig_params=True' in message for message in errors)
         assert names['learning'] == names['moved'] == names['new']
 
 
@@ -40,8 +30,9 @@ def test_an_fpt_without_branches_is_rejected(neck):
         type=neck, in_channels=8, out_channels=8, num_levels=2, pyramid=None,
         self_transformer=None, **branches))
     assert isinstance(model, FPT) and not list(model.parameters())
-    with pytest.raises(ValueError, match='FPT'):
-        TrainGraftOnlyHook().before_train(SimpleNamespace(model=model))
+    for plain in (model, nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match='FPT'):
+            TrainGraftOnlyHook().before_train(SimpleNamespace(model=plain))
 
 
 def test_new_parameters_of_a_pyramid_of_fpt():

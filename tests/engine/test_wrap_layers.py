@@ -14,11 +14,8 @@ def wrapped(module, **kwargs):
     return wrap_layers(module, recurse=False, nonwrapped_numel=0, **kwargs)
 
 
-def test_a_config_finds_it():
-    assert FUNCTIONS.get('wrap_layers') is wrap_layers
-
-
 def test_branches_and_blocks_are_units():
+    assert FUNCTIONS.get('wrap_layers') is wrap_layers
     neck = FPT([8, 16], 16, num_outs=2, pyramid=dict(type='BottomUpPyramid'))
     units = [m for m in neck.modules() if wrapped(m)]
     assert units == [
@@ -34,9 +31,6 @@ def test_names_include_subclasses():
     assert wrapped(Block(1, 1), layers=('Block', ))
     assert not wrapped(Block(1, 1), layers=['Lin'])
     assert wrap_layers(nn.ReLU(), recurse=True, nonwrapped_numel=0)
-
-
-@pytest.mark.parametrize('layers', ['SelfTransformer', [FPT]])
-def test_layers_must_be_names(layers):
-    with pytest.raises(TypeError, match='list of class names'):
-        wrapped(Block(1, 1), layers=layers)
+    for layers in ('SelfTransformer', [FPT]):
+        with pytest.raises(TypeError, match='list of class names'):
+            wrapped(Block(1, 1), layers=layers)

@@ -45,18 +45,6 @@ def test_counts_by_hand():
         assert context[i, r, c].item() == pytest.approx(-log2(chance))
 
 
-def test_probabilities_add_up():
-    tokens = torch.randint(4, (20, 3, 3))
-    model = ContextModel(tokens, 4)
-    for bits in (model.unigram, model.context):
-        total = 0.
-        for colour in range(4):
-            image = tokens[:1].clone()
-            image[0, 1, 1] = colour
-            total += 2 ** -bits(image)[0, 1, 1].item()
-        assert total == pytest.approx(1)
-
-
 def test_what_is_known_exactly():
     """Two colours at random cost one bit; rows of one colour cost the first pixel."""
     generator = torch.Generator().manual_seed(0)
@@ -88,11 +76,6 @@ def test_smoothing_is_chosen_on_other_images():
     assert wrong.context(other).mean() > crops.context(other).mean() + 0.5
 
 
-def test_too_few_images():
-    with pytest.raises(ValueError, match='at least 5 images, .* got 4'):
-        ContextModel(torch.zeros(4, 2, 2, dtype=torch.long), 2)
-
-
 def sample(bits, predicted=None, objective='autoregressive'):
     bits = torch.tensor(bits)
     return dict(
@@ -110,10 +93,12 @@ def test_a_mean_over_images():
     assert metric.evaluate(1) == {'bits_per_pixel/hidden': 1.}
 
 
-def test_other_models_are_refused():
+def test_refused():
     with pytest.raises(ValueError, match=r"have bits, got \['pred'\]"):
         BitsPerPixel().process({}, [dict(pred=1)])
     with pytest.raises(ValueError, match='images must be at least 5, got 4'):
         BitsPerPixel(images=4)
+    with pytest.raises(ValueError, match='at least 5 images, .* got 4'):
+        ContextModel(torch.zeros(4, 2, 2, dtype=torch.long), 2)
     with pytest.raises(TypeError, match='images'):
         BitsPerPixel(images=5.)

@@ -40,9 +40,9 @@ def test_follows_links_once(tmp_path):
 
 
 def test_folders_without_images(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nowhere'):
+    with pytest.raises(FileNotFoundError, match='data_root must be .*nowhere'):
         UnlabelledImages(str(tmp_path / 'nowhere'))
-    with pytest.raises(ValueError, match='must hold images'):
+    with pytest.raises(ValueError, match='data_root must hold images'):
         UnlabelledImages(str(tmp_path))
     save(tmp_path / 'x/a.png')
     with pytest.raises(ValueError, match='recursive=True'):
@@ -94,9 +94,3 @@ def test_pack_image():
 def test_bad_crops(settings, error, text):
     with pytest.raises(error, match=text):
         RandomResizedCrop(**settings)
-
-
-def test_a_small_image_is_named():
-    with pytest.raises(ValueError, match='30x64 in a.png'):
-        RandomResizedCrop(64)(dict(
-            img=np.zeros((30, 64, 3), np.uint8), img_path='a.png'))

@@ -209,7 +209,7 @@ def test_errors_are_those_of_the_hidden_pixels(make):
             [(true - colour).square().mean() for true, _ in hidden]).mean())
 
 
-def test_masks_follow_the_seed():
+def test_masks_follow_the_seed_and_the_ratio():
     def draw(seed, count=3):
         torch.manual_seed(seed)
         return [model.draw(2, (7, 7)).tolist() for _ in range(count)]
@@ -219,13 +219,10 @@ def test_masks_follow_the_seed():
     assert draw(1) != draw(2)
     first, second, _ = draw(1)
     assert first != second
-    assert len(first) == 1 and len(first[0]) == 12  # int(0.25 * 49), of a batch
-
-
-@pytest.mark.parametrize('ratio, units, visible', [
-    (0.75, 49, 12), (0.9, 10, 1), (0.6, 36, 14), (0.5, 2, 1)])
-def test_number_of_visible_units(ratio, units, visible):
-    assert green_mim(mask_ratio=ratio).draw(1, (1, units)).shape == (1, visible)
+    assert len(first) == 1  # of a batch
+    for ratio, units, visible in ((0.75, 49, 12), (0.9, 10, 1), (0.6, 36, 14),
+                                  (0.5, 2, 1)):
+        assert green_mim(mask_ratio=ratio).draw(1, (1, units)).shape == (1, visible)
 
 
 def test_random_units_are_uniform():

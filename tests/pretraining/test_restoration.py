@@ -156,15 +156,12 @@ def test_restored_images_of_a_padded_batch_have_their_own_size():
         **model.data_preprocessor(data), mode='loss'))[0] < 1e-5
 
 
-def test_a_frozen_backbone():
+def test_stages_are_frozen_in_the_constructor():
+    """DDP reads requires_grad before train(), where mmdet's MobileNetV2 sets it."""
     model = restorer(detector_parts('FPT'), freeze_backbone=True).train()
     assert not any(p.requires_grad for p in model.backbone.parameters())
     assert not any(m.training for m in model.backbone.modules())
     assert model.neck.training
-
-
-def test_stages_are_frozen_in_the_constructor():
-    """DDP reads requires_grad before train(), where mmdet's MobileNetV2 sets it."""
     parts = detector_parts('FPN')
     parts['backbone'] = dict(
         type='mmdet.MobileNetV2', out_indices=(1, 2, 4, 7), frozen_stages=2)

@@ -18,12 +18,11 @@ from helpers.pretraining_runs import (
     train,
 )
 from helpers.processes import together
-from helpers.runs import alone
+from helpers.runs import run_test
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 
 from fpt_plugin import ReconstructionError, ReconstructionHook
-from fpt_plugin.commands import test as test_command
 from fpt_plugin.commands.doctor.checks import FAIL, OK
 from fpt_plugin.commands.doctor.data_probe import examine
 from fpt_plugin.pretraining.reconstruction_hook import draw_reconstructions
@@ -74,16 +73,11 @@ def test_no_weight_decay_of_biases_and_tokens(images, tmp_path):
         if p.dim() > 1 and not name.endswith(('bias_table', 'mask_token'))}
 
 
-@alone()
 def test_the_test_command(trained, images, tmp_path):
-    work_dir, weights = trained
-    args = test_command.parser().parse_args([
-        str(CONFIG), str(work_dir / 'iter_4.pth'), '--work-dir', str(tmp_path),
-        '--cfg-options', *options(images),
-        f'test_dataloader.dataset.data_root={images}',
+    found = run_test(CONFIG, trained[0] / 'iter_4.pth', tmp_path, options=[
+        *options(images), f'test_dataloader.dataset.data_root={images}',
         'test_dataloader.num_workers=0', 'test_dataloader.batch_size=2',
         'test_dataloader.dataset.pipeline.1.scale=(64,64)'])
-    found = test_command.main(args)
     error, flat, explained = (found.pop(f'reconstruction/{name}') for name in (
         'error', 'flat_error', 'explained'))
     assert not found
@@ -103,12 +97,7 @@ def test_bad_images_are_named(tmp_path, name, content, text):
         train(tmp_path / 'work', *options(folder))
 
 
-def test_a_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match='data_root: .*nowhere'):
-        train(tmp_path / 'work', *options(tmp_path / 'nowhere'))
-
-
-def test_the_doctor_reads_samples(images, tmp_path):
+def test_the_doctor_reads_samples_and_a_training_checks_folders(images, tmp_path):
     cfg = Config.fromfile(CONFIG)
     cfg.test_dataloader.dataset.data_root = str(images)
     cfg.train_dataloader.dataset.data_root = str(images)
@@ -117,6 +106,8 @@ def test_the_doctor_reads_samples(images, tmp_path):
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     finding = next(iter(examine(cfg)))
     assert finding.status == FAIL and 'must hold images' in finding.text
+    with pytest.raises(FileNotFoundError, match='data_root: .*nowhere'):
+        train(tmp_path / 'work', *options(tmp_path / 'nowhere'))
 
 
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])

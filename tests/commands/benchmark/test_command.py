@@ -173,7 +173,6 @@ def test_bad_flags(flags, words):
         cases(*flags)
 
 
-
 def test_the_plot(tmp_path, capsys):
     flags = [str(path) for path in sorted((ROOT / 'benchmarks').glob(
         '*attention-cpu-float32.json'))]

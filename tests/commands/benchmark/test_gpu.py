@@ -146,13 +146,10 @@ def test_failures_are_reported(tmp_path, monkeypatch, capsys):
     assert 'RuntimeError: no kernel' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--repeats', '0'], '--repeats must be positive, got 0'),
-    (['--minutes', '0'], '--minutes must be positive, got 0'),
-])
-def test_bad_flags(flags, words):
-    with pytest.raises(ValueError, match=words):
-        run('--device', 'cpu', *flags)
+@pytest.mark.parametrize('flag', ['--repeats', '--minutes'])
+def test_bad_flags(flag):
+    with pytest.raises(ValueError, match=f'{flag} must be positive, got 0'):
+        run('--device', 'cpu', flag, '0')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a CPU-only machine')

@@ -95,9 +95,6 @@ def test_levels(bench):
     # 16 x 24 queries, 2 x 3 keys, two parts
     assert content['records'][0]['scores'] == 16 * 24 * 2 * 3 * 2
     assert '| default | P3 | **all** |' in text
-
-
-def test_a_large_formula_is_skipped(bench):
     content, text = bench(
         'levels', '--preset', 'light', '--shape', 64, 96, '--limit-gib', 1e-5)
     finest = content['records'][0]['candidates']

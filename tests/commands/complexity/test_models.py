@@ -176,7 +176,6 @@ def test_models_of_the_libraries_are_complete(config):
     assert result.total.macs > 1e9
 
 
-
 class Detector(nn.Module):
     """The least that a model needs: parts, and a forward of tensors."""
 

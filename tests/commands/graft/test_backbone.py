@@ -37,9 +37,6 @@ def detector(backbone: dict, neck: dict, **more) -> Config:
     return config(model)
 
 
-# -------------------------------------------------------------------- plugins
-
-
 def test_plugins_are_identical_at_the_start():
     cfg = detector(BOTTLENECKS, WIDE)
     new = graft(cfg, lambda_plugins=True)
@@ -51,8 +48,6 @@ def test_plugins_are_identical_at_the_start():
     # 6 blocks of C4 and 3 of C5.
     assert len(layers) == 9
     assert {name.split('.')[1] for name in layers} == {'layer3', 'layer4'}
-
-
     # The proof finds an open gate.
     before, after = build_model(cfg), build_model(new)
     next(m for m in after.modules()
@@ -87,20 +82,15 @@ def test_plugins_and_fpt_together(backbone, stages):
 
 @pytest.mark.parametrize('backbone, words', [
     (dict(type='Res2Net', depth=50, base_channels=8, stem_channels=8,
-          base_width=26, scales=4), ['Res2Net', 'plugins', 'in_channels']),
-    (dict(type='ResNet', depth=18), ['bottleneck', '18']),
-    (dict(type='HourglassNet'), ['plugins', 'HourglassNet']),
-    (dict(BOTTLENECKS, num_stages=2), ['2 stages']),
-    (dict(BOTTLENECKS, base_channels=1), ['ResNet', 'num_groups']),
+          base_width=26, scales=4), 'Res2Net.*plugins.*in_channels'),
+    (dict(type='ResNet', depth=18), 'bottleneck.*18'),
+    (dict(type='HourglassNet'), 'plugins.*HourglassNet'),
+    (dict(BOTTLENECKS, num_stages=2), '2 stages'),
+    (dict(BOTTLENECKS, base_channels=1), 'ResNet.*num_groups'),
 ])
 def test_refused_plugins(backbone, words):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Refusal, match=words):
         graft(detector(backbone, WIDE), lambda_plugins=True)
-    for word in words:
-        assert word in str(caught.value)
-
-
-# --------------------------------------------------------------- LambdaResNet
 
 
 def test_a_lambda_resnet_for_a_resnet():
@@ -115,29 +105,23 @@ def test_a_lambda_resnet_for_a_resnet():
     with torch.device('meta'):
         model = build_model(both)
     assert isinstance(model.backbone, LambdaResNet)
+    with pytest.raises(ValueError, match='random'):
+        graft(cfg, backbone='lambda-resnet50', train_neck_only=True)
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(depth=101), ['depth 50', '101']),
-    (dict(type='ResNeXt', groups=32), ['ResNeXt']),
-    (dict(style='caffe'), ["style='pytorch'", 'caffe']),
-    (dict(dcn=dict(type='DCN')), ['dcn']),
-    (dict(plugins=[dict()]), ['plugins']),
-    (dict(base_channels=32), ['base_channels']),
-    (dict(multi_scale=3), ['multi_scale']),
+    (dict(depth=101), 'depth 50.*101'),
+    (dict(type='ResNeXt', groups=32), 'ResNeXt'),
+    (dict(style='caffe'), "style='pytorch'.*caffe"),
+    (dict(dcn=dict(type='DCN')), 'dcn'),
+    (dict(plugins=[dict()]), 'plugins'),
+    (dict(base_channels=32), 'base_channels'),
+    (dict(multi_scale=3), 'multi_scale'),
 ])
 def test_refused_backbones(change, words):
-    with pytest.raises(Refusal) as caught:
-        graft(detector(dict(RESNET, **change), FULL),
-              backbone='lambda-resnet50')
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_a_new_backbone_must_be_trained():
-    with pytest.raises(ValueError, match='random'):
-        graft(detector(RESNET, FULL), backbone='lambda-resnet50',
-              train_neck_only=True)
+    cfg = detector(dict(RESNET, **change), FULL)
+    with pytest.raises(Refusal, match=words):
+        graft(cfg, backbone='lambda-resnet50')
 
 
 @pytest.fixture(scope='module')

@@ -48,16 +48,11 @@ def test_each_neck_is_grafted_and_identical(name):
             dict(type='FPT', pyramid=None, in_channels=16, out_channels=16,
                  num_levels=4)
         ]
+        assert new.model.neck[-1].type == 'FPT'  # nested dicts are ConfigDicts
     proof = prove(cfg, new)
     assert proof.identical and proof.heads_compared and not proof.notes
     assert [c.what for c in proof.comparisons] == [
         'neck', 'bbox_head', 'predictions']
-
-
-def test_nested_dicts_are_config_dicts():
-    new = graft(retinanet(NECKS['FPN and BFP']))
-    assert new.model.neck[-1].type == 'FPT'
-    assert graft(retinanet(NECKS['PAFPN'])).model.neck.pyramid.type == 'PAFPN'
 
 
 def one_map(neck: dict | None, stages: int = 2) -> Config:
@@ -139,15 +134,11 @@ def test_custom_imports_are_appended():
 def test_a_detector_inside_a_wrapper():
     cfg = wrapped(retinanet(FPN))
     new = graft(cfg)
-    assert neck_of_detector(new) == dict(FPN, type='FPT')
+    assert new.model.detector.neck == dict(FPN, type='FPT')
     proof = prove(cfg, new)
     assert proof.identical
     assert {c.what.partition('.')[0] for c in proof.comparisons} == {
         'student', 'teacher'}
-
-
-def neck_of_detector(cfg: Config) -> dict:
-    return cfg.to_dict()['model']['detector']['neck']
 
 
 def test_a_part_that_takes_no_graft_is_not_changed():
@@ -157,7 +148,7 @@ def test_a_part_that_takes_no_graft_is_not_changed():
     cfg = config(dict(detector=retinanet(FPN).model.to_dict(),
                       reid=appearance))
     made = plan(cfg, Options())
-    assert neck_of_detector(made.cfg)['type'] == 'FPT'
+    assert made.cfg.model.detector.neck.type == 'FPT'
     assert made.cfg.model.reid == cfg.model.reid
     assert [site.name for site in made.sites] == ['model.detector']
     assert len(made.notes) == 2 and 'not changed' in made.notes[1]
@@ -184,23 +175,21 @@ class UpsideDown(torch.nn.Module):
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(neck=None), ['backbone', '[8, 16, 32, 64]', 'equal channels']),
+    (dict(neck=None), r'backbone.*\[8, 16, 32, 64\].*equal channels'),
     (dict(neck=dict(type='SSDNeck', in_channels=(32, 64),
                     out_channels=(32, 64, 16), level_strides=(2, ),
                     level_paddings=(1, )),
           backbone=dict(BACKBONE, out_indices=(2, 3))),
-     ['SSDNeck', '[32, 64]', 'levels=1']),
-    (dict(neck=dict(FPN, type='FPT')), ['already']),
-    (dict(neck=dict(type='GlobalAveragePooling')), ['maps (B, C, H, W)']),
-    (dict(neck=dict(type='UpsideDown')), ['from coarse to fine']),
+     r'SSDNeck.*\[32, 64\].*levels=1'),
+    (dict(neck=dict(FPN, type='FPT')), 'already'),
+    (dict(neck=dict(type='GlobalAveragePooling')), r'maps \(B, C, H, W\)'),
+    (dict(neck=dict(type='UpsideDown')), 'from coarse to fine'),
 ])
 def test_refusals_say_what_is_needed(change, words):
     model = retinanet(FPN).model.to_dict()
     model.update(change)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Refusal, match=words):
         graft(config(model))
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_inferred_levels():
@@ -242,27 +231,23 @@ def test_a_backbone_for_one_image_size():
 
 
 @pytest.mark.parametrize('options, error, words', [
-    (dict(neck='FTP'), ValueError, ["'FTP'", 'SelfTransformerNeck']),
-    (dict(levels=6), ValueError, ['levels', '5', '6']),
-    (dict(levels=0), ValueError, ['levels', '0']),
-    (dict(levels='2'), TypeError, ['levels', "'2'"]),
-    (dict(key_strides=[2, 1]), ValueError, ['key_strides', '(2, 1)']),
-    (dict(preset='paper'), ValueError, ["'light'", "'full'", "'paper'"]),
+    (dict(neck='FTP'), ValueError, "SelfTransformerNeck.*'FTP'"),
+    (dict(levels=6), ValueError, 'levels.*5.*6'),
+    (dict(levels=0), ValueError, 'levels.*0'),
+    (dict(levels='2'), TypeError, "levels.*'2'"),
+    (dict(key_strides=[2, 1]), ValueError, r'key_strides.*\(2, 1\)'),
+    (dict(preset='paper'), ValueError, "'light'.*'full'.*'paper'"),
     (dict(preset='full', neck_options=dict(preset='paper')), ValueError,
-     ["'full'", "'paper'", 'exclude']),
-    (dict(neck_options=dict(preset='large')), ValueError, ['preset', "'large'"]),
-    (dict(neck_options=dict(embed=3)), TypeError, ['embed']),
-    (dict(neck_options=dict(pyramid=None)), ValueError, ['pyramid']),
-    (dict(backbone='lambda-resnet51'), ValueError, ['lambda-resnet50',
-                                                    'lambda-resnet51']),
-    (dict(backbone='lambda-resnet50', lambda_plugins=True), ValueError,
-     ['exclude']),
+     "'full'.*'paper'.*exclude"),
+    (dict(neck_options=dict(preset='large')), ValueError, "preset.*'large'"),
+    (dict(neck_options=dict(embed=3)), TypeError, 'embed'),
+    (dict(neck_options=dict(pyramid=None)), ValueError, 'pyramid'),
+    (dict(backbone='lambda-resnet51'), ValueError, '-resnet50.*-resnet51'),
+    (dict(backbone='lambda-resnet50', lambda_plugins=True), ValueError, 'exclude'),
 ])
 def test_bad_options(options, error, words):
-    with pytest.raises(error) as caught:
+    with pytest.raises(error, match=words):
         graft(retinanet(FPN), **options)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_bad_configs():

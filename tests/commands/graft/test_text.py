@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from mmengine.config import Config
 from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.command import main, parser
 from fpt_plugin.commands.graft.text import (
-    base_name,
     check_gives,
     config_text,
     difference,
@@ -24,8 +21,6 @@ from fpt_plugin.commands.graft.text import (
 )
 from fpt_plugin.commands.graft.weights import randomise
 from fpt_plugin.openmmlab.models import build_model
-
-TOOL = Path(__file__).parents[3] / 'tools' / 'graft.py'
 
 
 def run(*args: str):
@@ -127,9 +122,6 @@ def test_lazy_configs_are_written_completely(tmp_path):
     assert type(neck.pyramid).__name__ == 'FPN'
 
 
-# ---------------------------------------------------------------- differences
-
-
 @pytest.mark.parametrize('old, new, want', [
     (dict(a=1), dict(a=1, b=2), dict(b=2)),
     (dict(a=dict(b=1, c=2)), dict(a=dict(b=1, c=3)), dict(a=dict(c=3))),
@@ -143,6 +135,9 @@ def test_lazy_configs_are_written_completely(tmp_path):
     (dict(a=1, b=(1, 2)), dict(a=True, b=[1, 2]), dict(a=True, b=[1, 2])),
     (dict(a=dict(b=1)), dict(a=dict(b=1)), dict()),
     (dict(a=dict(b=1)), dict(a=3), dict(a=3)),
+    # Keys that are no identifiers.
+    ({}, dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')}),
+     dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')})),
 ])
 def test_difference(old, new, want, tmp_path):
     assert repr(difference(old, new)) == repr(want)
@@ -150,13 +145,6 @@ def test_difference(old, new, want, tmp_path):
     text = config_text(Config(old), Config(new), 'old.py')
     write_config(text, Config(new), tmp_path / 'new.py')
     assert repr(Config.fromfile(tmp_path / 'new.py').to_dict()) == repr(new)
-
-
-def test_keys_that_are_no_identifiers(tmp_path):
-    new = dict(a={'neck.fusions': (1, ), 'lambda': [], 3: (2, 'x')})
-    text = config_text(Config(), Config(new), None)
-    write_config(text, Config(new), tmp_path / 'new.py')
-    assert Config.fromfile(tmp_path / 'new.py').to_dict() == new
 
 
 def test_configs_that_cannot_be_written(tmp_path):
@@ -168,15 +156,6 @@ def test_configs_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match='at b'):
         check_gives(Config(dict(a=1)), Config(dict(a=1, b=2)))
-
-
-def test_base_names(tmp_path):
-    assert base_name('mmseg::a/b.py', tmp_path) == 'mmseg::a/b.py'
-    write(retinanet(FPN), tmp_path / 'x' / 'b.py')
-    assert base_name(tmp_path / 'x' / 'b.py', tmp_path / 'y') == '../x/b.py'
-
-
-# ------------------------------------------------------------------ the command
 
 
 def test_config_proof_and_costs(tmp_path, capsys):
@@ -216,15 +195,15 @@ def test_without_out_it_is_printed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--neck-options', 'fusion=concat'], ['changes neck', '--no-proof']),
-    (['--neck-options', 'preset=paper'], ['changes neck', '--no-proof']),
-    (['--out', '{base}', '--force'], ['is read here']),
-    (['--out', 'new.yaml'], ['.py']),
-    (['--write-checkpoint'], ['--backbone']),
-    (['--checkpoint', 'missing.pth'], ['missing.pth']),
-    (['--lr-mult', '0'], ['lr_mult']),
-    (['--levels', '9'], ['levels', '9']),
-    (['--backbone', 'lambda-resnet50'], ['depth 50', '18']),
+    (['--neck-options', 'fusion=concat'], 'changes neck.*--no-proof'),
+    (['--neck-options', 'preset=paper'], 'changes neck.*--no-proof'),
+    (['--out', '{base}', '--force'], 'is read here'),
+    (['--out', 'new.yaml'], r'\.py'),
+    (['--write-checkpoint'], '--backbone'),
+    (['--checkpoint', 'missing.pth'], 'missing.pth'),
+    (['--lr-mult', '0'], 'lr_mult'),
+    (['--levels', '9'], 'levels.*9'),
+    (['--backbone', 'lambda-resnet50'], 'depth 50.*18'),
 ])
 def test_a_failed_command_writes_nothing(flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -233,10 +212,8 @@ def test_a_failed_command_writes_nothing(flags, words, tmp_path, monkeypatch):
     flags = [flag.format(base=base) for flag in flags]
     if '--out' not in flags:
         flags += ['--out', 'new.py']
-    with pytest.raises((OSError, ValueError)) as caught:
+    with pytest.raises((OSError, ValueError), match=words):
         run(base, '--no-costs', *flags)
-    for word in words:
-        assert word in str(caught.value)
     assert os.listdir(tmp_path) == ['plain.py']
     assert Path(base).read_text() == before
 
@@ -253,14 +230,3 @@ def test_an_existing_file_needs_force(tmp_path):
     with pytest.raises(IsADirectoryError):
         (tmp_path / 'folder.py').mkdir()
         run(base, '--out', tmp_path / 'folder.py', '--no-proof')
-
-
-def test_the_script_reports_in_one_line(tmp_path):
-    (tmp_path / 'empty.py').write_text('default_scope = "mmdet"\n')
-    result = subprocess.run(
-        [sys.executable, str(TOOL), str(tmp_path / 'empty.py')],
-        capture_output=True, text=True, timeout=300,
-        env={**os.environ, 'PYTHONPATH': str(TOOL.parents[1])})
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(
-        'graft failed: the config must set model')

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from fpt_plugin import FPT
 from fpt_plugin.commands.graft import graft
 from fpt_plugin.commands.graft.command import main, parser
 from fpt_plugin.commands.graft.weights import randomise
-from fpt_plugin.engine.train_graft_only import TrainGraftOnlyHook, grafted_modules
+from fpt_plugin.engine.train_graft_only import TrainGraftOnlyHook
 from fpt_plugin.openmmlab.models import build_model, load_config
 
 TOOLS = Path(__file__).parents[3] / 'tools'
@@ -86,23 +87,22 @@ def test_two_grafts_with_their_rates(first, tmp_path):
         assert rate == pytest.approx(want), name
 
 
+ONE_CYCLE = dict(type='OneCycleLR', eta_max=1.)
+
+
 @pytest.mark.parametrize('change, lr_mult, error, words', [
-    (lambda c: c.pop('optim_wrapper'), 2, ValueError, ['optim_wrapper']),
-    (lambda c: c.update(param_scheduler=[dict(type='OneCycleLR', eta_max=1.)]),
-     2, ValueError, ['OneCycleLR']),
-    (lambda c: c.update(param_scheduler=dict(type='OneCycleLR', eta_max=1.)),
-     2, ValueError, ['OneCycleLR']),
-    (lambda c: None, 0, ValueError, ['above 0']),
-    (lambda c: None, float('nan'), ValueError, ['above 0']),
-    (lambda c: None, '3', TypeError, ["'3'"]),
+    (dict(optim_wrapper=None), 2, ValueError, 'optim_wrapper'),
+    (dict(param_scheduler=[ONE_CYCLE]), 2, ValueError, 'OneCycleLR'),
+    (dict(param_scheduler=ONE_CYCLE), 2, ValueError, 'OneCycleLR'),
+    ({}, 0, ValueError, 'above 0'),
+    ({}, float('nan'), ValueError, 'above 0'),
+    ({}, '3', TypeError, "'3'"),
 ])
 def test_bad_learning_rates(change, lr_mult, error, words):
     cfg = retinanet(FPN)
-    change(cfg)
-    with pytest.raises(error) as caught:
+    cfg.update(change)
+    with pytest.raises(error, match=words):
         graft(cfg, lr_mult=lr_mult)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_the_config_of_train_neck_only():
@@ -117,19 +117,12 @@ def test_the_config_of_train_neck_only():
     assert 'custom_hooks' not in graft(retinanet(FPN))
 
 
-class Training:
-    """The part of a runner that the hook uses."""
-
-    def __init__(self, model):
-        self.model = model
-
-
 def test_the_hook_freezes_parameters_and_norms():
     neck = dict(FPN, norm_cfg=dict(type='BN'))
     cfg = graft(retinanet(neck), neck_options=dict(
         fusion_norm_cfg=dict(type='BN')))
     model = build_model(cfg)
-    hook, runner = TrainGraftOnlyHook(), Training(model)
+    hook, runner = TrainGraftOnlyHook(), SimpleNamespace(model=model)
     hook.before_train(runner)
     model.train()
     hook.before_train_iter(runner, 0)
@@ -146,12 +139,6 @@ def test_the_hook_freezes_parameters_and_norms():
     with_gradient = {n for n, p in model.named_parameters()
                      if p.grad is not None}
     assert with_gradient == trainable
-
-
-def test_the_hook_refuses_a_plain_model():
-    with pytest.raises(ValueError, match='FPT'):
-        TrainGraftOnlyHook().before_train(Training(build_model(retinanet(FPN))))
-    assert not grafted_modules(build_model(retinanet(FPN)))[0]
 
 
 # ------------------------------------------------------------ a few iterations
@@ -240,38 +227,38 @@ def tree(tmp_path_factory):
     return root
 
 
+def write_graft(plain_cfg: Config, folder: Path, *flags: str) -> dict:
+    """Graft by the command onto random weights, which are returned."""
+    plain = build_model(plain_cfg)
+    randomise(plain)
+    torch.save(dict(state_dict=plain.state_dict(), meta={}), folder / 'old.pth')
+    main(parser().parse_args([
+        write(plain_cfg, folder / 'plain.py'), '--out', str(folder / 'new.py'),
+        '--checkpoint', str(folder / 'old.pth'), '--no-costs', *flags]))
+    return plain.state_dict()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('only', [False, True])
 @pytest.mark.parametrize('name', MODELS)
 def test_a_graft_trains_from_the_plain_checkpoint(name, only, tree, tmp_path):
     """Train the config that the command has written."""
-    plain_cfg = trained_for(small(name), tree)
-    plain = build_model(plain_cfg)
-    randomise(plain)
-    checkpoint = tmp_path / 'old.pth'
-    torch.save(dict(state_dict=plain.state_dict(), meta={}), checkpoint)
-    out = tmp_path / 'new.py'
-    flags = ['--train-neck-only'] if only else []
-    main(parser().parse_args([
-        write(plain_cfg, tmp_path / 'plain.py'), '--out', str(out),
-        '--checkpoint', str(checkpoint), '--lr-mult', '2', '--no-costs',
-        *flags]))
-    cfg = Config.fromfile(out)
+    flags = ['--lr-mult', '2', *(['--train-neck-only'] if only else [])]
+    old = write_graft(trained_for(small(name), tree), tmp_path, *flags)
+    cfg = Config.fromfile(tmp_path / 'new.py')
     cfg.work_dir = str(tmp_path / 'work')
     runner = Runner.from_cfg(cfg)
     runner.train()
     neck = runner.model.neck
     assert isinstance(neck, FPT)
     moved = {}
-    old = plain.state_dict()
     for key, value in runner.model.state_dict().items():
         assert value.isfinite().all(), key
         source = key.replace('neck.pyramid.', 'neck.')
         if source in old:
             moved[key] = not torch.equal(value, old[source])
     assert any(moved.values()) != only
-    for fusion in neck.fusions:
-        assert fusion.out_conv.weight.any()
+    assert all(fusion.out_conv.weight.any() for fusion in neck.fusions)
     if only:
         gradients = {k for k, p in runner.model.named_parameters()
                      if p.requires_grad}
@@ -284,13 +271,7 @@ def test_two_processes_train_only_the_graft(tree, tmp_path):
     plain_cfg = trained_for(small('one-stage'), tree, iterations=3)
     plain_cfg.default_hooks = dict(checkpoint=dict(
         type='CheckpointHook', by_epoch=False, interval=3))
-    plain = build_model(plain_cfg)
-    randomise(plain)
-    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'old.pth')
-    main(parser().parse_args([
-        write(plain_cfg, tmp_path / 'plain.py'), '--out',
-        str(tmp_path / 'new.py'), '--checkpoint', str(tmp_path / 'old.pth'),
-        '--train-neck-only', '--no-costs', '--no-proof']))
+    old = write_graft(plain_cfg, tmp_path, '--train-neck-only', '--no-proof')
     result = subprocess.run(
         ['bash', str(TOOLS / 'dist_train.sh'), str(tmp_path / 'new.py'), '2',
          '--work-dir', str(tmp_path / 'run')],
@@ -300,6 +281,6 @@ def test_two_processes_train_only_the_graft(tree, tmp_path):
              'PORT': str(20000 + os.getpid() % 10000)})
     assert result.returncode == 0, result.stderr
     new = torch.load(tmp_path / 'run' / 'iter_3.pth')['state_dict']
-    for key, value in plain.state_dict().items():
+    for key, value in old.items():
         assert torch.equal(new[key.replace('neck.', 'neck.pyramid.')], value)
     assert new['neck.fusions.0.out_conv.weight'].any()

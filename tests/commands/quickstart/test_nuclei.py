@@ -5,6 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+from helpers.folders import names
 from helpers.synthetic_data import write_wheel
 
 from fpt_plugin.commands.quickstart import nuclei
@@ -67,14 +68,11 @@ def test_tiles_are_the_image_and_a_quarter_is_held_out(
     # A second call reuses the dataset.
     monkeypatch.setattr(nuclei, 'read_member', None)
     assert prepare_nuclei(root, tmp_path / 'cache') == root
-
-
-
-def test_another_folder_is_not_changed(tmp_path, package):
-    (tmp_path / 'nuclei' / 'images').mkdir(parents=True)
+    # Another folder is not changed.
+    (root / 'labels').rename(tmp_path / 'labels')
     with pytest.raises(RuntimeError, match='is not the dataset of nuclei'):
-        prepare_nuclei(tmp_path / 'nuclei', package())
-    assert [p.name for p in (tmp_path / 'nuclei').iterdir()] == ['images']
+        prepare_nuclei(root, tmp_path / 'cache')
+    assert names(root) == ['images']
 
 
 @pytest.mark.parametrize('labels, words', [
@@ -89,9 +87,6 @@ def test_bad_content_leaves_nothing(tmp_path, package, labels, words):
     assert not (tmp_path / 'nuclei').exists()
     with pytest.raises(ValueError, match=r"must hold nuc_raster, got \['a'\]"):
         nuclei.read_mask(archive(a=labels))
-
-
-# ---------------------------------------------------------- the second image
 
 
 def polygons(shapes, **columns):

@@ -30,14 +30,8 @@ def shipped(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    """Return a function that makes every training step fail."""
-
-    def fail(*_, **__):
-        raise AssertionError('trained again')
-
-    return lambda: monkeypatch.setattr(TrainingTime, 'before_train_iter', fail)
+def trained_again(*_, **__):
+    raise AssertionError('trained again')
 
 
 def run(*flags) -> dict:
@@ -101,7 +95,7 @@ def test_wrong_flags(shipped, flags, error, message):
 # ---------------------------------------------------------------- detection
 
 
-def test_run_and_run_again(small, capsys, no_training):
+def test_run_and_run_again(small, capsys, monkeypatch):
     summary = run('--epochs', '1')
     assert written(small) == summary
     assert {'ap', 'ap50', 'ap75', 'picture'} <= summary.keys()
@@ -114,7 +108,7 @@ def test_run_and_run_again(small, capsys, no_training):
     assert (picture[:, :64].min(-1) > 235).any()
     assert 'bash tools/run_tests.sh' in capsys.readouterr().out
 
-    no_training()
+    monkeypatch.setattr(TrainingTime, 'before_train_iter', trained_again)
     assert run('--epochs', '1') == summary
     assert 'go on from there' in capsys.readouterr().out
     for flags in (['--fresh'], ['--seed', '1']):
@@ -196,7 +190,7 @@ def test_segmentation_with_ufp_and_without_pyarrow(
 # -------------------------------------------------------------- pre-training
 
 
-def test_pretraining(small_pretraining, capsys, no_training):
+def test_pretraining(small_pretraining, capsys, monkeypatch):
     summary = run('--task', 'pretraining', '--epochs', '2')
     folder = small_pretraining / 'work_dirs' / 'quickstart-pretraining'
     assert written(small_pretraining, '-pretraining') == summary
@@ -222,7 +216,7 @@ def test_pretraining(small_pretraining, capsys, no_training):
     MODELS.build(cfg).init_weights()
 
     # A second run reuses the first and masks the same squares.
-    no_training()
+    monkeypatch.setattr(TrainingTime, 'before_train_iter', trained_again)
     assert run('--task', 'pretraining', '--epochs', '2') == summary
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+from helpers.folders import names
 from helpers.synthetic_data import voc_xml, write_wheel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,6 @@ from hypothesis import strategies as st
 from fpt_plugin.commands.quickstart import trees
 from fpt_plugin.commands.quickstart.packages import Package
 from fpt_plugin.commands.quickstart.trees import PHOTOGRAPHS, Tile, prepare_trees
-
-# ------------------------------------------------------------------- tiles
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 200))
@@ -37,9 +36,6 @@ def test_tiles_have_almost_equal_sides(width, height, size):
         # smaller photograph is one tile.
         assert max(sides) <= 1.5 * size + 1
         assert min(sides) >= min(length, size / 1.5 - 1)
-
-
-# ------------------------------------------------------------------- boxes
 
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(8, 60),
@@ -84,8 +80,6 @@ def test_voc_boxes_count_from_one():
     empty = trees.read_voc_boxes(b'<annotation></annotation>')
     assert empty.shape == (0, 4) and empty.dtype == np.float64
 
-
-# ----------------------------------------------------------------- dataset
 
 # Widths and heights: one tile, one smaller tile, 3 x 3 tiles, 2 x 2 tiles.
 SIZES = dict(zip(PHOTOGRAPHS, [(400, 400), (310, 250), (1190, 1210), (901, 700)]))
@@ -148,7 +142,6 @@ def load(dataset, split):
     return json.loads((dataset / 'annotations' / f'{split}.json').read_text())
 
 
-
 def test_images_and_annotations(dataset):
     """The splits contain every pixel and every box once."""
     from pycocotools.coco import COCO
@@ -183,18 +176,15 @@ def test_images_and_annotations(dataset):
     assert boxes == 30 * len(PHOTOGRAPHS)
     assert len(load(dataset, 'train')['images']) == 12
     assert [i['file_name'] for i in load(dataset, 'val')['images']] == HELD_OUT
-    assert {p.name for p in dataset.iterdir()} == {'annotations', 'train', 'val'}
-    assert [p.name for p in dataset.parent.iterdir()] == ['trees']
+    assert names(dataset) == ['annotations', 'train', 'val']
+    assert names(dataset.parent) == ['trees']
 
 
-
-def test_a_second_run_reuses_the_first(cache, tmp_path, monkeypatch):
-    root = tmp_path / 'trees'
-    assert prepare_trees(root, cache) == root
-    before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
+def test_a_second_run_reuses_the_first(dataset, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob('*')}
     monkeypatch.setattr(Package, 'fetch', None)
-    assert prepare_trees(str(root), cache) == root
-    assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == before
+    assert prepare_trees(str(dataset), 'nowhere') == dataset
+    assert {p: p.stat().st_mtime_ns for p in dataset.rglob('*')} == before
 
 
 @pytest.mark.parametrize('failure', ['full disk', 'interrupt'])
@@ -217,18 +207,13 @@ def test_an_interrupted_run_leaves_nothing(cache, dataset, tmp_path, monkeypatch
         with pytest.raises((KeyboardInterrupt, OSError)):
             prepare_trees(root, cache)
     assert len(calls) == 3
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
     prepare_trees(root, cache)
     for split in ('train', 'val'):
         assert load(root, split) == load(dataset, split)
 
 
-def test_wrong_wheels_and_folders(tmp_path, monkeypatch):
-    package = write_wheel(tmp_path / 'cache', {'deepforest/data/x.txt': b''})
-    monkeypatch.setattr(trees, 'DEEPFOREST', package)
-    with pytest.raises(RuntimeError, match=PHOTOGRAPHS[0]):
-        prepare_trees(tmp_path / 'trees', tmp_path / 'cache')
-    assert [p.name for p in tmp_path.iterdir()] == ['cache']
-    (tmp_path / 'trees').mkdir()
+def test_another_folder_is_not_changed(tmp_path):
     with pytest.raises(RuntimeError, match='is not the dataset of trees'):
-        prepare_trees(tmp_path / 'trees', tmp_path / 'cache')
+        prepare_trees(tmp_path, tmp_path / 'cache')
+    assert names(tmp_path) == []

@@ -100,9 +100,9 @@ def test_the_table_has_paired_differences(study, run):
     assert table.interval(rows[1].gains) == pytest.approx(1.4342, abs=1e-4)
     assert '| light | 3 | 0.50 | 53.33 ± 2.08 | +1.33 ± 1.43 |' in run(
         study, '--table')
-
-
-def test_one_seed_has_no_interval(study, run):
+    # One seed has no interval.
+    for file in folder.iterdir():
+        file.unlink()
     write(study, dict(fpn=[50], light=[49.5, 60]))
     shown = run(study, '--table')
     assert '| light | 2 | 0.50 | 54.75 ± 7.42 | -0.50 |' in shown

@@ -90,18 +90,11 @@ def test_pixels_keep_their_coordinates(image, library, transforms):
     for pack in ({}, dict(meta_keys=())):
         cfg = config(*transforms, library=library, **pack)
         assert_found(network_views(Model(), cfg, image))
-
-
-@pytest.mark.parametrize('wrap', [
-    lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
-    lambda dataset: dict(type='ConcatDataset', datasets=[dataset, dataset]),
-])
-def test_wrapped_datasets(image, wrap):
-    cfg = config(RESIZE)
-    cfg.test_dataloader = dict(dataset=wrap(cfg.test_dataloader.dataset))
-    assert_found(network_views(Model(), cfg, image))
-    cfg.test_dataloader = [cfg.test_dataloader]
-    assert_found(network_views(Model(), cfg, image))
+    dataset = cfg.test_dataloader.dataset
+    for wrapper in (dict(type='RepeatDataset', times=2, dataset=dataset),
+                    dict(type='ConcatDataset', datasets=[dataset, dataset])):
+        cfg.test_dataloader = [dict(dataset=wrapper)]
+        assert_found(network_views(Model(), cfg, image))
 
 
 @pytest.mark.parametrize('crop, stride, number', [
@@ -132,7 +125,6 @@ def test_crops_are_those_of_the_segmentor(image, crop, stride, number):
     # Normalised black is negative: subtract it.
     assert_found([NetworkView(v.inputs - v.inputs.min(), v.scale, v.offset)
                   for v in views])
-
 
 
 def test_cells_views_and_grids():

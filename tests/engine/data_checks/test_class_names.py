@@ -77,7 +77,7 @@ def test_datasets_in_configs(tmp_path, split, kind):
     expect(ValueError, rf'{split}_dataloader\S*.ann_file.*swapped', cfg, *SPLITS)
 
 
-def test_a_metric_with_a_file_of_its_own(tmp_path):
+def test_other_annotation_files_and_classes(tmp_path):
     cfg = coco_config(write_coco(tmp_path), classes=('disc', 'square'))
     content = json.loads((tmp_path / 'a.json').read_text())
     content['categories'].reverse()
@@ -86,6 +86,8 @@ def test_a_metric_with_a_file_of_its_own(tmp_path):
     expect(ValueError, 'val_evaluator.ann_file.*swapped', cfg, 'val')
     cfg.val_evaluator.format_only = True
     check_data(cfg, 'val')
+    # One class without a comma.
+    expect(ValueError, "got the text 'disc'", coco_config(tmp_path, classes='disc'))
 
 
 def test_mmdet_numbers_labels_in_the_files_order(tmp_path):
@@ -112,11 +114,6 @@ def test_datasets_that_number_labels_themselves(tmp_path, kind):
     cfg = coco_config(write_coco(tmp_path), classes=('square', 'disc'))
     cfg.train_dataloader.dataset.type = Sorted if kind == 'Sorted' else kind
     check_data(cfg, 'train')
-
-
-def test_one_class_without_a_comma(tmp_path):
-    cfg = coco_config(write_coco(tmp_path), classes='disc')
-    expect(ValueError, "got the text 'disc'", cfg)
 
 
 def test_names_from_the_constructor_of_a_users_class(tmp_path):

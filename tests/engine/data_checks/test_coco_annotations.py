@@ -146,13 +146,16 @@ def test_masks_are_needed_to_load_or_evaluate_them(
     expect(kind, "1 annotations without 'segmentation'", cfg, split)
 
 
-def test_images_that_are_not_there(tmp_path):
+def test_images_that_are_not_there_and_no_coco_file(tmp_path):
     cfg = coco_config(write_coco(tmp_path))
     (tmp_path / '2.png').unlink()
     expect(UserWarning, '1 of 3 images .* are not there', cfg)
     for name in ('1.png', '3.png'):
         (tmp_path / name).unlink()
     expect(ValueError, '3 of 3 images .* are not there', cfg)
+    for text in ('{"images": [', '[1]', '{"images": {}}', ''):
+        (tmp_path / 'a.json').write_text(text)
+        expect(ValueError, 'a.json', cfg)
 
 
 def test_exif_orientation(tmp_path):
@@ -166,13 +169,6 @@ def test_exif_orientation(tmp_path):
     Image.new('RGB', (40, 60)).save(tmp_path / '1.jpg', exif=exif)
     assert cv2.imread(str(tmp_path / '1.jpg')).shape == (40, 60, 3)
     expect(None, '', cfg)
-
-
-@pytest.mark.parametrize('text', ['{"images": [', '[1]', '{"images": {}}', ''])
-def test_no_coco_file(tmp_path, text):
-    cfg = coco_config(write_coco(tmp_path))
-    (tmp_path / 'a.json').write_text(text)
-    expect(ValueError, 'a.json', cfg)
 
 
 def test_panoptic_files_keep_their_own_annotations(tmp_path):
