@@ -55,6 +55,19 @@ def host_of(name: str) -> str:
     return base if '::' in base else host_of(f'{folder(name)}/{base}')
 
 
+def host_has(name: str) -> bool:
+    """Tell whether the root config has the head and backbone of a shipped one.
+
+    All ResNets count as equal: they differ in depth, which a setting changes.
+    """
+    if 'depth' in load(name).model.backbone:
+        return True
+    ours, host = (
+        [cfg.model[part].type for part in ('backbone', 'decode_head', 'roi_head')
+         if part in cfg.model] for cfg in (load(name), load_host(name)))
+    return ours == host
+
+
 def without_fpt(name: str) -> Config:
     """Read a shipped config with only the pyramid inside FPT as its neck."""
     cfg = load(name)
