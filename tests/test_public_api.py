@@ -57,37 +57,6 @@ def test_removed_lines_break(old, start):
         assert broken(old, [x for x in old if x != line]) == [line]
 
 
-def with_arguments(function):
-    return [f'model Own: {public_api.arguments(function)}']
-
-
-@pytest.mark.parametrize('changed', [
-    pytest.param(lambda x, b=2: 0, id='renamed'),
-    pytest.param(lambda x: 0, id='removed'),
-    pytest.param(lambda x, a=3: 0, id='another default'),
-    pytest.param(lambda x, a: 0, id='no default'),
-    pytest.param(lambda x, *, a=2: 0, id='keyword-only'),
-    pytest.param(lambda a=2, x=0: 0, id='another order'),
-    pytest.param(lambda x, new, a=2: 0, id='a required one before'),
-    pytest.param(lambda x, new=1, a=2: 0, id='an optional one before'),
-    pytest.param(lambda x, a=2, *, new: 0, id='a required keyword'),
-])
-def test_changed_arguments_break(changed):
-    old = with_arguments(lambda x, a=2: 0)
-    assert broken(old, old) == []
-    assert broken(old, with_arguments(changed))
-
-
-@pytest.mark.parametrize('grown', [
-    lambda x, a={'type': 'BN', 'n': (1, 2)}, b=None: 0,
-    lambda x, a={'type': 'BN', 'n': (1, 2)}, *, b=None: 0,
-    lambda x, a={'type': 'BN', 'n': (1, 2)}, **others: 0])
-def test_optional_arguments_are_additions(grown):
-    old = with_arguments(lambda x, a={'type': 'BN', 'n': (1, 2)}: 0)
-    new = with_arguments(grown)
-    assert public_api.compare(old, new) == ([], new)
-
-
 @pytest.mark.parametrize('change', [
     dict(self_transformer=None), dict(embed_channels=64), dict(fusion='concat'),
     dict(grounding_transformer=dict(type='GroundingTransformer',

@@ -8,7 +8,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from fpt_plugin import LambdaLayer, LambdaResNet
-from fpt_plugin.backbones.architectures import ARCHITECTURES
 
 # Small windows for speed; the tests do not depend on their size.
 SMALL = dict(context_size=5)
@@ -115,13 +114,6 @@ def test_a_block_starts_as_its_shortcut():
         backbone.init_weights()
     other = LambdaResNet(50, zero_init_residual=False)
     assert other.layer4[1].bn3.weight.eq(1).all()
-
-
-def test_init_cfg_overrides_the_default_initialisation():
-    backbone = LambdaResNet('26t', init_cfg=dict(
-        type='Constant', val=0.5, layer='Conv2d'))
-    backbone.init_weights()
-    assert backbone.layer1[0].conv1.weight.eq(0.5).all()
 
 
 def test_init_weights_keeps_pretrained_weights(tmp_path):
@@ -246,8 +238,3 @@ def test_it_accepts_the_resnet_arguments_of_a_base_config(library, base, options
 def test_bad_arguments(options, error, words):
     with pytest.raises(error, match=words):
         LambdaResNet(**{'depth': 50, **options})
-
-
-def test_every_architecture_is_described():
-    doc = LambdaResNet.__doc__
-    assert all(str(depth) in doc for depth in ARCHITECTURES)

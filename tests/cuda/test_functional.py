@@ -7,13 +7,8 @@ import torch
 from helpers.functions import FUNCTIONS, draw
 from helpers.oracles import all_agree, relative_error, run_with_gradients
 
-from fpt_plugin.functional import (
-    content_lambda,
-    local_mixture_attention,
-    mixture_attention,
-    position_lambda,
-    reference,
-)
+from fpt_plugin import functional
+from fpt_plugin.functional import reference
 from fpt_plugin.functional.checks import SIMILARITIES
 from fpt_plugin.functional.lambdas import PATHS as ORDERS
 from fpt_plugin.functional.paths import LOCAL_PATHS, MIXTURE_PATHS
@@ -40,6 +35,34 @@ LAMBDAS = [((2, 2, 3, 9, 8), (2, 1, 4, 9, 8), (5, 5)),
            ((1, 4, 16, 1, 1), (1, 1, 8, 1, 1), (23, 23)),
            ((1, 2, 3, 5, 7), (1, 2, 3, 5, 7), (3, 7)),
            ((2, 4, 16, 25, 42), (2, 1, 32, 25, 42), (23, 23))]
+# key (B, k, u, n), value (B, u, v, n)
+CONTENTS = [((2, 3, 1, 20), (2, 1, 4, 20)), ((1, 3, 2, 1), (1, 2, 4, 1)),
+            ((2, 16, 4, 1050), (2, 4, 64, 1050))]
+
+
+def cases():
+    """Yield the name of a function, the shapes of its operands, and its options."""
+    for similarity in SIMILARITIES:
+        for path in (None, *MIXTURE_PATHS):
+            for sizes in ATTENTION:
+                yield ('mixture_attention', attention_shapes(*sizes),
+                       dict(similarity=similarity, path=path))
+        for path in (None, *LOCAL_PATHS):
+            for window, fine, coarse, pad in WINDOWS:
+                yield ('local_mixture_attention',
+                       [(2, 2, 6, *fine), (2, 2, 6, *coarse), (2, 10, *coarse), (2, 2)],
+                       dict(window=window, similarity=similarity, pad=pad, path=path))
+    for path in (None, *ORDERS):
+        for query, value, window in LAMBDAS:
+            yield ('position_lambda', [query, value, (query[2], value[1], *window)],
+                   dict(path=path))
+    for shapes in CONTENTS:
+        yield 'content_lambda', shapes, {}
+
+
+def attention_shapes(batch, parts, queries, keys, depth, channels):
+    return [(batch, parts, queries, depth), (batch, parts, keys, depth),
+            (batch, keys, channels), (batch, parts)]
 
 
 def randn(device, dtype, *shapes):
@@ -49,40 +72,25 @@ def randn(device, dtype, *shapes):
              ).to(dtype) for shape in shapes]
 
 
-def mixture_weights(device, dtype, batch, parts):
-    """Draw weights as the layers do: in float32 or wider."""
-    wide = torch.promote_types(dtype, torch.float32)
-    return torch.randn(batch, parts, device=device).softmax(1).to(wide)
+def draw_operands(device, dtype, shapes):
+    """Draw operands; mixture weights, the fourth, in float32 or wider as in layers."""
+    operands = randn(device, dtype, *shapes[:3])
+    for shape in shapes[3:]:
+        wide = torch.promote_types(dtype, torch.float32)
+        operands.append(torch.randn(shape, device=device).softmax(1).to(wide))
+    return operands
 
 
-def attention_operands(device, dtype, sizes=ATTENTION[0]):
-    batch, parts, queries, keys, depth, channels = sizes
-    return [
-        *randn(device, dtype, (batch, parts, queries, depth),
-               (batch, parts, keys, depth), (batch, keys, channels)),
-        mixture_weights(device, dtype, batch, parts)
-    ]
-
-
-def local_operands(device, dtype, fine, coarse, batch=2):
-    return [
-        *randn(device, dtype, (batch, 2, 6, *fine), (batch, 2, 6, *coarse),
-               (batch, 10, *coarse)),
-        mixture_weights(device, dtype, batch, 2)
-    ]
-
-
-def lambda_operands(device, dtype, query, value, window):
-    return randn(device, dtype, query, value,
-                 (query[2], value[1], *window))
-
-
-def agree(function, formula, operands, tolerance, **options):
-    """Compare the output and all gradients with those of the formula."""
-    want = run_with_gradients(formula, [x.double() for x in operands], **{
-        key: value for key, value in options.items() if key != 'path'})
-    got = run_with_gradients(function, operands, **options)
-    assert got[0].dtype == operands[2 if len(operands) == 4 else 1].dtype
+def agree(name, operands, tolerance, **options):
+    """Compare the output and all gradients of a function with those of its formula."""
+    want = run_with_gradients(
+        getattr(reference, name), [x.double() for x in operands],
+        **{key: value for key, value in options.items() if key != 'path'})
+    got = run_with_gradients(getattr(functional, name), operands, **options)
+    dtype = operands[2 if len(operands) == 4 else 1].dtype
+    if name == 'content_lambda':
+        dtype = torch.promote_types(dtype, torch.float32)
+    assert got[0].dtype == dtype
     assert all(g.dtype == x.dtype for g, x in zip(got[1:], operands))
     floor = 0.1 * max(x.norm().item() for x in want)
     for i, (g, w) in enumerate(zip(got, want)):
@@ -92,89 +100,38 @@ def agree(function, formula, operands, tolerance, **options):
         assert error <= allowed, f'gradient {i}' if i else 'output'
 
 
-def overflows(path, similarity, dtype):
-    """Squared norms, which the fused path needs, overflow in float16."""
-    return path == 'fused' and similarity == 'neg_euclid' \
-        and dtype == torch.float16
-
-
-# ------------------------------------------------------------------- attention
-
-
-@pytest.mark.parametrize('sizes', ATTENTION, ids=str)
-@pytest.mark.parametrize('similarity', SIMILARITIES)
-@pytest.mark.parametrize('path', [None, *MIXTURE_PATHS])
+@pytest.mark.parametrize('name, shapes, options', cases())
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_attention(device, dtype, path, similarity, sizes):
-    operands = attention_operands(device, dtype, sizes)
-    options = dict(similarity=similarity, path=path)
-    if overflows(path, similarity, dtype):
+def test_agrees_with_the_formula(device, dtype, name, shapes, options):
+    operands = draw_operands(device, dtype, shapes)
+    if (options.get('path'), options.get('similarity'), dtype) == (
+            'fused', 'neg_euclid', torch.float16):
+        # Squared norms, which the fused path needs, overflow.
         with pytest.raises(ValueError, match='float16'):
-            mixture_attention(*operands, **options)
-        return
-    agree(mixture_attention, reference.mixture_attention, operands,
-          TOLERANCES[dtype], **options)
+            functional.mixture_attention(*operands, **options)
+    else:
+        agree(name, operands, TOLERANCES[dtype], **options)
 
 
 @pytest.mark.parametrize('similarity', SIMILARITIES)
 def test_attention_of_unusual_strides(device, similarity):
     """Maps in channels_last, split as in the layers."""
-    maps = [x.contiguous(memory_format=torch.channels_last)
-            for x in randn(device, torch.float32, (2, 12, 5, 7), (2, 12, 3, 4),
-                           (2, 12, 3, 4))]
+    *maps, weights = draw_operands(
+        device, torch.float32, [(2, 12, 5, 7), (2, 12, 3, 4), (2, 12, 3, 4), (2, 2)])
+    maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
     query, key = (x.unflatten(1, (2, 6)).flatten(3).mT for x in maps[:2])
-    operands = [query, key, maps[2].flatten(2).mT,
-                mixture_weights(device, torch.float32, 2, 2)]
-    agree(mixture_attention, reference.mixture_attention, operands, 1e-5,
+    agree('mixture_attention', [query, key, maps[2].flatten(2).mT, weights], 1e-5,
           similarity=similarity)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_distances_far_from_zero(device, dtype):
     """Squared norms are 10,000 times larger than the distances."""
-    query, key, *others = attention_operands(device, dtype, (1, 2, 40, 30, 8, 8))
+    query, key, *others = draw_operands(
+        device, dtype, attention_shapes(1, 2, 40, 30, 8, 8))
     far = [(x.float() / 8 + 32).to(dtype) for x in (query, key)]
-    agree(mixture_attention, reference.mixture_attention, [*far, *others],
-          3 * TOLERANCES[dtype], similarity='neg_euclid')
-
-
-# --------------------------------------------------------------------- windows
-
-
-@pytest.mark.parametrize('window, fine, coarse, pad', WINDOWS)
-@pytest.mark.parametrize('similarity', SIMILARITIES)
-@pytest.mark.parametrize('path', [None, *LOCAL_PATHS])
-@pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_local_attention(device, dtype, path, similarity, window, fine, coarse,
-                         pad):
-    agree(local_mixture_attention, reference.local_mixture_attention,
-          local_operands(device, dtype, fine, coarse), TOLERANCES[dtype],
-          window=window, similarity=similarity, pad=pad, path=path)
-
-
-# --------------------------------------------------------------------- lambdas
-
-
-@pytest.mark.parametrize('query, value, window', LAMBDAS)
-@pytest.mark.parametrize('path', [None, *ORDERS])
-@pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_position_lambda(device, dtype, path, query, value, window):
-    agree(position_lambda, reference.position_lambda,
-          lambda_operands(device, dtype, query, value, window),
-          TOLERANCES[dtype], path=path)
-
-
-@pytest.mark.parametrize('key, value', [
-    ((2, 3, 1, 20), (2, 1, 4, 20)), ((1, 3, 2, 1), (1, 2, 4, 1)),
-    ((2, 16, 4, 1050), (2, 4, 64, 1050))])
-@pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_content_lambda(device, dtype, key, value):
-    operands = randn(device, dtype, key, value)
-    want = run_with_gradients(
-        reference.content_lambda, [x.double() for x in operands])
-    got = run_with_gradients(content_lambda, operands)
-    assert got[0].dtype == torch.promote_types(dtype, torch.float32)
-    all_agree(got, want, TOLERANCES[dtype])
+    agree('mixture_attention', [*far, *others], 3 * TOLERANCES[dtype],
+          similarity='neg_euclid')
 
 
 # --------------------------------------------- all functions with small operands

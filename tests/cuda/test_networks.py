@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import layer_formulas
-from helpers.base import backbone_maps
+from helpers.base import Unpacked, backbone_maps
 from helpers.mixed_precision import PRECISIONS, TOLERANCES, Trained, agree, double
 from helpers.oracles import randomise, settle_norms
 from torch import nn
@@ -71,21 +71,10 @@ def skip_slow(device, precision):
         pytest.skip('float16 convolutions take minutes on a CPU')
 
 
-class Neck(nn.Module):
-    """A neck that takes its maps one by one."""
-
-    def __init__(self, neck):
-        super().__init__()
-        self.neck = neck
-
-    def forward(self, *maps):
-        return self.neck(maps)
-
-
 def make_neck(name, device, size=(13, 18), batch=2,
               format=torch.contiguous_format):
     create, channels = NECKS[name]
-    neck = Neck(randomise(create())).to(device, memory_format=format)
+    neck = Unpacked(randomise(create())).to(device, memory_format=format)
     # The norms get their statistics from larger maps: they need more than one pixel.
     usual, maps = ([
         x.to(device, memory_format=format)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
+from helpers.learning import descend, without_gradient
 from helpers.masked_swins import green_mim, sim_mim
+from helpers.pixel_gpts import images, pixel_gpt
 
 from fpt_plugin.functional.window_groups import (
     attend_in_groups,
@@ -15,51 +18,60 @@ from fpt_plugin.functional.window_groups import (
 
 pytestmark = pytest.mark.cuda
 
-
-@pytest.fixture
-def swins():
-    """Skip where the library cannot be imported."""
-    pytest.importorskip('mmdet.models', exc_type=ImportError)
-
-
+small_gpt = partial(pixel_gpt, dict(depth=2, embed_dims=64, num_heads=2), (8, 8))
+OBJECTIVES = ('autoregressive', 'masked')  # of a PixelGPT
 MODELS = dict(
     groups=green_mim,
-    uniform=lambda: green_mim(sampling='uniform'),
-    simmim=sim_mim)
-models = pytest.mark.parametrize('make', MODELS.values(), ids=MODELS)
+    uniform=partial(green_mim, sampling='uniform'),
+    simmim=sim_mim,
+    **{name: partial(small_gpt, objective=name) for name in OBJECTIVES})
 
 
-def step(model, images, visible):
-    loss = model.loss(images, visible, model.grid_of(images))
+@pytest.fixture(params=MODELS)
+def model_and_images(request):
+    """Return a model and images; skip where the library of a Swin is absent."""
+    if request.param in OBJECTIVES:
+        return MODELS[request.param](), images(3, (8, 8))
+    pytest.importorskip('mmdet.models', exc_type=ImportError)
+    return MODELS[request.param](), torch.randn(2, 3, 96, 128)
+
+
+def loss_of(model, x):
+    return model(x, mode='loss')['loss']
+
+
+def step(model, x):
+    torch.manual_seed(0)  # masks are drawn on the CPU
+    loss = loss_of(model, x)
     return loss, torch.autograd.grad(loss, list(model.parameters()))
 
 
-@models
-def test_equals_the_cpu(make, device, swins):
-    model, images = make(), torch.randn(2, 3, 96, 128)
-    visible = model.draw(2, (3, 4))
-    wanted = step(model, images, visible)
-    found = step(deepcopy(model).to(device), images.to(device), visible)
+def test_equals_the_cpu(model_and_images, device):
+    model, x = model_and_images
+    wanted = step(model, x)
+    found = step(deepcopy(model).to(device), x.to(device))
     torch.testing.assert_close(found[0].cpu(), wanted[0], rtol=1e-4, atol=1e-5)
     for a, b in zip(found[1], wanted[1]):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-4)
 
 
-@models
-def test_bfloat16_for_a_hundred_steps(make, device, swins):
-    model = make().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    images = torch.randn(4, 3, 64, 64, device=device)
-    losses = []
-    for _ in range(100):
+def test_bfloat16_for_a_hundred_steps(model_and_images, device):
+    model, x = (part.to(device) for part in model_and_images)
+
+    def loss():
         with torch.autocast(device.type, torch.bfloat16):
-            loss = model(images, mode='loss')['loss']
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    losses = torch.stack(losses)
+            return loss_of(model, x)
+
+    losses = torch.tensor(descend(model, loss, steps=100, lr=1e-3))
     assert losses.isfinite().all() and losses[-10:].mean() < losses[:10].mean()
+
+
+def test_a_step_does_not_wait(model_and_images, device, no_sync):
+    model, x = (part.to(device) for part in model_and_images)
+    loss_of(model, x).backward()
+    with no_sync():
+        loss_of(model, x).backward()
+    assert not without_gradient(model, zero=True)
 
 
 def test_attention_does_not_wait(device, no_sync):
@@ -72,10 +84,18 @@ def test_attention_does_not_wait(device, no_sync):
     assert qkv.grad.isfinite().all() and table.grad.isfinite().all()
 
 
-@models
-def test_a_step_does_not_wait(make, device, swins, no_sync):
-    model, images = make().to(device), torch.randn(2, 3, 96, 96, device=device)
-    model(images, mode='loss')['loss'].backward()
-    with no_sync():
-        model(images, mode='loss')['loss'].backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+def test_features_and_generation_of_a_pixel_gpt(device):
+    model, x = small_gpt().double(), images(2, (8, 8)).double()
+    there = deepcopy(model).to(device)
+    for a, b in zip(there.features(x.to(device)), model.features(x)):
+        torch.testing.assert_close(a.cpu(), b)
+    likeliest = dict(top_k=1)
+    wanted = model.complete(x, **likeliest)
+    found = there.complete(
+        x.to(device), generator=torch.Generator(device).manual_seed(0), **likeliest)
+    assert torch.equal(found.cpu(), wanted)
+    prompt = there.tokens(x.to(device))[:, :9]
+    cached, uncached = (there.generate(
+        prompt, generator=torch.Generator(device).manual_seed(3), cached=cached)
+        for cached in (True, False))
+    assert torch.equal(cached, uncached)

@@ -9,13 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpt_plugin.functional import (
-    budget,
     content_lambda,
-    lambda_strips,
     lambdas,
     position_lambda,
     reference,
-    tiles,
 )
 from fpt_plugin.functional.lambda_orders import ORDERS, crop_embedding, estimate_costs
 
@@ -61,33 +58,6 @@ def test_the_references_are_the_papers_sum(intra, window):
     if intra == 1:
         torch.testing.assert_close(
             reference.position_lambda_depthwise(*inputs), want)
-
-
-@settings(max_examples=120)
-@given(
-    path=st.sampled_from([None, *ORDERS]),
-    batch=st.integers(1, 2),
-    heads=st.integers(1, 4),
-    depth=st.integers(1, 5),
-    intra=st.integers(1, 3),
-    channels=st.integers(1, 5),
-    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    window=st.tuples(*[st.sampled_from([1, 3, 5, 7, 23])] * 2),
-    cell=st.tuples(st.integers(1, 4), st.integers(1, 9)),
-    numbers=st.sampled_from([1, 2000, 1 << 20]),
-    together=st.booleans())
-def test_agrees_with_the_formula(path, batch, heads, depth, intra, channels,
-                                 size, window, cell, numbers, together):
-    inputs = operands(batch, heads, depth, intra, channels, size, window)
-    want = run(reference.position_lambda, inputs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(lambda_strips.CELL, 'cpu', cell)
-        patch.setitem(budget.SCORE_BUDGET, 'cpu', numbers)
-        patch.setitem(tiles.MULTI_STRIP_BUDGET, 'cpu', numbers if together else 0)
-        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
-            got = run(position_lambda, [x.to(dtype) for x in inputs], path=path)
-            assert got[0].dtype == dtype
-            all_agree(got, want, tolerance)
 
 
 @pytest.mark.parametrize('path', ORDERS)
@@ -156,22 +126,6 @@ def test_the_environment_variable_names_an_order(monkeypatch):
     monkeypatch.setenv('FPT_LAMBDA', 'fastest')
     with pytest.raises(ValueError, match="FPT_LAMBDA must be .* 'fastest'"):
         position_lambda(*inputs)
-
-
-def test_an_exported_graph_works_at_every_size():
-    class Module(torch.nn.Module):
-
-        def forward(self, *inputs):
-            return position_lambda(*inputs)
-
-    dim = torch.export.Dim
-    height, width = dim('height', min=2, max=64), dim('width', min=2, max=64)
-    sizes = {3: height, 4: width}
-    program = torch.export.export(
-        Module(), tuple(operands()), dynamic_shapes=((sizes, sizes, None), ))
-    other = operands(size=(17, 21), seed=1)
-    torch.testing.assert_close(program.module()(*other),
-                               position_lambda(*other))
 
 
 @pytest.mark.parametrize('index, shape, words', [

@@ -3,8 +3,6 @@ import torch
 from helpers.functions import draw_shapes
 from helpers.oracles import all_agree
 from helpers.oracles import run_with_gradients as run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fpt_plugin.functional import (
     budget,
@@ -25,45 +23,9 @@ def operands(fine=(7, 9), coarse=(4, 5), batch=2, parts=2, depth=3, channels=4,
     return [x.to(dtype) for x in (*operands, weights.softmax(dim=1))]
 
 
-def assert_exact(inputs, tolerance=1e-5, **options):
-    """Compare both precisions with the formula in float64."""
-    want = run(reference.local_mixture_attention,
-               [x.double() for x in inputs], **options)
-    for dtype, limit in ((torch.float64, 1e-11), (torch.float32, tolerance)):
-        got = run(local_mixture_attention, [x.to(dtype) for x in inputs],
-                  **options)
-        assert got[0].dtype == dtype
-        all_agree(got, want, limit)
-
-
 options = pytest.mark.parametrize('similarity, pad', [
     (s, p) for s in ('dot', 'neg_euclid') for p in ('zero', 'mask')
 ])
-
-
-@settings(max_examples=60)
-@given(
-    fine=st.tuples(st.integers(1, 20), st.integers(1, 40)),
-    coarse=st.tuples(st.integers(1, 12), st.integers(1, 30)),
-    batch=st.integers(1, 3),
-    parts=st.integers(1, 4),
-    depth=st.integers(1, 6),
-    channels=st.integers(1, 6),
-    window=st.sampled_from([1, 3, 5, 7]),
-    similarity=st.sampled_from(['dot', 'neg_euclid']),
-    pad=st.sampled_from(['zero', 'mask']),
-    scale=st.sampled_from([None, 0.3, 1.0]),
-    strip=st.sampled_from([1, 2, 5, 12]))
-def test_agrees_with_the_formula(fine, coarse, batch, parts, depth, channels,
-                                 window, similarity, pad, scale, strip):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, 'STRIP', strip)
-        assert_exact(
-            operands(fine, coarse, batch, parts, depth, channels),
-            window=window,
-            similarity=similarity,
-            pad=pad,
-            scale=scale)
 
 
 @options

@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers.fuzz_cases import (
     CASES,
-    assert_agrees,
+    assert_agree,
     batches,
     draw_tensors,
+    exact_twin,
     layouts,
     leaf,
     lengths,
@@ -23,7 +24,7 @@ from helpers.fuzz_cases import (
 from hypothesis import strategies as st
 
 from fpt_plugin import functional
-from fpt_plugin.functional import budget, lambda_strips, reference, windows
+from fpt_plugin.functional import budget, lambda_strips, reference, tiles, windows
 from fpt_plugin.functional.lambda_orders import ORDERS
 
 narrow = st.integers(1, 5)
@@ -78,13 +79,11 @@ def check_function(name, shapes, traits, *, spread, seed, upstream, options={},
         out_dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     function, formula = (getattr(x, name) for x in (functional, reference))
     paths = {} if path is None else dict(path=path)
-    assert_agrees(
-        lambda *x: function(*x, **options, **paths),
-        lambda *x: formula(*x, **options),
-        leaves,
-        upstream=upstream,
-        out_dtype=out_dtype,
-        tolerance=precision(dtypes) if tolerance is None else tolerance)
+    exact = {key: exact_twin(x) for key, x in leaves.items()}
+    got = function(*leaves.values(), **options, **paths)
+    assert got.dtype == out_dtype
+    assert_agree([got], [formula(*exact.values(), **options)], leaves, exact,
+                 precision(dtypes) if tolerance is None else tolerance, upstream)
 
 
 def test_as_many_cases_as_promised():
@@ -149,9 +148,10 @@ def test_local_mixture_attention(cases, limit, monkeypatch):
 def test_position_lambda(cases, limit, monkeypatch):
 
     def check(batch, heads, depth, intra, channels, size, window, traits, budget,
-              cell, **case):
+              cell, strips, **case):
         limit(budget)
         monkeypatch.setitem(lambda_strips.CELL, 'cpu', cell)
+        monkeypatch.setitem(tiles.MULTI_STRIP_BUDGET, 'cpu', strips)
         check_function(
             'position_lambda',
             dict(query=(batch, heads, depth, *size),
@@ -164,7 +164,8 @@ def test_position_lambda(cases, limit, monkeypatch):
         intra=st.integers(1, 3), channels=narrow, size=sizes(),
         window=st.tuples(sides, sides), traits=traits(3),
         path=st.sampled_from([None, None, *ORDERS, 'eager']), budget=budgets,
-        cell=st.tuples(st.integers(1, 4), st.integers(1, 9)))
+        cell=st.tuples(st.integers(1, 4), st.integers(1, 9)),
+        strips=st.sampled_from([0, 0, 1, 2000, 1 << 20]))
 
 
 @lengths('content_lambda')

@@ -9,10 +9,8 @@ import pytest
 import torch
 from helpers import layer_formulas as formulas
 from helpers.fuzz_cases import (
-    LAYOUTS,
+    assert_agree,
     batches,
-    compare,
-    compare_gradients,
     draw_tensors,
     exact_twin,
     layouts,
@@ -85,26 +83,19 @@ def check_layer(layer, formula, shapes, mode, seed, learns, layouts,
     ]
     for parameter, learn in zip(layer.parameters(), learns[2:]):
         parameter.requires_grad_(learn)
+    leaves = {f'map {i}': x for i, x in enumerate(maps)}
+    exact_leaves = {name: exact_twin(x) for name, x in leaves.items()}
     exact = copy.deepcopy(layer).double().requires_grad_()
-    exact_maps = list(map(exact_twin, maps))
     with torch.autocast('cpu', torch.bfloat16, enabled=mode == 'autocast'):
         got = layer(*maps, **options)
-    want = formula(exact, *exact_maps, *formula_args)
-    compare('output', got, want, tolerance)
+    want = formula(exact, *exact_leaves.values(), *formula_args)
     # Norms after the layer need usual strides: see LambdaLayer.forward.
     if got.shape[0] and all(x.stride() in usual_strides(x) for x in maps):
         assert got.stride() in usual_strides(got)
-    leaves = dict(layer.named_parameters())
-    exact_leaves = dict(exact.named_parameters())
-    for i, (x, y) in enumerate(zip(maps, exact_maps)):
-        leaves[f'map {i}'], exact_leaves[f'map {i}'] = x, y
-    assert got.requires_grad == any(x.requires_grad for x in leaves.values())
-    if not got.requires_grad:
-        return
-    upstream = draw_tensors(seed + 1, got.shape)[0].to(got.dtype)
-    got.backward(LAYOUTS[layouts[-1]](upstream))
-    want.backward(upstream.double())
-    compare_gradients(leaves, exact_leaves, tolerance)
+    leaves.update(layer.named_parameters())
+    exact_leaves.update(exact.named_parameters())
+    assert_agree([got], [want], leaves, exact_leaves, tolerance,
+                 (seed + 1, layouts[-1]))
 
 
 def usual_strides(x):
@@ -219,6 +210,6 @@ def test_a_wrong_layer_is_found():
         twin.scale = 1.001
         return formulas.self_transformer(twin, x)
 
-    with pytest.raises(AssertionError, match='output differs'):
+    with pytest.raises(AssertionError, match='output 0 differs'):
         check_layer(layer, formula, [(1, 4, 6, 6)], 'float32', 0, [True] * 16,
                     ('contiguous', ) * 3)

@@ -2,12 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from helpers import layer_formulas as formulas
 from helpers.fuzz_cases import (
+    assert_agree,
     batches,
-    compare,
-    compare_gradients,
     draw_tensors,
     exact_twin,
     layouts,
@@ -29,43 +29,29 @@ common = dict(
     seed=seeds, layout=layouts)
 
 
-def check_network(network, formula, inputs, mode, learns):
+def check_network(network, formula, inputs, mode, learns, layout):
     """Compare outputs and all gradients with the formula.
 
     Args:
         network: A float32 network; some parameters may be frozen.
         formula: ``formula(twin, maps)`` in float64.
-        inputs: Pairs of (layout, map) in float64.
+        inputs: The maps of a neck, or the only image of a backbone, in float64.
         mode: A key of MODES.
         learns: Whether the inputs need gradients.
+        layout: The layout of the inputs.
     """
     dtype, tolerance = MODES[mode]
     network.to(dtype)
-    leaves = {
-        f'input {i}': leaf(x, (dtype, layout, learns))
-        for i, (layout, x) in enumerate(inputs)
-    }
-    maps = list(leaves.values())
-    exact = copy.deepcopy(network).double().requires_grad_()
+    leaves = {f'input {i}': leaf(x, (dtype, layout, learns))
+              for i, x in enumerate(inputs)}
     exact_leaves = {name: exact_twin(x) for name, x in leaves.items()}
+    exact = copy.deepcopy(network).double().requires_grad_()
+    maps, exact_maps = list(leaves.values()), list(exact_leaves.values())
+    got = network(maps if isinstance(network, FPT) else maps[0])
+    assert all(x.dtype == dtype for x in got)
     leaves.update(network.named_parameters())
     exact_leaves.update(exact.named_parameters())
-    got = network(maps)
-    want = formula(exact, [exact_leaves[f'input {i}'] for i in range(len(maps))])
-    assert len(got) == len(want)
-    total = exact_total = 0
-    for i, (a, b) in enumerate(zip(got, want)):
-        assert a.dtype == dtype
-        compare(f'output {i}', a, b, tolerance)
-        upstream = draw_tensors(i, a.shape)[0].to(dtype)
-        total = total + (a * upstream).sum()
-        exact_total = exact_total + (b * upstream.double()).sum()
-    if not total.requires_grad:
-        assert not any(x.requires_grad for x in leaves.values())
-        return
-    total.backward()
-    exact_total.backward()
-    compare_gradients(leaves, exact_leaves, tolerance)
+    assert_agree(got, formula(exact, exact_maps), leaves, exact_leaves, tolerance)
 
 
 @st.composite
@@ -94,9 +80,10 @@ def branch(name, **options):
 @lengths('fpt')
 def test_fpt(cases):
 
-    def check(batch, sizes, pyramid, key_strides, freeze, training, mode, learns,
-              seed, layout, **options):
+    def check(batch, sizes, pyramid, key_strides, freeze, training, seed,
+              **options):
         channels = 12  # a multiple of every num_mixtures
+        case = {key: options.pop(key) for key in ('mode', 'learns', 'layout')}
         if pyramid is None:
             in_channels = channels
             options.update(num_levels=len(sizes))
@@ -112,8 +99,7 @@ def test_fpt(cases):
         randomise(neck, seed).train(training)
         shapes = [(batch, c, *size) for c, size in zip(
             [channels] * len(sizes) if pyramid is None else in_channels, sizes)]
-        inputs = [(layout, x) for x in draw_tensors(seed, *shapes)]
-        check_network(neck, formulas.fpt, inputs, mode, learns)
+        check_network(neck, formulas.fpt, draw_tensors(seed, *shapes), **case)
 
     mixture = dict(num_mixtures=st.sampled_from([1, 2, 3, 4]),
                    scale=st.sampled_from([None, 1.0]))
@@ -143,31 +129,18 @@ def with_formulas(backbone, images):
     for module in backbone.modules():
         if hasattr(module, 'with_cp'):
             module.with_cp = False  # the backward pass would use the fast functions
-    fast = lambda_layer.position_lambda, lambda_layer.content_lambda
-    lambda_layer.position_lambda = reference.position_lambda
-    lambda_layer.content_lambda = reference.content_lambda
-    try:
-        return backbone(images[0])
-    finally:
-        lambda_layer.position_lambda, lambda_layer.content_lambda = fast
-
-
-class OneImage(torch.nn.Module):
-    """A backbone that takes a list of one input."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images):
-        return self.backbone(images[0])
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('position_lambda', 'content_lambda'):
+            patch.setattr(lambda_layer, name, getattr(reference, name))
+        return backbone(*images)
 
 
 @lengths('lambda_resnet')
 def test_lambda_resnet(cases):
 
     def check(num_stages, lambda_blocks, dilations, frozen_stages, batch,
-              in_channels, size, mode, learns, seed, layout, **options):
+              in_channels, size, seed, **options):
+        case = {key: options.pop(key) for key in ('mode', 'learns', 'layout')}
         backbone = LambdaResNet(
             in_channels=in_channels,
             num_stages=num_stages,
@@ -181,10 +154,8 @@ def test_lambda_resnet(cases):
         backbone.train()
         still = [p for p in backbone.parameters() if not p.requires_grad]
         assert list(map(id, frozen)) == list(map(id, still))
-        inputs = [(layout, *draw_tensors(seed, (batch, in_channels, *size)))]
-        check_network(
-            OneImage(backbone), lambda twin, x: with_formulas(
-                twin.backbone, x), inputs, mode, learns)
+        check_network(backbone, with_formulas,
+                      draw_tensors(seed, (batch, in_channels, *size)), **case)
 
     run_cases(
         check, cases, **common, depth=st.sampled_from(['26t', '26rpt']),

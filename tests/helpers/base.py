@@ -27,6 +27,17 @@ def backbone_maps(channels, height=25, width=42, batch=2, **kwargs):
         channels, sizes_of(height, width, len(channels)))]
 
 
+class Unpacked(nn.Module):
+    """Take the maps of a neck as separate arguments, as tracers need them."""
+
+    def __init__(self, neck):
+        super().__init__()
+        self.neck = neck
+
+    def forward(self, *maps):
+        return self.neck(maps)
+
+
 class _BaseTester:
     """Tests of a module that is built by a config and returns several maps.
 

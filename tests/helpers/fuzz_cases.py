@@ -7,7 +7,7 @@ The examples are the same in every run (see conftest.py).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 # Cases of each test: in the normal run, in the long one.
 CASES = {
-    'mixture_attention': (40, 450),
-    'local_mixture_attention': (35, 350),
-    'position_lambda': (35, 350),
+    'mixture_attention': (60, 450),
+    'local_mixture_attention': (60, 350),
+    'position_lambda': (60, 350),
     'content_lambda': (10, 100),
     'self_transformer': (20, 200),
     'grounding_transformer': (20, 200),
@@ -168,50 +168,42 @@ def leaf(x: torch.Tensor, trait: tuple) -> torch.Tensor:
     return made.requires_grad_(learns)
 
 
-def assert_agrees(function: Callable,
-                  formula: Callable,
-                  leaves: dict[str, torch.Tensor],
-                  *,
-                  upstream: tuple[int, str],
-                  out_dtype: torch.dtype,
-                  tolerance: float) -> None:
-    """Compare an output and the gradients of its leaves with float64.
-
-    Args:
-        function: Called with the leaves.
-        formula: Called with their values in float64, contiguous.
-        leaves: The operands by name.
-        upstream: Seed and layout of the output's gradient.
-        out_dtype: Required dtype of the output.
-        tolerance: Relative error without the rounding of the result.
-    """
-    exact = [exact_twin(x) for x in leaves.values()]
-    got, want = function(*leaves.values()), formula(*exact)
-    assert got.dtype == out_dtype
-    compare('output', got, want, tolerance)
-    learns = any(x.requires_grad for x in leaves.values())
-    assert got.requires_grad == learns
-    if not learns:
-        return
-    number, layout = upstream
-    grad = draw_tensors(number, got.shape)[0].to(out_dtype)
-    got.backward(LAYOUTS[layout](grad))
-    want.backward(grad.double())
-    compare_gradients(leaves, dict(zip(leaves, exact)), tolerance)
-
-
 def exact_twin(x: torch.Tensor) -> torch.Tensor:
     """Return the same numbers in float64; the result always requires a gradient."""
     return x.detach().double().contiguous().requires_grad_()
 
 
-def compare_gradients(leaves: dict[str, torch.Tensor],
-                      exact: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Compare the gradients of leaves with those of their twins in float64.
+def assert_agree(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor],
+                 leaves: dict[str, torch.Tensor], exact: dict[str, torch.Tensor],
+                 tolerance: float, upstream: tuple[int, str] = (0, 'contiguous')
+                 ) -> None:
+    """Compare outputs, and the gradients of all leaves, with float64.
 
     Where terms cancel, a gradient is small and its error is that of the terms. So
     errors are relative to at least a tenth of the largest gradient.
+
+    Args:
+        got: Outputs computed from the leaves.
+        want: The same outputs, computed from the exact leaves in float64.
+        leaves: Operands and parameters by name.
+        exact: Their twins in float64, which all require a gradient.
+        tolerance: Relative error without the rounding of the result.
+        upstream: Seed and layout of the gradients of the outputs.
     """
+    seed, layout = upstream
+    pairs, exact_pairs = [], []
+    for i, (a, b) in enumerate(zip(got, want)):
+        compare(f'output {i}', a, b, tolerance)
+        grad = draw_tensors(seed + i, a.shape)[0].to(a.dtype)
+        exact_pairs.append((b, grad.double()))
+        if a.requires_grad:
+            pairs.append((a, LAYOUTS[layout](grad)))
+    assert len(got) == len(want)
+    assert bool(pairs) == any(x.requires_grad for x in leaves.values())
+    if not pairs:
+        return
+    torch.autograd.backward(*zip(*pairs))
+    torch.autograd.backward(*zip(*exact_pairs))
     used = {name: x.grad for name, x in exact.items() if x.grad is not None}
     floor = 0.1 * max(x.norm().item() for x in used.values())
     for name, x in leaves.items():

@@ -89,11 +89,13 @@ def settle_norms(module, *inputs):
     return module
 
 
-def assert_layer_agrees(layer, maps, formula, **forward_options):
+def assert_layer_agrees(layer, maps, formula, tolerances=(1e-12, 1e-5),
+                        **forward_options):
     """Compare a layer with a formula: one output and all gradients.
 
     Layer and maps are float32. The formula is called as ``formula(layer, *maps)`` with
-    float64 copies, the layer also with ``forward_options``.
+    float64 copies, the layer also with ``forward_options``. The tolerances are those in
+    float64 and in float32.
     """
 
     def run(function, dtype):
@@ -109,7 +111,7 @@ def assert_layer_agrees(layer, maps, formula, **forward_options):
     want, want_grads = run(formula, torch.float64)
     # The comparison in float64 checks the gradients below the floor.
     floor = gradient_floor(want_grads.values())
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+    for dtype, tolerance in zip((torch.float64, torch.float32), tolerances):
         out, grads = run(lambda twin, *x: twin(*x, **forward_options), dtype)
         assert out.dtype == dtype
         assert relative_error(out, want) <= tolerance

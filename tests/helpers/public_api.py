@@ -5,8 +5,8 @@ commands, and state-dict keys of some modules. After an addition
 
     PYTHONPATH=.:tests python -W ignore tests/helpers/public_api.py
 
-records it. A changed or removed line breaks configs, scripts or checkpoints: the script
-needs ``--break`` for it, and CHANGELOG.md a note.
+records it. A changed or removed line may break configs, scripts or checkpoints: the
+script needs ``--break`` for it, and CHANGELOG.md a note.
 """
 
 from __future__ import annotations
@@ -123,40 +123,18 @@ def recorded() -> list[str]:
 
 
 def compare(old: Iterable[str], new: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the lines that break users, and the additions.
+    """Return the lines that may break users, and the additions.
 
-    A removed or changed line breaks users. So does a new required flag, and a new
-    tensor of a known module, which old checkpoints lack. New arguments behind the old
-    ones with a default, or by name only, are additions.
+    A removed or changed line may break users. So does a new required flag, and a new
+    tensor of a known module, which old checkpoints lack.
     """
     old, new = list(old), list(new)
     added = [line for line in new if line not in set(old)]
-    constructors = dict(line.split(': ', 1) for line in added if ': ' in line)
-    broken = [line for line in old if line not in set(new)
-              and not _grows(line, constructors)]
+    broken = [line for line in old if line not in set(new)]
     known = {line.partition(': ')[0] for line in old}
     needed = [line for line in added if line.partition(': ')[0] in known and (
         line.startswith('tensor ') or line.endswith(' required'))]
     return broken + needed, [line for line in added if line not in needed]
-
-
-def _grows(line: str, constructors: dict[str, str]) -> bool:
-    """Tell whether a constructor only got optional arguments."""
-    name, _, before = line.partition(': ')
-    after = constructors.get(name)
-    if after is None or name.startswith(('flag ', 'tensor ')):
-        return False
-    before, after = (_split(text) for text in (before, after))
-    kept = [text for text in after if text in before]
-    new = [text for text in after if text not in before]
-    positional = [text for text in before if not text.startswith('*')]
-    return (kept == before and all('=' in x or x.startswith('*') for x in new)
-            and after[:len(positional)] == positional)
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas outside of brackets."""
-    return re.findall(r'(?:[^,([{]|[(\[{][^)\]}]*[)\]}])+', text.replace(', ', ','))
 
 
 def main(args: list[str]) -> str:

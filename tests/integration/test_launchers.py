@@ -144,6 +144,20 @@ train_cfg = dict(max_epochs=1, val_interval=1)
     assert {entry['img_id'] for entry in load(out)} == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
+def test_two_processes_train_a_segmentor(tmp_path):
+    """Semantic FPN of mmseg with FPT over a LambdaResNet."""
+    config = small_models.write_config(next(iter(small_models.SEGMENTORS)), tmp_path)
+    with config.open('a') as file:
+        file.write("""
+model['backbone'] = dict(_delete_=True, type='LambdaResNet', depth='26t')
+model['neck']['in_channels'] = [256, 512, 1024, 2048]
+find_unused_parameters = False
+""")
+    train_in_two_processes(config, 'train_cfg.max_iters=2',
+                           'model.decode_head.norm_cfg.type=BN')
+
+
 # The states are not offloaded: torch 2.13 crashes when it offloads from a CPU. With
 # CUDA it is state_dict_cfg='full', without device_id.
 SHARDED = """

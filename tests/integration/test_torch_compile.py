@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.base import Unpacked
 from helpers.functions import FUNCTIONS, draw
 from helpers.oracles import all_agree, maps_of, randomise
 from helpers.oracles import run_with_gradients as run
@@ -19,17 +20,6 @@ from fpt_plugin.functional.lambda_orders import ORDERS
 
 # Sizes of the finest map. From the second on, torch compiles for any size.
 SIZES = [(16, 20), (18, 26), (24, 16)]
-
-
-class Unpacked(torch.nn.Module):
-    """Take the maps of a neck as separate arguments."""
-
-    def __init__(self, neck):
-        super().__init__()
-        self.neck = neck
-
-    def forward(self, *maps):
-        return self.neck(maps)
 
 
 def pyramid(levels):

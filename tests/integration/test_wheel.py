@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 
 import fpt_plugin
-from fpt_plugin.openmmlab import fixes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'fpt/faster-rcnn_r50_fpt_1x_coco.py'
@@ -237,12 +235,3 @@ def test_bases_keep_their_scope(tmp_path):
     assert Config.fromfile(own).pipeline[0]['_scope_'] == 'mmdet'
     for name in (CONFIG, 'quickstart/faster-rcnn_mobilenet-v2_fpt_trees.py'):
         assert get_config(f'fpt_plugin::{name}').model.neck.type == 'FPT'
-
-
-@pytest.mark.parametrize('package', ['mmsegmentation', 'onedl-mmsegmentation'])
-def test_bases_of_the_installed_mmseg(package, monkeypatch):
-    """mmengine's table does not have the name of the fork's distribution."""
-    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
-    monkeypatch.setattr(fixes, 'version_of', {package: '1.4.2'}.get)
-    fixes.find_config_packages()
-    assert MODULE2PACKAGE['mmseg'] == package

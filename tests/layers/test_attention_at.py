@@ -80,22 +80,6 @@ def test_windows(fine, coarse, pad, options):
         assert torch.allclose(total, total.new_ones(()))
 
 
-def test_maps_leave_out_the_keys_outside():
-    """Equal weights of 3x3 keys: at a corner five of nine are outside the map."""
-    layer = LocalGroundingTransformer(4, num_mixtures=1, window=3)
-    torch.nn.init.zeros_(layer.query.weight)
-    torch.nn.init.zeros_(layer.key.weight)
-    x = torch.rand(1, 4, 5, 6)
-    corner, edge, middle = layer.attention_at(
-        torch.tensor([[0, 0], [4, 3], [2, 2]]), x, x)[0]
-    for rows, window in ((corner, (slice(0, 2), slice(0, 2))),
-                         (edge, (slice(3, 5), slice(2, 5))),
-                         (middle, (slice(1, 4), slice(1, 4)))):
-        want = torch.zeros(5, 6, dtype=torch.float64)
-        want[window] = 1 / 9
-        assert torch.allclose(rows, want)
-
-
 def test_single_pixels_and_float32():
     layer = randomise(GroundingTransformer(CHANNELS))
     fine, coarse = maps_of((7, 9), (3, 4))
@@ -138,9 +122,3 @@ def test_channel_weights_are_the_mean_key():
     weights = layer.channel_weights(fine)
     want = project(layer.key, fine).mean(dim=(2, 3), keepdim=True)
     assert_same(weights, want)
-    # The layer multiplies its query by the channel weights.
-    out = layer(coarse, fine)
-    value = layer.value_conv(layer.value(fine), 2)
-    value = torch.nn.functional.interpolate(value, (3, 4))
-    want = layer.out_conv(layer.query_conv(layer.query(coarse) * want) + value)
-    assert_same(out, want)

@@ -1,40 +1,15 @@
 """Lambda layer: formula, initialisation, use as a plugin, memory formats."""
 
-import copy
-
 import pytest
 import torch
-from helpers.oracles import randomise, relative_error
+from helpers.layer_formulas import lambda_layer
+from helpers.oracles import assert_layer_agrees, randomise
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
 
 from fpt_plugin import LambdaLayer
-from fpt_plugin.functional import reference
 
 ARGS = dict(in_channels=16, num_heads=2, query_depth=3, context_size=5)
-
-
-def formula(layer, x):
-    """Compute the layer as in the paper, from its weights."""
-    batch, _, height, width = x.shape
-    heads, depth, intra = layer.num_heads, layer.query_depth, layer.intra_depth
-    channels = layer.out_channels // heads
-    qkv = torch.einsum('oc,bcyx->boyx', layer.qkv.weight[:, :, 0, 0], x)
-    query, key, value = qkv.split(
-        [heads * depth, depth * intra, channels * intra], dim=1)
-    query = layer.norm_q(query).reshape(batch, heads, depth, height, width)
-    value = layer.norm_v(value).reshape(batch, intra, channels, height, width)
-    key = key.reshape(batch, intra, depth, -1)  # intra depth first
-    content = reference.content_lambda(key.transpose(1, 2), value.flatten(3))
-    if layer.content_bias is not None:
-        content = content + layer.content_bias[None, :, None]
-    out = torch.einsum('bhkyx,bkv->bhvyx', query, content)
-    out = out + reference.position_lambda(query, value, layer.embedding)
-    out = out.reshape(batch, heads * channels, height, width)
-    if layer.residual:
-        out = x + layer.gate.view(1, -1, 1, 1) * layer.norm_out(out)
-    return out
 
 
 @pytest.mark.parametrize('options', [
@@ -47,50 +22,7 @@ def formula(layer, x):
 def test_agrees_with_the_paper(options, size):
     layer = randomise(LambdaLayer(**{**ARGS, **options})).eval()
     x = torch.randn(2, 16, *size)
-    results = {}
-    for dtype, function in ((torch.float64, formula),
-                            (torch.float64, lambda layer, x: layer(x)),
-                            (torch.float32, lambda layer, x: layer(x))):
-        twin = copy.deepcopy(layer).to(dtype)
-        leaf = x.to(dtype).requires_grad_()
-        out = function(twin, leaf)
-        assert out.dtype == dtype
-        out.square().sum().backward()
-        results[dtype, function is formula] = [
-            out, leaf.grad, *(p.grad for p in twin.parameters())
-        ]
-    want = results[torch.float64, True]
-    floor = 0.1 * max(x.norm().item() for x in want[1:])
-    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-5)):
-        for got, wanted in zip(results[dtype, False], want):
-            assert relative_error(got, wanted, floor) <= tolerance
-
-
-def test_order_of_the_output_is_head_major():
-    """A head whose queries are zero leaves its own channels zero."""
-    layer = randomise(LambdaLayer(**ARGS, norm_cfg=dict(type='GN', num_groups=1)))
-    with torch.no_grad():
-        layer.norm_q.bias.zero_()
-        layer.norm_q.weight[:3] = 0
-    out = layer(torch.randn(1, 16, 6, 6))
-    assert not out[:, :8].any() and out[:, 8:].ne(0).all()
-
-
-def test_plain_torch_trains():
-    """Without registry or config, among other modules."""
-    net = nn.Sequential(
-        nn.Conv2d(3, 16, 3), LambdaLayer(16, context_size=7), nn.BatchNorm2d(16),
-        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
-    images, labels = torch.randn(8, 3, 12, 12), torch.arange(8) % 2
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
-    losses = []
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(net(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert_layer_agrees(layer, [x], lambda_layer, (1e-11, 2e-5))
 
 
 def test_scales_at_the_start():
@@ -143,17 +75,6 @@ def test_a_plugin_does_not_change_a_trained_resnet_at_the_start(host, norm_cfg):
     assert all(x.gate.grad.any() for x in layers)
 
 
-@pytest.mark.parametrize('dtype, limit', [(torch.bfloat16, 2e-2),
-                                          (torch.float16, 4e-3)])
-def test_autocast(dtype, limit):
-    layer = randomise(LambdaLayer(64, context_size=9)).eval()
-    x = torch.randn(2, 64, 12, 13)
-    want = copy.deepcopy(layer).double()(x.double())
-    with torch.autocast('cpu', dtype=dtype):
-        out = layer(x)
-    assert relative_error(out, want) <= limit
-
-
 def test_the_memory_format_is_kept():
     layer = LambdaLayer(16, num_heads=2, context_size=3)
     x = torch.randn(2, 16, 5, 6)
@@ -161,20 +82,6 @@ def test_the_memory_format_is_kept():
     last = x.contiguous(memory_format=torch.channels_last)
     assert layer(last).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(last), layer(x))
-
-
-def test_padding_only_changes_the_content_lambda(monkeypatch):
-    """The softmax of the content runs over the whole map."""
-    layer = randomise(LambdaLayer(16, num_heads=2, context_size=3)).eval()
-    torch.nn.init.zeros_(layer.norm_v.bias)  # values of the padding are zero
-    x = torch.randn(1, 16, 6, 6)
-    padded = nn.functional.pad(x, (0, 4, 0, 4))
-    assert not torch.allclose(layer(x), layer(padded)[..., :6, :6], atol=1e-3)
-    monkeypatch.setattr(
-        'fpt_plugin.layers.lambda_layer.content_lambda',
-        lambda key, value: key.new_zeros(1, key.shape[1], value.shape[2]))
-    assert layer(x).any()
-    assert torch.allclose(layer(x), layer(padded)[..., :6, :6], atol=1e-6)
 
 
 def test_exported_graph_works_at_every_size():

@@ -168,18 +168,6 @@ def test_constructor_and_init_weights_initialise_alike(name):
 
 
 @all_layers
-def test_init_cfg_of_the_layer_wins_over_its_own(name):
-    layer = build(
-        name, init_cfg=dict(type='Constant', val=0.5, layer='Conv2d'))
-    layer.init_weights()
-    for parameter, value in layer.named_parameters():
-        if parameter.endswith('.weight') and 'norm' not in parameter:
-            assert value.eq(0.5).all()
-    if name in MIXTURES:
-        assert not layer.mixture_weight.any()
-
-
-@all_layers
 def test_pretrained_init_cfg(name, tmp_path):
     checkpoint = str(tmp_path / 'layer.pth')
     trained = randomise(build(name))

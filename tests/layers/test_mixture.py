@@ -81,29 +81,18 @@ def test_key_stride_of_a_call_is_not_kept(cls):
     assert torch.equal(layer(*maps), before)
 
 
-def assert_right_and_wrong(layer, maps, right, wrong):
+@pytest.mark.parametrize('cls, wrong', [
+    *((cls, dict(shares_from=source)) for cls in LAYERS
+      for source in ('query', 'unpooled', 'equal')),
+    (GroundingTransformer, dict(similarity='dot'))])
+def test_wrong_formulas_differ(cls, wrong):
+    """The official code takes the mean of the queries, and dot products everywhere."""
+    # Border windows have one pixel, so that the mean of means differs.
+    layer, maps = build(cls, key_stride=3), maps_for(cls, coarse=(7, 10))
     out = layer(*maps)
     exact, maps = layer.double(), [m.double() for m in maps]
-    assert relative_error(out, formula(exact, *maps, **right)) <= 1e-5
-    assert relative_error(out, formula(exact, *maps, **wrong)) > 1e-3
-
-
-@each_layer
-@pytest.mark.parametrize('wrong', ['query', 'unpooled', 'equal'])
-def test_mixture_weights_come_from_the_mean_of_the_pooled_keys(cls, wrong):
-    """The official code takes the mean of the queries."""
-    # Border windows have one pixel, so that the mean of means differs.
-    right = dict(key_stride=3)
-    assert_right_and_wrong(
-        build(cls, key_stride=3), maps_for(cls, coarse=(7, 10)), right,
-        dict(right, shares_from=wrong))
-
-
-def test_grounding_similarity_is_the_negative_squared_distance():
-    """The official code has the dot product here."""
-    maps = maps_of(FINE, COARSE)
-    assert_right_and_wrong(build(GroundingTransformer), maps, {},
-                           dict(similarity='dot'))
+    assert relative_error(out, formula(exact, *maps, key_stride=3)) <= 1e-5
+    assert relative_error(out, formula(exact, *maps, key_stride=3, **wrong)) > 1e-3
 
 
 def test_a_query_prefers_the_nearest_key_not_the_longest():
@@ -114,25 +103,6 @@ def test_a_query_prefers_the_nearest_key_not_the_longest():
     fine = torch.tensor([1.0, 1.0]).view(1, 2, 1, 1)
     coarse = torch.tensor([[1.1, 5.0], [1.1, 5.0]]).view(1, 2, 1, 2)
     assert torch.allclose(layer(fine, coarse), coarse[..., :1])
-
-
-@each_layer
-def test_mixture_weights_start_equal(cls):
-    layer, maps = cls(CHANNELS), maps_for(cls)
-    assert not layer.mixture_weight.any()
-    out = layer(*maps)
-    want = formula(layer.double(), *(m.double() for m in maps),
-                   shares_from='equal')
-    assert relative_error(out, want) <= 1e-5
-
-
-@each_layer
-def test_default_scale_is_one_over_the_root_of_the_channels_of_a_part(cls):
-    maps = maps_for(cls)
-    default = build(cls, num_mixtures=3)(*maps)
-    assert torch.equal(build(cls, num_mixtures=3, scale=0.5)(*maps), default)
-    assert relative_error(build(cls, num_mixtures=3, scale=1.0)(*maps),
-                          default) > 1e-2
 
 
 @each_layer

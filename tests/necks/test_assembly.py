@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
+from helpers import layer_formulas
 from helpers.base import backbone_maps
 from helpers.oracles import randomise
 from mmengine.registry import MODELS
@@ -34,24 +34,8 @@ def test_assembly_equals_the_formula(fusion):
     neck = randomise(make(preset='full', fusion=fusion,
                           embed_channels=8)).double().eval()
     inputs = [x.double() for x in backbone_maps(CHANNELS)]
-    pyramid, outs = neck.pyramid(inputs), neck(inputs)
-    strides = (8, 4, 2, 1)
-    for i, x in enumerate(pyramid):
-        found = [neck.self_transformers[f'{i}_{i}'](x, strides[i])]
-        for j in range(i + 1, 4):
-            found.append(neck.grounding_transformers[f'{i}_{j}'](
-                x, pyramid[j], strides[j]))
-        for j in range(i):
-            found.append(neck.rendering_transformers[f'{i}_{j}'](x, pyramid[j]))
-        fused = neck.fusions[i]
-        joined = torch.cat(found if fusion == 'residual' else [x, *found], 1)
-        if fusion == 'residual':
-            joined = F.conv2d(joined, fused.reduce.weight, fused.reduce.bias)
-        expected = F.conv2d(
-            joined, fused.out_conv.weight, fused.out_conv.bias, padding=1)
-        if fusion == 'residual':
-            expected = x + expected
-        torch.testing.assert_close(outs[i], expected)
+    for out, want in zip(neck(inputs), layer_formulas.fpt(neck, inputs), strict=True):
+        torch.testing.assert_close(out, want)
 
 
 ALL_PAIRS = {'0_1', '0_2', '0_3', '1_2', '1_3', '2_3'}

@@ -150,19 +150,6 @@ def test_a_neck_may_have_more_branches_than_the_checkpoint():
     assert result.missing_keys and not result.unexpected_keys
 
 
-def test_list_of_necks():
-    init_default_scope('mmdet')
-    cfg = [
-        dict(type='FPN', **ARGS),
-        dict(type='BFP', in_channels=16, num_levels=5)
-    ]
-    plain = Detector(MODELS.build(cfg))
-    ours = Detector(
-        FPT(in_channels=CHANNELS, out_channels=16, pyramid=cfg, num_levels=4))
-    ours.load_state_dict(plain.state_dict(), strict=False)
-    assert same(ours.neck.pyramid, plain.neck)
-
-
 def test_nested_fpt(messages):
     """An FPT around a trained FPT starts as the trained one."""
     inner = randomise(FPT(**ARGS)).eval()
