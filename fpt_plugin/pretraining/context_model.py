@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STRENGTHS = (0.01, 0.1, 1., 3., 10., 30., 100., 300., 1000., 3000., 10000.)
+STRENGTHS = (0.01, 0.1, 1., 3., 10., 30., 100., 300., 1000., 3000., 10000.,
+             30000., 100000.)
 
 
 class ContextModel:

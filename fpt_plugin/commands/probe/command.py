@@ -118,9 +118,11 @@ def main(args: argparse.Namespace) -> dict:
         sources.append(('random', network_source(random, layers, dense), [seed]))
     for network, source, seeds in sources:
         for name, seed, counts in probe(source, training, evaluation, *settings, seeds):
-            result['records'].append(dict(
-                network=network, layer=name, seed=seed,
-                accuracy=accuracy(counts), mean_iou=mean_iou(counts)))
+            record = dict(network=network, layer=name, seed=seed,
+                          accuracy=accuracy(counts), mean_iou=mean_iou(counts))
+            result['records'].append(record)
+            print(f'{network}, layer {name}, seed {seed}: '
+                  f'{100 * record[result["metric"]]:.1f} %', flush=True)
     write_json(result, files[0])
     draw(result, files[1])
     _print(result, files)
