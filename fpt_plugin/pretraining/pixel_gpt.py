@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional.checks import accumulation_dtype
-from ..layers.checks import check_flags, check_map, check_positive_int
+from ..layers.checks import check_map, check_positive_int
 from ..openmmlab.registry import register
 from ..restoration.pixels import to_pixels
 from .masks import count_visible, hidden_units, on_device_of, random_units
@@ -53,8 +53,6 @@ class PixelGPT(BaseModel):
         objective: ``'autoregressive'``: predict each pixel from those before it;
             ``'masked'``: predict hidden pixels from all others.
         mask_ratio: Share of hidden pixels, of ``'masked'`` only.
-        sine_positions: Whether the embeddings of positions, which are learnt, start
-            as sines of row and column. The paper starts them at random.
         palette: The colours, see :class:`Palette`; None: found or loaded later.
         data_preprocessor: See BaseModel; None: images in 0..255, as in the files.
         init_cfg: See BaseModel.
@@ -77,7 +75,6 @@ class PixelGPT(BaseModel):
                  colours: int = 512,
                  objective: str = 'autoregressive',
                  mask_ratio: float = 0.15,
-                 sine_positions: bool = False,
                  palette: str | Path | Sequence[Sequence[float]] | None = None,
                  data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None) -> None:
@@ -88,7 +85,6 @@ class PixelGPT(BaseModel):
                              f'{objective!r}')
         if not 0 < mask_ratio < 1:
             raise ValueError(f'mask_ratio must be in (0, 1), got {mask_ratio}')
-        check_flags(sine_positions=sine_positions)
         self.image_size = _check_image_size(image_size)
         self.pixels = self.image_size[0] * self.image_size[1]
         self.objective, self.mask_ratio = objective, mask_ratio
@@ -96,12 +92,7 @@ class PixelGPT(BaseModel):
         if not self.causal:
             count_visible(self.pixels, mask_ratio)
         self.palette = Palette(colours, palette)
-        size = _check_size(size)
-        if sine_positions and size['embed_dims'] % 4:
-            raise ValueError('embed_dims of size must be a multiple of 4 for '
-                             f'sine_positions=True, got {size["embed_dims"]}')
-        self.net = PixelTransformer(
-            self.image_size, colours, **size, sine_positions=sine_positions)
+        self.net = PixelTransformer(self.pixels, colours, **_check_size(size))
         self.depth = len(self.net.blocks)
 
     def forward(self,

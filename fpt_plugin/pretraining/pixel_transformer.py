@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .decoder import sine_positions
-
 
 class LayerCache:
     """Keep the keys and values of the earlier tokens of a layer.
@@ -92,22 +90,19 @@ class PixelTransformer(nn.Module):
     """Embeddings, blocks, and the layer that predicts colours.
 
     Args:
-        grid: Rows and columns of the pixels.
+        pixels: Of an image, row by row.
         colours: Number of tokens.
         depth: Number of blocks.
         embed_dims: Width, a multiple of ``num_heads``.
         num_heads: Of each block.
         mlp_ratio: Width of the MLPs over ``embed_dims``.
-        sine_positions: Whether positions start as sines of row and column.
     """
 
-    def __init__(self, grid: tuple[int, int], colours: int, depth: int,
-                 embed_dims: int, num_heads: int, mlp_ratio: float = 4.,
-                 sine_positions: bool = False) -> None:
+    def __init__(self, pixels: int, colours: int, depth: int, embed_dims: int,
+                 num_heads: int, mlp_ratio: float = 4.) -> None:
         super().__init__()
-        self.grid, self.sine_positions = grid, sine_positions
         self.colours = nn.Embedding(colours, embed_dims)
-        self.positions = nn.Parameter(torch.empty(grid[0] * grid[1], embed_dims))
+        self.positions = nn.Parameter(torch.empty(pixels, embed_dims))
         # Stands before the first pixel, or in the place of hidden ones.
         self.special = nn.Parameter(torch.empty(embed_dims))
         self.blocks = nn.ModuleList(
@@ -124,10 +119,6 @@ class PixelTransformer(nn.Module):
         width, depth = self.positions.shape[1], len(self.blocks)
         nn.init.normal_(self.colours.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
-        if self.sine_positions:  # as large as the colours
-            sines = sine_positions(width, self.grid, self.positions.device)
-            with torch.no_grad():
-                self.positions.copy_(0.02 * 2**0.5 * sines)
         nn.init.normal_(self.special, std=0.02)
         nn.init.zeros_(self.predict.weight)
         for block in self.blocks:

@@ -21,7 +21,7 @@ objectives = pytest.mark.parametrize('objective', ['autoregressive', 'masked'])
 @pytest.mark.parametrize('name, millions', [('S', 76), ('M', 455), ('L', 1362)])
 def test_sizes_of_the_paper(name, millions):
     with torch.device('meta'):
-        net = PixelTransformer((32, 32), 512, **SIZES[name])
+        net = PixelTransformer(32 * 32, 512, **SIZES[name])
     count = sum(p.numel() for p in net.parameters()) / 1e6
     assert count == pytest.approx(millions, rel=0.01)
     with torch.device('meta'):
@@ -129,20 +129,6 @@ def test_bits_by_hand():
     torch.testing.assert_close(model(x, mode='loss')['bits'], mean)
     given = [BaseDataElement(metainfo=dict(img_path=name)) for name in 'ab']
     assert [s.img_path for s in model(x, given, mode='predict')] == ['a', 'b']
-
-
-def test_positions_start_as_sines():
-    torch.manual_seed(0)
-    random, sines = (PixelGPT(SMALL, (5, 4), COLOURS, sine_positions=flag)
-                     for flag in (False, True))
-    assert random.net.positions.std().item() == pytest.approx(0.01, rel=0.2)
-    places = sines.net.positions.detach().view(5, 4, 16)
-    torch.testing.assert_close(places.square().mean((0, 1, 2)), torch.tensor(4e-4))
-    # Half of the numbers are of the row, half of the column.
-    assert (places[..., :8] == places[:, :1, :8]).all()
-    assert (places[..., 8:] == places[:1, :, 8:]).all()
-    assert len(places.flatten(0, 1).unique(dim=0)) == 20
-    assert sines.net.positions.requires_grad
 
 
 @pytest.mark.parametrize('settings', [
@@ -307,9 +293,6 @@ def test_layers_of_the_block_are_gpt2s():
     (dict(mask_ratio=0.99, objective='masked'), ValueError, 'mask_ratio'),
     (dict(colours=1, palette=None), ValueError, 'colours'),
     (dict(palette=colours(4)), ValueError, 'palette'),
-    (dict(sine_positions=1), TypeError, 'sine_positions'),
-    (dict(sine_positions=True, size=dict(SMALL, embed_dims=18)), ValueError,
-     'multiple of 4 .* got 18'),
 ])
 def test_refused_arguments(settings, error, text):
     with pytest.raises(error, match=text):

@@ -100,7 +100,8 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
     lines += [
         '', 'Reported: mean and standard deviation over the seeds. Gain: mean of '
         'the differences between runs with the same seed, with its 95 % interval. '
-        'CPU seconds per step: processor time of a training step, without the loading of images.'
+        'CPU seconds per step: processor time of a training step, without loading '
+        'images.'
     ]
     return '\n'.join(lines)
 

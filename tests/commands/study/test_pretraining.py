@@ -53,7 +53,7 @@ def test_rows_start_with_their_pretraining(study, run, monkeypatch, capsys):
     monkeypatch.setattr(TrainingTime, 'after_train_iter', after)
     capsys.readouterr()
     shown = run(study, *data)
-    assert 'iter_2.pth of the same settings' in capsys.readouterr().out
+    assert 'iter_2.pth with the same settings' in capsys.readouterr().out
     assert shown.count('none |') == 1 and '| pre-training |' in shown
     assert '3 steps, 0.' in shown and '2 steps, 0.' in shown
     work, results = study.parent / 'work/small', study.parent / 'results/small'
