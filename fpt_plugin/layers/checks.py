@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -87,6 +87,20 @@ def check_positive_int(name: str, number: int) -> int:
     if number > LARGEST:
         raise ValueError(f'{name} must be at most {LARGEST}, got {number}')
     return number
+
+
+def check_sides(name: str, sides: int | Sequence[int]) -> tuple[int, int]:
+    """Require height and width, or one number for both.
+
+    Raises:
+        TypeError: A side is not an int.
+        ValueError: There are not two sides, or one is out of range.
+    """
+    both = list(sides) if isinstance(sides, (list, tuple)) else [sides] * 2
+    if len(both) != 2:
+        raise ValueError(f'{name} must be height and width, got {sides}')
+    height, width = (check_positive_int(name, side) for side in both)
+    return height, width
 
 
 def check_flags(**flags: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.model import PretrainedInit
+from mmengine.model import PretrainedInit, is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
@@ -22,6 +22,11 @@ from .pins import SCOPES
 _WEIGHT_ARGUMENTS = ('pretrained', 'teacher_ckpt')
 # Attributes in which wrappers keep the wrapped model.
 _WRAPPED = ('module', 'student', 'detector')
+
+
+def without_wrapper(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP or FSDP, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def load_config(config: str | Path | Config,

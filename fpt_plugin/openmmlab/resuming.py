@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from functools import wraps
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
 from ..io.checkpoints import some, summarised
+from .models import without_wrapper
 
 # Optimizer states that have the shape of their parameter.
 _PARAMETER_SHAPED = ('momentum_buffer', 'exp_avg', 'exp_avg_sq')
@@ -51,8 +51,7 @@ class _ResumeCheck(Hook):
         self.filename, self.resume_optimizer = filename, resume_optimizer
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) \
-            else runner.model
+        model = without_wrapper(runner.model)
         wrapper = runner.optim_wrapper if self.resume_optimizer else None
         reasons = list(resume_obstacles(checkpoint, model, wrapper))
         if reasons:

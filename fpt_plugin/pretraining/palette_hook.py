@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ..layers.checks import check_positive_int
+from ..openmmlab.models import without_wrapper
 from ..openmmlab.registry import register
 from .palette import Palette
 from .seeded import seeded
@@ -43,8 +43,7 @@ class FitPaletteHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the colours, in one process for all."""
-        model = runner.model.module if is_model_wrapper(runner.model) \
-            else runner.model
+        model = without_wrapper(runner.model)
         palette = getattr(model, 'palette', None)
         if not isinstance(palette, Palette):
             raise ValueError('FitPaletteHook needs a model with a palette, such as '

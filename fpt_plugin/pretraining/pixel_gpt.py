@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional.checks import accumulation_dtype
-from ..layers.checks import check_map, check_positive_int
+from ..layers.checks import check_map, check_positive_int, check_sides
 from ..openmmlab.registry import register
 from ..restoration.pixels import to_pixels
 from .masks import count_visible, hidden_units, on_device_of, random_units
@@ -85,7 +85,7 @@ class PixelGPT(BaseModel):
                              f'{objective!r}')
         if not 0 < mask_ratio < 1:
             raise ValueError(f'mask_ratio must be in (0, 1), got {mask_ratio}')
-        self.image_size = _check_image_size(image_size)
+        self.image_size = check_sides('image_size', image_size)
         self.pixels = self.image_size[0] * self.image_size[1]
         self.objective, self.mask_ratio = objective, mask_ratio
         self.causal = objective == 'autoregressive'
@@ -339,14 +339,6 @@ class PixelGPT(BaseModel):
             sample.palette = self.palette.colours
             sample.set_metainfo(dict(objective=self.objective))
         return samples
-
-
-def _check_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    sides = [*image_size] if isinstance(image_size, (list, tuple)) else [image_size] * 2
-    if len(sides) != 2:
-        raise ValueError(f'image_size must be height and width, got {image_size}')
-    height, width = (check_positive_int('image_size', side) for side in sides)
-    return height, width
 
 
 def _check_size(size: str | Mapping[str, float]) -> dict[str, float]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..layers.checks import check_positive_int
+from ..openmmlab.models import without_wrapper
 from ..openmmlab.registry import register
 
 GAP = 4  # pixels between images
@@ -71,8 +71,7 @@ class ReconstructionHook(Hook):
 
     @staticmethod
     def _model(runner) -> nn.Module:
-        model = runner.model.module if is_model_wrapper(runner.model) \
-            else runner.model
+        model = without_wrapper(runner.model)
         if not hasattr(model, 'panels'):
             raise ValueError('ReconstructionHook needs a model that reconstructs '
                              f'images, such as GreenMIM, got {type(model).__name__}')

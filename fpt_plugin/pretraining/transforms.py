@@ -12,7 +12,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
-from ..layers.checks import check_positive_int
+from ..layers.checks import check_positive_int, check_sides
 from ..openmmlab.registry import register
 
 
@@ -39,10 +39,7 @@ class RandomResizedCrop(BaseTransform):
                  aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
                  interpolation: str = 'bicubic',
                  min_side: int = 32) -> None:
-        sides = list(scale) if isinstance(scale, (list, tuple)) else [scale] * 2
-        if len(sides) != 2:
-            raise ValueError(f'scale must be height and width, got {scale}')
-        self.scale = tuple(check_positive_int('scale', side) for side in sides)
+        self.scale = check_sides('scale', scale)
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError('area must be two shares, 0 < low <= high <= 1, '
                              f'got {area}')

@@ -14,6 +14,8 @@ import torch
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
+from helpers.oracles import gradient_floor
+
 # Cases of each test: in the normal run, in the long one.
 CASES = {
     'mixture_attention': (60, 450),
@@ -205,7 +207,7 @@ def assert_agree(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor],
     torch.autograd.backward(*zip(*pairs))
     torch.autograd.backward(*zip(*exact_pairs))
     used = {name: x.grad for name, x in exact.items() if x.grad is not None}
-    floor = 0.1 * max(x.norm().item() for x in used.values())
+    floor = gradient_floor(used.values())
     for name, x in leaves.items():
         assert (x.grad is None) == (
             not x.requires_grad or name not in used), name

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 from ...io.checkpoints import read_state_dict
-from ...io.files import check_writable
+from ...io.files import check_writable, write_json
 from ...pretraining import PixelGPT
 from ..common import (
     add_cfg_options,
@@ -36,7 +36,7 @@ from .features import (
     raw_source,
 )
 from .linear import accuracy, confusion, fit_linear, mean_iou
-from .report import best_layer, draw, header, table_rows, write_json
+from .report import best_layer, draw, header, table_rows
 
 ERRORS = (OSError, RuntimeError, TypeError, ValueError)
 
@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> dict:
             result['records'].append(record)
             print(f'{network}, layer {name}, seed {seed}: '
                   f'{100 * record[result["metric"]]:.1f} %', flush=True)
-    write_json(result, files[0])
+    write_json(files[0], result)
     draw(result, files[1])
     _print(result, files)
     return result

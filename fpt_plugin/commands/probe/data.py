@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...pretraining.images import SUFFIXES, UnlabelledImages
+from ...restoration.degradations import read_image
 
 IGNORED = -1
 HELD_OUT = 5  # every so many images of a single folder
@@ -132,10 +133,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
-    image = mmcv.imread(str(path))
-    if image is None:
-        raise ValueError(f'{path} cannot be read as an image')
-    image = mmcv.imresize(image, size[::-1], interpolation='area')
+    image = mmcv.imresize(read_image(str(path)), size[::-1], interpolation='area')
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 

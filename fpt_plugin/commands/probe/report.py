@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean
 
@@ -54,12 +53,6 @@ def header(result: dict) -> list[str]:
     metric = dict(mean_iou='mIoU', accuracy='accuracy')[result['metric']]
     return ['layer', *(f'{metric} in %, {text}' for network, text in NETWORKS.items()
                        if figures(result, network))]
-
-
-def write_json(result: dict, path: Path) -> None:
-    """Write the result."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 
 
 def draw(result: dict, path: Path) -> None:
