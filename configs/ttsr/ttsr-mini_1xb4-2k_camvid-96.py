@@ -7,11 +7,12 @@ model = dict(
     blocks=(4, 2, 2, 2),
     texture_channels=(16, 32, 48),
     add_bicubic=True)
-data_root = 'data/camvid/'
+data_root = 'data/camvid'
 frames = dict(
     _delete_=True,
     type='ReferencePairs',
-    data_root=data_root + 'train',
+    data_root=data_root,
+    data_prefix=dict(img_path='train'),
     sequences=['0001TP', '0006R0', '0016E5'],
     pipeline=[
         *_base_.load,
@@ -28,7 +29,8 @@ val_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ReferencePairs',
-        data_root=data_root + 'val',
+        data_root=data_root,
+        data_prefix=dict(img_path='val'),
         indices=list(range(0, 101, 10)),
         pipeline=[*_base_.load, *_base_.degrade]))
 test_dataloader = val_dataloader

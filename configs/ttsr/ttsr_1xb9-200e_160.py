@@ -19,7 +19,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='ReferencePairs',
-        ann_file=data_root + 'train.txt',
+        ann_file='train.txt',
         data_root=data_root,
         pipeline=[*load, dict(type='CropWithReference', size=160), *degrade]))
 val_dataloader = dict(
@@ -28,7 +28,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ReferencePairs',
-        ann_file=data_root + 'val.txt',
+        ann_file='val.txt',
         data_root=data_root,
         pipeline=[*load, *degrade]))
 test_dataloader = val_dataloader

@@ -21,9 +21,12 @@ class ReferencePairs(BaseDataset):
     The reference of a video frame is an earlier frame of the same sequence.
 
     Args:
-        ann_file: A text file with two paths per line, relative to ``data_root``:
-            image, tab, reference. ``''``: use video frames.
-        data_root: The folder of the images.
+        ann_file: A text file with two paths per line, relative to the folder of the
+            images: image, tab, reference. ``''``: use video frames.
+        data_root: The folder of the images, or the one above ``data_prefix``.
+        reference: One reference for all images, a path relative to ``data_root``,
+            instead of earlier frames. ``''``: none.
+        data_prefix: ``img_path``, the folder of the images below ``data_root``.
         distance: Number of frames between an image and its reference.
         sequences: Prefixes of file names; the frames with one prefix, sorted by
             name, are a sequence. None: all images are one sequence. The first
@@ -34,46 +37,56 @@ class ReferencePairs(BaseDataset):
     Raises:
         FileNotFoundError: The folder, the list or a listed file does not exist.
         TypeError: ``distance`` is no int.
-        ValueError: A line does not have two paths, or a sequence has too few
-            frames.
+        ValueError: A line does not have two paths, a sequence has too few frames
+            or none, or both a list and one reference are given.
     """
 
     def __init__(self, ann_file: str = '', data_root: str = '', distance: int = 1,
-                 sequences: list[str] | None = None, **kwargs) -> None:
+                 sequences: list[str] | None = None, reference: str = '',
+                 data_prefix: dict = dict(img_path=''), **kwargs) -> None:
         self.distance = check_positive_int('distance', distance)
-        self.sequences = sequences
-        super().__init__(ann_file=ann_file, data_root=str(data_root), **kwargs)
+        self.sequences, self.reference = sequences, reference
+        if ann_file and reference:
+            raise ValueError('reference must be empty with ann_file, which lists the '
+                             f'references, got {reference!r} and {ann_file!r}')
+        super().__init__(ann_file=ann_file, data_root=str(data_root),
+                         data_prefix=dict(data_prefix), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List images and references."""
+        root = Path(self.data_prefix['img_path'])
         if self.ann_file:
-            return self._listed()
-        root = Path(self.data_root)
+            return self._listed(root)
         if not root.is_dir():
             raise FileNotFoundError('data_root must be a folder of images, got '
                                     f'{root}, which is not there')
+        fixed = self.reference and Path(self.data_root, self.reference)
+        if fixed and not fixed.is_file():
+            raise FileNotFoundError(f'reference must be a file, and {fixed} is not '
+                                    'there')
         frames = sorted(path for path in root.iterdir()
                         if path.is_file() and not path.name.startswith('.'))
         found = []
         for start in self.sequences or ['']:
             paths = [path for path in frames if path.name.startswith(start)]
-            if len(paths) <= self.distance:
+            if len(paths) <= (0 if fixed else self.distance):
                 raise ValueError(
-                    f'a sequence must have more than distance={self.distance} frames, '
+                    'a sequence must have more than '
+                    f'{"0" if fixed else f"distance={self.distance}"} frames, '
                     f'got {len(paths)} that begin with {start!r} in {root}')
             for number, path in enumerate(paths):
                 other = number - self.distance
                 if other < 0:
                     other = min(number + self.distance, len(paths) - 1)
-                found.append((path, paths[other]))
+                found.append((path, fixed or paths[other]))
         return [dict(img_path=str(a), ref_path=str(b)) for a, b in found]
 
-    def _listed(self) -> list[dict]:
+    def _listed(self, root: Path) -> list[dict]:
         found = []
         for line in Path(self.ann_file).read_text(encoding='utf-8').splitlines():
             if not line.strip():
                 continue
-            paths = [Path(self.data_root, part) for part in line.split('\t')]
+            paths = [Path(root, part) for part in line.split('\t')]
             if len(paths) != 2:
                 raise ValueError(f'a line of {self.ann_file} must have two paths with '
                                  f'a tabulator between them, got {line!r}')
@@ -103,7 +116,7 @@ class CropWithReference(BaseTransform):
     """Crop a random part of an image and the same part of its reference.
 
     Frames of a video have similar content there. A crop beyond the reference's
-    border is moved inside.
+    border is moved inside. An image without a reference is only cropped.
 
     Args:
         size: Side of the crop in pixels.
@@ -123,25 +136,26 @@ class CropWithReference(BaseTransform):
         self.margin = margin
 
     def transform(self, results: dict) -> dict:
-        """Crop ``img`` and ``ref_img``.
+        """Crop ``img`` and, where it exists, ``ref_img``.
 
         Raises:
             ValueError: An image is smaller than the crop.
         """
-        image, reference = results['img'], results['ref_img']
+        image, reference = results['img'], results.get('ref_img')
         ref_size = self.size + 2 * self.margin
-        for picture, side in ((image, self.size), (reference, ref_size)):
-            if min(picture.shape[:2]) < side:
+        for name, picture, side in (('images', image, self.size),
+                                    ('references', reference, ref_size)):
+            if picture is not None and min(picture.shape[:2]) < side:
                 raise ValueError(
-                    f'images and references must have sides of at least {self.size} '
-                    f'and {ref_size}, got {image.shape[:2]} and '
-                    f'{reference.shape[:2]} in {results.get("img_path", "an image")}')
+                    f'{name} must have sides of at least {side}, got '
+                    f'{picture.shape[:2]} in {results.get("img_path", "an image")}')
         corner = [np.random.randint(side - self.size + 1) for side in image.shape[:2]]
-        ref_corner = [min(max(0, first - self.margin), side - ref_size)
-                      for first, side in zip(corner, reference.shape[:2])]
         results['img'] = _crop(image, corner, self.size)
-        results['ref_img'] = _crop(reference, ref_corner, ref_size)
         results['img_shape'] = results['img'].shape[:2]
+        if reference is not None:
+            ref_corner = [min(max(0, first - self.margin), side - ref_size)
+                          for first, side in zip(corner, reference.shape[:2])]
+            results['ref_img'] = _crop(reference, ref_corner, ref_size)
         return results
 
     def __repr__(self) -> str:

@@ -216,7 +216,7 @@ def test_crops_have_the_same_position(margin):
         assert results['img'].shape == (16, 16, 1)
         assert results['ref_img'].shape == (16 + 2 * margin, 16 + 2 * margin, 1)
         assert np.isin(results['img'], results['ref_img']).all()
-    with pytest.raises(ValueError, match='images and references must have sides'):
+    with pytest.raises(ValueError, match='images must have sides of at least 16'):
         crop.transform(dict(img=image[:10], ref_img=image))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...io.files import check_writable, write_bytes
 from .picture import draw_answers
-from .running import Study, fingerprint, run
+from .running import Study, mark_of, run
 from .table import markdown, plot, read_rows
 
 ERRORS = (OSError, RuntimeError, ValueError)
@@ -96,4 +96,4 @@ def _finished(study: Study, row: str, seed: int, out: Path) -> bool:
     if not out.is_file():
         return False
     settings = json.loads(out.read_text(encoding='utf-8')).get('settings')
-    return settings == fingerprint(*study.configs_of(row, seed))
+    return settings == mark_of(study, row, seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.registry import LOOPS
 from mmengine.runner import Runner
 
 from ...io.files import write_json
@@ -40,8 +41,11 @@ class Study:
         baseline: The row that others are compared with.
         rows: Settings of each row, merged into the config. With
             ``pretrain=dict(config=..., ...)``, a :class:`Pretraining`, a row
-            starts with the weights of a pre-training with the same seed.
-        shape: Height and width of the image for counting multiply-adds.
+            starts with the weights of a pre-training with the same seed. With
+            ``tests``, a dict of settings by name, a trained row is also tested
+            with these merged into its config.
+        shape: Height and width of the image for counting multiply-adds; None: they
+            are not counted.
         factor: Factor of the metric in the table.
         data: Name in :data:`DATA` of the images that the command can download;
             None: the user provides them.
@@ -53,7 +57,7 @@ class Study:
     metric: str
     baseline: str
     rows: dict[str, dict]
-    shape: tuple[int, int]
+    shape: tuple[int, int] | None = None
     factor: float = 1.
     data: str | None = None
 
@@ -102,10 +106,19 @@ class Study:
             raise ValueError(f'rows must be of {list(self.rows)}, got {row!r}')
         config = copy.deepcopy(self.config)  # a Runner changes its config
         settings = ConfigDict(self.rows[row]).to_dict()
-        settings.pop('pretrain', None)
+        for name in ('pretrain', 'tests'):
+            settings.pop(name, None)
         config.merge_from_dict(settings)
         config.randomness = dict(seed=seed)
         return config
+
+    def tests_of(self, row: str, seed: int) -> dict[str, Config]:
+        """Return the config of each additional test of a row, by name."""
+        configs = {}
+        for name, settings in self.rows[row].get('tests', {}).items():
+            configs[name] = self.config_of(row, seed)
+            configs[name].merge_from_dict(ConfigDict(settings).to_dict())
+        return configs
 
     def pretraining_of(self, row: str) -> Pretraining | None:
         """Return the pre-training of a row; None if it has none.
@@ -135,6 +148,12 @@ class Study:
         return [config, before.load(config.train_dataloader.dataset.data_root, seed)]
 
 
+def mark_of(study: Study, row: str, seed: int) -> str:
+    """Hash all settings of a row and a seed: training, pre-training and tests."""
+    return fingerprint(*study.configs_of(row, seed),
+                       *study.tests_of(row, seed).values())
+
+
 def fingerprint(*configs: Config) -> str:
     """Hash the settings, before the data folder and work folder are set."""
     text = ''.join(config.pretty_text for config in configs)
@@ -161,10 +180,12 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         The content of ``out``.
     """
     config, *before = study.configs_of(row, seed)
-    mark = fingerprint(config, *before)
+    mark = mark_of(study, row, seed)
+    tests = study.tests_of(row, seed)
     if data_root is not None:
-        for loader in LOADERS:
-            config[loader].dataset.data_root = data_root
+        for any_config in (config, *tests.values()):
+            for loader in LOADERS:
+                any_config[loader].dataset.data_root = data_root
     elif study.data is not None:
         DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
     config.work_dir = str(work_dir)
@@ -179,10 +200,15 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         load_pretrained(config, folder / found['pretraining']['checkpoint'],
                         work_dir / 'pretrained.pth')
     runner = train_or_go_on(config, fresh)
-    figures = dict(
-        choice=_figure(runner.val_loop.run(), study.metric),
-        report=_figure(runner.test_loop.run(), study.metric))
-    cost = complexity(runner.model.cpu(), study.shape)
+    choice = _figure(runner.val_loop.run(), study.metric)
+    metrics = runner.test_loop.run()
+    if tests:
+        found['metrics'] = metrics
+        found['tests'] = {name: _test(runner, test) for name, test in tests.items()}
+    figures = dict(choice=choice, report=_figure(metrics, study.metric))
+    if study.shape is not None:
+        cost = complexity(runner.model.cpu(), study.shape)
+        found.update(macs=cost.total.macs, shape=list(study.shape))
     get_info, steps = runner.message_hub.get_info, max(1, runner.iter)
     device = 'cuda' if get_device() == 'cuda' else 'cpu'
     if device == 'cpu':  # independent of other processes, unlike the clock
@@ -197,15 +223,21 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         curve=_curve(runner, study.metric),
         steps=runner.iter,
         seconds_per_step=round(get_info(TrainingTime.KEY, 0.0) / steps, 4),
-        parameters=cost.total.parameters,
-        macs=cost.total.macs,
-        shape=list(study.shape),
+        parameters=sum(p.numel() for p in runner.model.parameters()),
         **found,
         settings=mark,
         environment=environment(device))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result
+
+
+def _test(runner: Runner, config: Config) -> dict[str, float]:
+    """Test a trained model with the data and metrics of another config."""
+    loop = LOOPS.build(config.test_cfg, default_args=dict(
+        runner=runner, dataloader=config.test_dataloader,
+        evaluator=config.test_evaluator))
+    return loop.run()
 
 
 def _figure(metrics: dict[str, float], name: str) -> float:

@@ -69,16 +69,15 @@ def interval(differences: Sequence[float]) -> float | None:
 
 def markdown(study: Study, rows: Sequence[Row]) -> str:
     """Format the table, with a line that explains it."""
-    height, width = study.shape
     pretrained = any(
         'pretraining' in run for row in rows for run in row.runs.values())
-    lines = [
-        f'{study.title}', '',
-        '| row | seeds | validation | reported | gain over '
-        f'{study.baseline} | parameters | GMACs at {height}x{width} | '
-        'CPU s per step |' + pretrained * ' pre-training |',
-        '|---|---|---|---|---|---|---|---|' + pretrained * '---|'
-    ]
+    columns = ['row', 'seeds', 'validation', 'reported', f'gain over {study.baseline}',
+               'parameters', 'CPU s per step']
+    if study.shape is not None:
+        columns.insert(-1, 'GMACs at {}x{}'.format(*study.shape))
+    columns += pretrained * ['pre-training']
+    lines = [f'{study.title}', '', f'| {" | ".join(columns)} |',
+             '|---' * len(columns) + '|']
     factor = study.factor
     for row in rows:
         reported = [x * factor for x in row.figures('report')]
@@ -91,12 +90,14 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         seconds = [r['cpu_seconds_per_step'] for r in row.runs.values()
                    if r.get('cpu_seconds_per_step')]
         busy = f'{mean(seconds):.2f}' if seconds else ''
+        macs = '' if study.shape is None else f' {run["macs"] / 1e9:.2f} |'
         lines.append(
             f'| {row.name} | {len(row.runs)} | '
             f'{mean(row.figures("choice")) * factor:.2f} | '
             f'{mean(reported):.2f}{spread} | {gain} | '
-            f'{run["parameters"] / 1e6:.2f} M | {run["macs"] / 1e9:.2f} | '
+            f'{run["parameters"] / 1e6:.2f} M |{macs} '
             f'{busy} |' + pretrained * f' {_pretraining(row)} |')
+    lines += tests_table(rows)
     lines += [
         '', 'Reported: mean and standard deviation over the seeds. Gain: mean of '
         'the differences between runs with the same seed, with its 95 % interval. '
@@ -104,6 +105,39 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         'images.'
     ]
     return '\n'.join(lines)
+
+
+def tests_table(rows: Sequence[Row]) -> list[str]:
+    """Format all metrics of all tests, of rows that have more than one test.
+
+    Returns:
+        The lines, with an empty one before them; none without such rows.
+    """
+    found = {}  # row and test to the metrics of each seed
+    for row in rows:
+        for run in row.runs.values():
+            for test, metrics in {'': run.get('metrics'),
+                                  **run.get('tests', {})}.items():
+                if metrics:
+                    found.setdefault((row.name, test), []).append(metrics)
+    if not found:
+        return []
+    names = list(dict.fromkeys(name for runs in found.values() for name in runs[0]))
+    lines = ['', f'| row | test | {" | ".join(names)} |', '|---' * (2 + len(names)) + '|']
+    for (row, test), runs in found.items():
+        cells = [_mean_and_spread([run[name] for run in runs if name in run])
+                 for name in names]
+        lines.append(f'| {row} | {test or "as reported"} | {" | ".join(cells)} |')
+    return lines
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    """Format the mean and, for several values, the standard deviation."""
+    if not values:
+        return ''
+    digits = 2 if max(map(abs, values)) >= 1 else 4
+    spread = f' ± {stdev(values):.{digits}f}' if len(values) > 1 else ''
+    return f'{mean(values):.{digits}f}{spread}'
 
 
 def _pretraining(row: Row) -> str:
@@ -118,7 +152,14 @@ def _pretraining(row: Row) -> str:
 
 
 def plot(study: Study, rows: Sequence[Row], out: Path) -> None:
-    """Plot the metric against multiply-adds, with its range over the seeds."""
+    """Plot the metric against multiply-adds, with its range over the seeds.
+
+    Raises:
+        ValueError: The study has no ``shape``, so they were not counted.
+    """
+    if study.shape is None:
+        raise ValueError(f'shape of the study {study.name} must be a height and a '
+                         'width for a plot against multiply-adds, got None')
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
