@@ -27,7 +27,9 @@ study = dict(
                     test_dataloader=dict(dataset=dict(pipeline=alone_test)))))))
 
 train_dataloader = dict(
-    num_workers=0, dataset=dict(sequences=['0006R0', '0016E5']))
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(sequences=['0006R0', '0016E5']))
 val_dataloader = dict(
     num_workers=0,
     dataset=dict(

@@ -81,7 +81,7 @@ class Palette(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Find the nearest colours: (B, 3, H, W) in 0..255 to (B, H, W)."""
-        self._check_fitted()
+        self.check_fitted()
         with no_autocast(images.device):
             pixels = images.movedim(1, 3).to(self.colours.dtype)
             found = nearest(pixels.reshape(-1, 3) - MIDDLE, self.colours - MIDDLE)
@@ -89,7 +89,7 @@ class Palette(nn.Module):
 
     def images(self, tokens: Tensor) -> Tensor:
         """Look colours up: (B, H, W) to (B, 3, H, W) in 0..255."""
-        self._check_fitted()
+        self.check_fitted()
         return self.colours[tokens].movedim(3, 1)
 
     def round_trip_error(self, images: Tensor) -> float:
@@ -101,7 +101,12 @@ class Palette(nn.Module):
         error = self.images(self.tokens(images)) - images
         return error.square().mean().sqrt().item()
 
-    def _check_fitted(self) -> None:
+    def check_fitted(self) -> None:
+        """Raise for an empty palette.
+
+        Raises:
+            ValueError: There are no colours yet.
+        """
         if not self.fitted:
             raise ValueError(
                 f'the palette must have its {self.size} colours: FitPaletteHook finds '

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional.checks import accumulation_dtype
-from ..layers.checks import check_map, check_positive_int, check_sides
+from ..layers.checks import check_flags, check_map, check_positive_int, check_sides
 from ..openmmlab.registry import register
 from ..restoration.pixels import to_pixels
 from .masks import count_visible, hidden_units, on_device_of, random_units
@@ -53,6 +53,9 @@ class PixelGPT(BaseModel):
         objective: ``'autoregressive'``: predict each pixel from those before it;
             ``'masked'``: predict hidden pixels from all others.
         mask_ratio: Share of hidden pixels, of ``'masked'`` only.
+        colour_features: Whether colours also have fixed features of their values,
+            so that similar ones share what is learned. The paper has none, and
+            learns from far more images.
         palette: The colours, see :class:`Palette`; None: found or loaded later.
         data_preprocessor: See BaseModel; None: images in 0..255, as in the files.
         init_cfg: See BaseModel.
@@ -75,6 +78,7 @@ class PixelGPT(BaseModel):
                  colours: int = 512,
                  objective: str = 'autoregressive',
                  mask_ratio: float = 0.15,
+                 colour_features: bool = False,
                  palette: str | Path | Sequence[Sequence[float]] | None = None,
                  data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None) -> None:
@@ -85,6 +89,7 @@ class PixelGPT(BaseModel):
                              f'{objective!r}')
         if not 0 < mask_ratio < 1:
             raise ValueError(f'mask_ratio must be in (0, 1), got {mask_ratio}')
+        check_flags(colour_features=colour_features)
         self.image_size = check_sides('image_size', image_size)
         self.pixels = self.image_size[0] * self.image_size[1]
         self.objective, self.mask_ratio = objective, mask_ratio
@@ -92,7 +97,8 @@ class PixelGPT(BaseModel):
         if not self.causal:
             count_visible(self.pixels, mask_ratio)
         self.palette = Palette(colours, palette)
-        self.net = PixelTransformer(self.pixels, colours, **_check_size(size))
+        self.net = PixelTransformer(self.pixels, colours, **_check_size(size),
+                                    colour_features=colour_features)
         self.depth = len(self.net.blocks)
 
     def forward(self,
@@ -166,14 +172,15 @@ class PixelGPT(BaseModel):
             (B, N, colours): of each pixel, from those before it; of ``'masked'``
             (B, M, colours): of hidden pixels, from all others.
         """
-        x = self.net.embed(tokens)  # (B, N, C)
+        embeddings, weights = self._tables()
+        x = self.net.embed(tokens, embeddings)  # (B, N, C)
         if hidden is None:
             x = torch.cat([self.net.start(len(x)), x[:, :-1]], dim=1)
-            return self.net.predict(self.net(x, causal=True))
+            return F.linear(self.net(x, causal=True), weights)
         places = hidden[..., None].expand(-1, -1, x.shape[2])  # (B, M, C)
         masked = self.net.special + self.net.positions[hidden]
         x = self.net(x.scatter(1, places, masked.to(x.dtype)), causal=False)
-        return self.net.predict(x.gather(1, places))
+        return F.linear(x.gather(1, places), weights)
 
     def features(self, inputs: Tensor,
                  layers: Sequence[int] | None = None) -> list[Tensor]:
@@ -199,7 +206,7 @@ class PixelGPT(BaseModel):
                 raise TypeError(f'layers must be ints, got {layer!r}')
             if not 0 <= layer <= self.depth:
                 raise ValueError(f'layers must be in 0..{self.depth}, got {layer}')
-        x = self.net.embed(self.tokens(inputs))  # (B, N, C)
+        x = self.net.embed(self.tokens(inputs), self._tables()[0])  # (B, N, C)
         if self.causal:
             x = torch.cat([self.net.start(len(x)), x], dim=1)
         found = {
@@ -277,16 +284,18 @@ class PixelGPT(BaseModel):
             raise ValueError(f'prompt must have at most {self.pixels} pixels, got '
                              f'{tuple(prompt.shape)}')
         net, tokens = self.net, prompt
+        embeddings, weights = self._tables()
         caches = [LayerCache(self.pixels) for _ in net.blocks] if cached else None
-        x = torch.cat([net.start(len(prompt)), net.embed(prompt)], dim=1)
+        x = torch.cat([net.start(len(prompt)), net.embed(prompt, embeddings)], dim=1)
         for place in range(prompt.shape[1], self.pixels):
-            logits = net.predict(net(x, True, caches)[:, -1]).float() / temperature
+            logits = F.linear(net(x, True, caches)[:, -1], weights).float()
+            logits = logits / temperature
             if top_k is not None:
                 least = logits.topk(top_k).values[:, -1:]
                 logits = logits.masked_fill(logits < least, -torch.inf)
             drawn = logits.softmax(1).multinomial(1, generator=generator)  # (B, 1)
             tokens = torch.cat([tokens, drawn], dim=1)
-            new = net.embed(drawn, first=place)
+            new = net.embed(drawn, embeddings, first=place)
             x = new if cached else torch.cat([x, new], dim=1)
         return tokens
 
@@ -319,6 +328,16 @@ class PixelGPT(BaseModel):
         mask = mask.unflatten(1, self.image_size)[:, None]
         return [*shown, shown[1].masked_fill(mask, GREY),
                 self.images(tokens.scatter(1, hidden, likeliest))]
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of colours and the weights that predict them.
+
+        Raises:
+            ValueError: They depend on the palette, which is empty.
+        """
+        if self.net.colour_features is not None:
+            self.palette.check_fitted()
+        return self.net.tables(self.palette.colours)
 
     def _draw(self, batch: int) -> Tensor:
         """Draw the hidden pixels of each image: (B, M)."""

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+EMBEDDING_STD = 0.02  # of embeddings of colours at the start
+
+
 class LayerCache:
     """Keep the keys and values of the earlier tokens of a layer.
 
@@ -86,8 +89,39 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class ColourFeatures(nn.Module):
+    """Describe colours by sines, so that similar colours have similar features.
+
+    The sines of random directions in the colour space, with fixed frequencies.
+
+    Args:
+        channels: Number of features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        waves = (channels + 1) // 2
+        directions = torch.randn(
+            3, waves, generator=torch.Generator().manual_seed(0))
+        # Periods of about 800, 400, 200 and 100 grey levels, in turn.
+        scales = 2.**(torch.arange(waves) % 4 - 1) / 64
+        self.channels = channels
+        self.register_buffer('directions', directions * scales)  # (3, waves)
+
+    def forward(self, colours: Tensor) -> Tensor:
+        """Map n colours (n, 3) in 0..255 to (n, channels), of mean 0."""
+        phases = (colours - 127.5) @ self.directions  # (n, waves)
+        waves = torch.cat([phases.sin(), phases.cos()], dim=1)[:, :self.channels]
+        waves = waves - waves.mean(0)
+        return waves * (EMBEDDING_STD / waves.std().clamp(min=1e-6))
+
+
 class PixelTransformer(nn.Module):
     """Embeddings, blocks, and the layer that predicts colours.
+
+    With ``colour_features`` the embedding of a colour is that of the paper plus its
+    :class:`ColourFeatures`, and the weights that predict it have a learned linear
+    map of them added. What is learned of a colour then holds for similar ones.
 
     Args:
         pixels: Of an image, row by row.
@@ -96,10 +130,12 @@ class PixelTransformer(nn.Module):
         embed_dims: Width, a multiple of ``num_heads``.
         num_heads: Of each block.
         mlp_ratio: Width of the MLPs over ``embed_dims``.
+        colour_features: See above.
     """
 
     def __init__(self, pixels: int, colours: int, depth: int, embed_dims: int,
-                 num_heads: int, mlp_ratio: float = 4.) -> None:
+                 num_heads: int, mlp_ratio: float = 4.,
+                 colour_features: bool = False) -> None:
         super().__init__()
         self.colours = nn.Embedding(colours, embed_dims)
         self.positions = nn.Parameter(torch.empty(pixels, embed_dims))
@@ -109,6 +145,10 @@ class PixelTransformer(nn.Module):
             Block(embed_dims, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dims)
         self.predict = nn.Linear(embed_dims, colours, bias=False)
+        self.colour_features, self.map_features = None, None
+        if colour_features:
+            self.colour_features = ColourFeatures(embed_dims)
+            self.map_features = nn.Linear(embed_dims, embed_dims, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -117,7 +157,10 @@ class PixelTransformer(nn.Module):
         Layers that write into the residual path are smaller in deep networks.
         """
         width, depth = self.positions.shape[1], len(self.blocks)
-        nn.init.normal_(self.colours.weight, std=0.02)
+        nn.init.normal_(self.colours.weight, std=EMBEDDING_STD)
+        if self.map_features is not None:
+            nn.init.zeros_(self.colours.weight)  # the features are enough
+            nn.init.zeros_(self.map_features.weight)
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.special, std=0.02)
         nn.init.zeros_(self.predict.weight)
@@ -128,10 +171,31 @@ class PixelTransformer(nn.Module):
                 nn.init.normal_(layer.weight, std=std)
                 nn.init.zeros_(layer.bias)
 
-    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Embed pixels ``first`` and following: (B, n) to (B, n, C)."""
+    def tables(self, palette: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of colours and the weights that predict them.
+
+        Args:
+            palette: (colours, 3) in 0..255; used by ``colour_features`` only.
+
+        Returns:
+            (colours, C) both.
+        """
+        if self.colour_features is None:
+            return self.colours.weight, self.predict.weight
+        features = self.colour_features(palette)  # (colours, C)
+        return (self.colours.weight + features,
+                self.predict.weight + self.map_features(features))
+
+    def embed(self, tokens: Tensor, colours: Tensor, first: int = 0) -> Tensor:
+        """Embed pixels ``first`` and following: (B, n) to (B, n, C).
+
+        Args:
+            tokens: (B, n).
+            colours: (colours, C), see :meth:`tables`.
+            first: Number of the first pixel.
+        """
         positions = self.positions[first:first + tokens.shape[1]]
-        return self.colours(tokens) + positions
+        return F.embedding(tokens, colours) + positions
 
     def start(self, batch: int) -> Tensor:
         """Return the token before the first pixel: (B, 1, C)."""

@@ -136,6 +136,20 @@ class AttentionCase(Case):
             channels=self.channels, batch=self.batch, dtype=self.dtype)
 
 
+def pair_of_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Parse ``97x97``, twice the same size, or ``128x256-64x128``.
+
+    Raises:
+        ValueError: The text has another form.
+    """
+    match = re.fullmatch(r'(\d+)x(\d+)(?:-(\d+)x(\d+))?', text)
+    if match is None:
+        raise ValueError('--cases must have the form 97x97 or '
+                         f'128x256-64x128, got {text!r}')
+    sides = [int(side) for side in match.groups() if side is not None]
+    return tuple(sides[:2]), tuple(sides[-2:])
+
+
 @dataclass(frozen=True)
 class LocalCase(Case):
     """Attention of one Locality-constrained Grounding Transformer.
@@ -161,14 +175,8 @@ class LocalCase(Case):
         Raises:
             ValueError: The text has another form.
         """
-        match = re.fullmatch(r'(\d+)x(\d+)(?:-(\d+)x(\d+))?', text)
-        if match is None:
-            raise ValueError('--cases must have the form 97x97 or '
-                             f'128x256-64x128, got {text!r}')
-        sides = [int(side) for side in match.groups() if side is not None]
-        return cls(
-            name=text, fine=tuple(sides[:2]), coarse=tuple(sides[-2:]),
-            **kwargs)
+        fine, coarse = pair_of_sizes(text)
+        return cls(name=text, fine=fine, coarse=coarse, **kwargs)
 
     def candidates(self) -> tuple[str, ...]:
         """Return ours, the formula with unfolded windows, and each path."""

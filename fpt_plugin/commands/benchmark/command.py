@@ -17,6 +17,7 @@ from .cases import PRESETS, AttentionCase, LocalCase, NeckCase
 from .lambdas import BackboneCase, LambdaCase
 from .measuring import Case, environment, measure
 from .segmentors import SegmentorCase
+from .textures import TextureCase
 
 ERRORS = (OSError, ValueError)
 
@@ -24,6 +25,8 @@ ATTENTION = ('st:P5', 'st:P4', 'gt:P4-P5', 'gt:P3-P4', 'gt:P2-P3@4', 'gt:P2-P5')
 LOCAL = ('64x128', '97x97', '128x256')
 # C4 and C5 of an 800x1344 image, and of a 512x1024 one at output stride 8.
 LAMBDA = ('50x84x64', '25x42x128', '64x128x64', '64x128x128')
+# Image and reference of the paper's training, and of its users.
+TEXTURES = ('160x160', '600x600')
 BACKBONES = ('50', '50-d8')
 # Names that work from an installed wheel and from a checkout.
 SEGMENTORS = (
@@ -103,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
     _add_cases(
         masked, pretraining.CASES,
         f'backbone ({", ".join(pretraining.CONFIGS)}) and side: t-224, b-448')
+    textures = commands.add_parser('texture', help='texture transfer of TTSR')
+    _add_cases(
+        textures, TEXTURES,
+        'HxW of an enlarged image and its reference, or HxW-HxW of both')
+    textures.add_argument('--channels', type=int, default=64)
     gpu.add_flags(
         commands.add_parser(
             'gpu', help='all suites on one GPU in one run; '
@@ -127,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
             '--paths', action='store_true',
             help='measure each path, besides the automatic choice')
     for command in (attention, local, neck, lambdas, backbone, segmentor,
-                    others, branches, masked):
+                    others, branches, masked, textures):
         command.add_argument(
             '--batch', type=int, default=8 if command is masked else 1)
         command.add_argument('--repeats', type=int, default=7)
@@ -213,6 +221,9 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         ]
     if args.command == 'pretraining':
         return [pretraining.PretrainingCase.parse(text, **common)
+                for text in args.cases]
+    if args.command == 'texture':
+        return [TextureCase.parse(text, channels=args.channels, **common)
                 for text in args.cases]
     if args.command == 'alternatives':
         return alternatives.cases(args.rows, tuple(args.shape), **common)
