@@ -38,4 +38,15 @@ val_dataloader = dict(
         indices=list(range(0, 62, 6))))
 test_dataloader = dict(
     num_workers=0, dataset=dict(indices=list(range(0, 101, 5))))
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+
+# 20 minutes of one core.
+iterations = 1000
+train_cfg = dict(max_iters=iterations, val_interval=iterations)
+param_scheduler = [
+    dict(
+        type='CosineAnnealingLR',
+        T_max=iterations,
+        by_epoch=False,
+        end=iterations)
+]
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))
