@@ -102,9 +102,9 @@ class ColourFeatures(nn.Module):
         super().__init__()
         waves = (channels + 1) // 2
         directions = torch.randn(
-            3, waves, generator=torch.Generator().manual_seed(0))
+            3, waves, generator=torch.Generator().manual_seed(0), device='cpu')
         # Periods of about 800, 400, 200 and 100 grey levels, in turn.
-        scales = 2.**(torch.arange(waves) % 4 - 1) / 64
+        scales = 2.**(torch.arange(waves, device='cpu') % 4 - 1) / 64
         self.channels = channels
         self.register_buffer('directions', directions * scales)  # (3, waves)
 

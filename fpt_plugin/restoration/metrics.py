@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
@@ -18,6 +20,8 @@ from .degradations import TASKS
 LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 255
 # SSIM's Gaussian window (Wang et al., 2004, Sec. III-C): 11 pixels, sigma 1.5.
 WINDOW, SIGMA = 11, 1.5
+# Strength of non-local means: the best for photographs, of seven and eight values.
+NL_MEANS = dict(noise30=17., noise50=26.)
 
 
 def psnr(image: Tensor, target: Tensor) -> float:
@@ -78,6 +82,23 @@ def luminance(image: Tensor, channel_order: str = 'bgr') -> Tensor:
     return 16 + (weights[:, None, None] * image.double()).sum(0, keepdim=True)
 
 
+def nl_means(image: Tensor, strength: float) -> Tensor:
+    """Remove noise by OpenCV's fastNlMeansDenoisingColored, in patches of 7x7.
+
+    Args:
+        image: (3, H, W), BGR, in 0..255. It is rounded and clipped first, as OpenCV
+            takes only image files' values.
+        strength: OpenCV's ``h`` and ``hColor``, in grey levels.
+
+    Returns:
+        (3, H, W), in whole grey levels.
+    """
+    pixels = image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # (H, W, 3)
+    found = cv2.fastNlMeansDenoisingColored(
+        np.ascontiguousarray(pixels), None, strength, strength, 7, 21)
+    return torch.from_numpy(found).permute(2, 0, 1).float()
+
+
 class RestorationMetric(BaseMetric):
     """Base class of metrics that compare restored images with clean ones.
 
@@ -92,6 +113,8 @@ class RestorationMetric(BaseMetric):
         channel_order: ``'bgr'``, as mmcv reads images, or ``'rgb'``.
         compare_input: Whether to add ``NAME_input``, the results of the degraded
             images, enlarged bicubically if they are smaller.
+        compare_nl_means: Whether to add ``NAME_nl_means`` for tasks of noise: the
+            results of OpenCV's non-local means, see :func:`nl_means`.
         collect_device: See BaseMetric.
         prefix: See BaseMetric.
         collect_dir: See BaseMetric.
@@ -109,11 +132,13 @@ class RestorationMetric(BaseMetric):
                  crop_border: int | str = 0,
                  channel_order: str = 'bgr',
                  compare_input: bool = False,
+                 compare_nl_means: bool = False,
                  collect_device: str = 'cpu',
                  prefix: str | None = None,
                  collect_dir: str | None = None) -> None:
         super().__init__(collect_device, prefix, collect_dir)
-        check_flags(luminance=luminance, compare_input=compare_input)
+        check_flags(luminance=luminance, compare_input=compare_input,
+                    compare_nl_means=compare_nl_means)
         if crop_border != 'scale' and (
                 not isinstance(crop_border, int) or crop_border < 0):
             raise ValueError("crop_border must be pixels or 'scale', got "
@@ -123,6 +148,7 @@ class RestorationMetric(BaseMetric):
                              f'{channel_order!r}')
         self.luminance, self.crop_border = luminance, crop_border
         self.channel_order, self.compare_input = channel_order, compare_input
+        self.compare_nl_means = compare_nl_means
 
     def figure(self, image: Tensor, target: Tensor) -> float:
         """Compare two images (C, H, W)."""
@@ -142,8 +168,11 @@ class RestorationMetric(BaseMetric):
             task = sample.get('task', '')
             target = sample['gt_img'].cpu()
             found = {self.name: self._compare(sample['pred_img'].cpu(), target, task)}
+            image = data_batch['inputs'][i].float().cpu()
+            if self.compare_nl_means and task in NL_MEANS:
+                found[f'{self.name}_nl_means'] = self._compare(
+                    nl_means(image, NL_MEANS[task]), target, task)
             if self.compare_input:
-                image = data_batch['inputs'][i].float().cpu()
                 if image.shape != target.shape:
                     image = F.interpolate(
                         image[None], target.shape[1:], mode='bicubic',

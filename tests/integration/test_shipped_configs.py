@@ -47,7 +47,7 @@ REPRESENTATIVES = (
     'fpt/faster-rcnn_r50_fpt_1x_coco.py',
     'fpt/retinanet_r50_fpt_1x_coco.py',
     'fpt/sem-fpn_r50_fpt_4xb2-80k_cityscapes-512x1024.py',
-    'ipt/ipt-mini_1xb16-3k_48.py',
+    'ipt/ipt-mini_1xb8-1k_48.py',
     'lambda_resnet/faster-rcnn_lambda-r50_fpt_1x_coco.py',
     'lambda_resnet/fcn_lambda-r50-d8_4xb2-80k_cityscapes-512x1024.py',
     'lambda_resnet/retinanet_lambda-50ts_fpn_1x_coco.py',

@@ -25,7 +25,7 @@ def config(tmp_path):
     """The file of the shipped mini config with a smaller model."""
     for part in ('train', 'val'):
         draw(tmp_path / 'images' / part, ['a.png', 'b.png'])
-    cfg = Config.fromfile(CONFIGS / 'ipt/ipt-mini_1xb16-3k_48.py')
+    cfg = Config.fromfile(CONFIGS / 'ipt/ipt-mini_1xb8-1k_48.py')
     cfg.model.update(channels=4, crop=12, depth=1, num_heads=3, overlap=4)
     cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
     cfg.train_dataloader.collate_fn.crop = 12
