@@ -11,7 +11,7 @@ model = dict(
     image_size=_base_.size)
 train_dataloader = dict(batch_size=4, num_workers=1)
 test_dataloader = dict(num_workers=0)
-test_evaluator = dict(images=8000)
+test_evaluator = dict(images=9600)
 
 iterations, warmup = 2400, 100
 auto_scale_lr = dict(base_batch_size=4)
