@@ -207,6 +207,26 @@ def test_listed_pairs(tmp_path):
         DATASETS.build(args)
 
 
+def test_relative_lists_and_one_reference_for_all(tmp_path):
+    draw(tmp_path / 'clips', ['x.png', 'y.png'])
+    draw(tmp_path, ['r.png'])
+    (tmp_path / 'pairs.txt').write_text('x.png\ty.png\n')
+    args = dict(type='ReferencePairs', data_root=str(tmp_path),
+                data_prefix=dict(img_path='clips'))
+    assert names_of(DATASETS.build(dict(args, ann_file='pairs.txt'))) == [
+        ('x.png', 'y.png')]
+    assert names_of(DATASETS.build(dict(args, reference='r.png'))) == [
+        ('x.png', 'r.png'), ('y.png', 'r.png')]
+    assert names_of(DATASETS.build(dict(args, reference='r.png', sequences=['x']))) \
+        == [('x.png', 'r.png')]
+    with pytest.raises(FileNotFoundError, match='reference must be a file, and .*z'):
+        DATASETS.build(dict(args, reference='z.png'))
+    with pytest.raises(ValueError, match='more than 0 frames, got 0'):
+        DATASETS.build(dict(args, reference='r.png', sequences=['z']))
+    with pytest.raises(ValueError, match='reference must be empty with ann_file'):
+        DATASETS.build(dict(args, reference='r.png', ann_file='pairs.txt'))
+
+
 @pytest.mark.parametrize('margin', [0, 4])
 def test_crops_have_the_same_position(margin):
     image = np.arange(40 * 48, dtype=np.int32).reshape(40, 48, 1)
@@ -216,6 +236,10 @@ def test_crops_have_the_same_position(margin):
         assert results['img'].shape == (16, 16, 1)
         assert results['ref_img'].shape == (16 + 2 * margin, 16 + 2 * margin, 1)
         assert np.isin(results['img'], results['ref_img']).all()
+    alone = crop.transform(dict(img=image))
+    assert alone['img'].shape == (16, 16, 1) and 'ref_img' not in alone
+    with pytest.raises(ValueError, match=f'references must .* {16 + 2 * margin}, got'):
+        crop.transform(dict(img=image, ref_img=image[:15]))
     with pytest.raises(ValueError, match='images must have sides of at least 16'):
         crop.transform(dict(img=image[:10], ref_img=image))
 

@@ -202,7 +202,7 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     runner = train_or_go_on(config, fresh)
     choice = _figure(runner.val_loop.run(), study.metric)
     metrics = runner.test_loop.run()
-    if tests:
+    if any('tests' in settings for settings in study.rows.values()):
         found['metrics'] = metrics
         found['tests'] = {name: _test(runner, test) for name, test in tests.items()}
     figures = dict(choice=choice, report=_figure(metrics, study.metric))

@@ -108,26 +108,26 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
 
 
 def tests_table(rows: Sequence[Row]) -> list[str]:
-    """Format all metrics of all tests, of rows that have more than one test.
+    """Format all metrics of all tests, of rows that have additional tests.
 
     Returns:
         The lines, with an empty one before them; none without such rows.
     """
-    found = {}  # row and test to the metrics of each seed
+    if not any(run.get('tests') for row in rows for run in row.runs.values()):
+        return []
+    found: dict[str, list[dict[str, float]]] = {}  # test to the metrics of each seed
     for row in rows:
         for run in row.runs.values():
-            for test, metrics in {'': run.get('metrics'),
-                                  **run.get('tests', {})}.items():
-                if metrics:
-                    found.setdefault((row.name, test), []).append(metrics)
-    if not found:
-        return []
-    names = list(dict.fromkeys(name for runs in found.values() for name in runs[0]))
-    lines = ['', f'| row | test | {" | ".join(names)} |', '|---' * (2 + len(names)) + '|']
-    for (row, test), runs in found.items():
+            found.setdefault(row.name, []).append(run['metrics'])
+            for test, metrics in run['tests'].items():
+                found.setdefault(f'{row.name}, {test}', []).append(metrics)
+    names = dict.fromkeys(
+        name for runs in found.values() for metrics in runs for name in metrics)
+    lines = ['', f'| metric | {" | ".join(found)} |', '|---' * (1 + len(found)) + '|']
+    for name in names:
         cells = [_mean_and_spread([run[name] for run in runs if name in run])
-                 for name in names]
-        lines.append(f'| {row} | {test or "as reported"} | {" | ".join(cells)} |')
+                 for runs in found.values()]
+        lines.append(f'| {name} | {" | ".join(cells)} |')
     return lines
 
 

@@ -59,6 +59,16 @@ def test_attention(bench, capsys):
     assert 'gt:P2-P3@4' in shown and 'reference' in shown and '1e-' in shown
 
 
+def test_texture_transfer(bench):
+    content, _ = bench('texture', '--cases', '24x32', '16x12-24x32', '--channels', 4)
+    assert [(r['image'], r['reference']) for r in content['records']] == [
+        ([24, 32], [24, 32]), ([16, 12], [24, 32])]
+    for record in content['records']:
+        ours, formula = record['candidates'].values()
+        assert 0 < ours['error'] < 1e-5 and ours['both']['median'] > 0
+        assert formula['both']['median'] > 0
+
+
 def test_local_attention(bench):
     content, _ = bench('local-attention', '--cases', '9x8', '8x8-4x3', '--window',
                        3, '--channels', 8)
@@ -159,6 +169,7 @@ def test_large_candidates_are_skipped(progress, capsys):
 @pytest.mark.parametrize('flags, words', [
     (['attention', '--cases', 'st:P3-P4'], "--cases must .* 'st:P3-P4'"),
     (['local-attention', '--cases', '97'], "--cases must .* '97'"),
+    (['texture', '--cases', '24x30'], "multiples of 4, got '24x30'"),
     (['attention', '--repeats', '0'], '--repeats must be at least 1, got 0'),
     (['lambda', '--cases', '50x84'], "--cases must .* 50x84x64 .* '50x84'"),
     (['lambda', '--cases', '50x0x64'], '--cases must have the form'),
