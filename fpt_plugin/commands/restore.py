@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -20,6 +21,8 @@ from .quickstart.pictures import write_rows
 
 ERRORS = (OSError, RuntimeError, TypeError, ValueError)
 GAP = 8  # white pixels between panels
+# Red, yellow, blue and green: upper left, upper right, lower left, lower right.
+CORNERS = np.array([(230, 40, 40), (250, 220, 40), (40, 60, 230), (40, 200, 80)])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--reference', nargs='+', metavar='IMAGE',
         help='images, of any sizes, from which TTSR may take textures')
+    parser.add_argument(
+        '--origin', action='store_true',
+        help='with --reference: also write a picture, with _origin added to the name, '
+        'of the references in false colours, of the places in them that textures come '
+        'from, in the same colours, and of the similarity there')
     parser.add_argument(
         '--degrade', action='store_true',
         help='the image is clean: degrade it first, and print the PSNR')
@@ -58,8 +66,11 @@ def main(args: argparse.Namespace) -> dict:
         image and of the degraded one, which is enlarged bicubically if needed.
     """
     out = Path(args.out or f'{Path(args.image).stem}_{args.task}.png')
-    beside = out.with_name(f'{out.stem}_beside{out.suffix}')
-    for path in (out, beside):
+    beside, origin = (out.with_name(f'{out.stem}_{name}{out.suffix}')
+                      for name in ('beside', 'origin'))
+    if args.origin and not args.reference:
+        raise ValueError('--origin needs --reference, got none')
+    for path in (out, beside, *[origin] * args.origin):
         check_writable(path, suffixes=('.png', '.jpg', '.bmp', '.tif'),
                        read=(args.image, args.checkpoint, *(args.reference or ())),
                        force=args.force)
@@ -86,12 +97,16 @@ def main(args: argparse.Namespace) -> dict:
     write_rows([restored], out)
     write_rows([_side_by_side(panels)], beside)
     found = dict(restored=str(out), picture=str(beside))
+    if args.origin:
+        write_rows(_origin(model, image, references), origin)
+        found['origin'] = str(origin)
     if clean is not None:
         found.update(
             psnr_input=_psnr(_pixels(shown), clean), psnr=_psnr(restored, clean))
         print(f'PSNR {found["psnr"]:.2f} dB, of the degraded image '
               f'{found["psnr_input"]:.2f} dB')
-    print(f'Restored image: {out}\nPicture: {beside}')
+    print(f'Restored image: {out}\nPicture: {beside}'
+          + f'\nOrigin of the textures: {origin}' * args.origin)
     return found
 
 
@@ -125,6 +140,41 @@ def restore_image(model: nn.Module, image: np.ndarray,
     """
     restored = model.restore(_maps(image), *args)[0]  # (3, sH, sW)
     return _pixels(restored.permute(1, 2, 0).numpy())  # (sH, sW, 3)
+
+
+def _origin(model: TTSR, image: np.ndarray,
+            references: list[torch.Tensor]) -> list[np.ndarray]:
+    """Draw where textures come from: rows of pictures (H, W, 3).
+
+    The first row has the references in false colours, one colour in each corner; the
+    second one the image, each pixel in the colour of its place in the references,
+    and the similarity there, black for 0 and white for 1.
+    """
+    number, position, similarity = model.matches(_maps(image), references)
+    sizes = [reference.shape[2:] for reference in references]
+    starts = np.cumsum([0] + [width for _, width in sizes])
+    extent = np.array([max(height for height, _ in sizes), starts[-1]])  # of the row
+    shown = []
+    for reference, start in zip(references, starts):
+        grey = reference[0].mean(0).numpy() / 255  # (Hr, Wr)
+        rows, columns = np.indices(grey.shape)
+        colours = _false_colours(rows / extent[0], (columns + start) / extent[1])
+        shown.append(_pixels(colours * (0.3 + 0.7 * grey[..., None])))
+    number, (rows, columns) = number[0].numpy(), position[0].numpy()  # (H, W) each
+    places = _false_colours(
+        rows / extent[0], (columns + starts[number]) / extent[1])
+    weights = 255 * similarity[0, 0].clamp(0, 1).numpy()[..., None].repeat(3, 2)
+    enlarged = [_pixels(x).repeat(4, 0).repeat(4, 1) for x in (places, weights)]
+    pad = [mmcv.impad(x, shape=(extent[0], x.shape[1]), pad_val=255) for x in shown]
+    return [_side_by_side(pad), _side_by_side(enlarged)]
+
+
+def _false_colours(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Blend four colours of corners: shares (H, W) of both sides to (H, W, 3)."""
+    rows, columns = rows[..., None], columns[..., None]
+    top = (1 - columns) * CORNERS[0] + columns * CORNERS[1]
+    bottom = (1 - columns) * CORNERS[2] + columns * CORNERS[3]
+    return (1 - rows) * top + rows * bottom
 
 
 def _rgb(path: str) -> np.ndarray:

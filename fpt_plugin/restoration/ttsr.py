@@ -207,18 +207,58 @@ class TTSR(BaseModel):
             TypeError: They are no batches of floating point images.
             ValueError: A shape is wrong.
         """
-        check_map('images', images, 3)
-        references = None
-        if reference is not None:
-            references = [reference] if isinstance(reference, Tensor) \
-                else list(reference)
-            for x in references:
-                check_map('reference', x, 3)
+        out, _ = self._enlarge(*self._normalised(images, reference))
         mean, std = moments(self.data_preprocessor)
-        if references is not None:
-            references = [(x - mean) / std for x in references]
-        out, _ = self._enlarge((images - mean) / std, references)
         return (out * std + mean).clamp(0, 255)
+
+    @torch.no_grad()
+    def matches(self, images: Tensor, reference: Tensor | Sequence[Tensor]
+                ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find where in the references the textures of each pixel come from.
+
+        Args:
+            images: As for :meth:`restore`.
+            reference: As for :meth:`restore`, at least one.
+
+        Returns:
+            The number of the reference (B, H, W); the row and the column
+            (B, 2, H, W) in it, in pixels, of the upper left corner of the 4x4
+            pixels that a pixel of the image takes; and the similarity
+            (B, 1, H, W), a cosine, by which the texture is weighted.
+
+        Raises:
+            TypeError: As :meth:`restore`.
+            ValueError: A shape is wrong, or there is no reference.
+        """
+        inputs, references = self._normalised(images, reference)
+        if not references:
+            raise ValueError('reference must be at least one image, got none')
+        _, similarity, index = self._match(inputs, references)
+        number, position = torch.empty_like(index), index.new_empty(
+            len(index), 2, *index.shape[1:])
+        first = 0
+        for i, reference in enumerate(references):
+            height, width = (side // SCALE for side in reference.shape[2:])
+            here = (index >= first) & (index < first + height * width)
+            number[here] = i
+            inside = SCALE * torch.stack(
+                [(index - first) // width, (index - first) % width], dim=1)
+            position = torch.where(here[:, None], inside, position)
+            first += height * width
+        return number, position, similarity
+
+    def _normalised(self, images: Tensor,
+                    reference: Tensor | Sequence[Tensor] | None
+                    ) -> tuple[Tensor, list[Tensor] | None]:
+        """Check and normalise the arguments of :meth:`restore`."""
+        check_map('images', images, 3)
+        mean, std = moments(self.data_preprocessor)
+        if reference is None:
+            return (images - mean) / std, None
+        references = [reference] if isinstance(reference, Tensor) else list(reference)
+        for x in references:
+            check_map('reference', x, 3)
+        return (images - mean) / std, [(x - mean) / std for x in references]
 
     def _references(self, data_samples: list[BaseDataElement] | None
                     ) -> list[Tensor] | None:
@@ -239,8 +279,8 @@ class TTSR(BaseModel):
         return [self.data_preprocessor(dict(inputs=found))['inputs']]
 
     def _match(self, images: Tensor, references: list[Tensor]
-               ) -> tuple[list[Tensor], Tensor]:
-        """Return textures per scale, smallest first, and the soft attention."""
+               ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return textures per scale, smallest first, soft attention and index."""
         keys, values = [], []
         for reference in references:
             # Crop to multiples of 4, so that the maps of quarter size fit exactly.
@@ -257,9 +297,8 @@ class TTSR(BaseModel):
             values.append(self.textures(reference)[::-1])
         enlarged = F.interpolate(images, scale_factor=SCALE, mode='bicubic')
         query = self.textures(enlarged)[-1]  # (B, C, H, W)
-        textures, soft, _ = texture_transfer(
+        return texture_transfer(
             query, keys, [list(scale) for scale in zip(*values)], PATCH)
-        return textures, soft
 
     def _enlarge(self, images: Tensor, references: list[Tensor] | None
                  ) -> tuple[Tensor, list[Tensor]]:
@@ -267,7 +306,7 @@ class TTSR(BaseModel):
         textures: list[Tensor] = []
         soft = None
         if references is not None:
-            textures, soft = self._match(images, references)
+            textures, soft, _ = self._match(images, references)
         x = self.head(images)
         maps = [x + self.first(x)]  # (B, C, H, W); later also 2 and 4 times as large
         for scale, (transformer, bodies) in enumerate(

@@ -275,8 +275,37 @@ def test_trains_from_frames_and_restores_a_file(tmp_path):
     other = run('--reference', str(tmp_path / 'frames/1.png'),
                 str(tmp_path / 'frames/3.png'))
     assert other['psnr'] != alone['psnr'] and other['psnr'] > 15
+    shown = run('--origin', '--reference', *[str(tmp_path / 'frames/3.png')] * 2)
+    origin = cv2.imread(shown['origin'])
+    height, width = cv2.imread(str(tmp_path / 'frames/3.png')).shape[:2]
+    assert origin.shape == (2 * height, 2 * width + restore.GAP, 3)
     with pytest.raises(ValueError, match='TTSR takes --task sr4'):
         run('--task', 'rain')
+    with pytest.raises(ValueError, match='--origin needs --reference'):
+        run('--origin')
+
+
+def test_matches_name_the_place_in_each_reference():
+    """The image is two parts of the references, reduced."""
+    generator = torch.Generator().manual_seed(0)
+    references = [255 * torch.rand(1, 3, *size, generator=generator)
+                  for size in ((80, 90), (94, 80))]
+    parts = references[0][..., 8:72, 16:80], references[1][..., 24:88, 4:68]
+    image = F.interpolate(torch.cat(parts, dim=3), scale_factor=1 / 4,
+                          mode='bicubic', antialias=True)
+    number, position, similarity = build().matches(image, references)
+    assert number.shape == (1, 16, 32) and similarity.shape == (1, 1, 16, 32)
+    inside = slice(5, 11)
+    rows, columns = torch.meshgrid(4 * torch.arange(5, 11), 4 * torch.arange(5, 11),
+                                   indexing='ij')
+    for i, (top, left) in enumerate(((8, 16), (24, 4))):
+        part = (0, inside, slice(16 * i + 5, 16 * i + 11))
+        assert (number[part] == i).all()
+        found = position[0][:, part[1], part[2]]
+        assert torch.equal(found, torch.stack([rows + top, columns + left]))
+        assert similarity[0, 0][part[1:]].min() > 0.99
+    with pytest.raises(ValueError, match='reference must be at least one image'):
+        build().matches(image, [])
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
