@@ -229,6 +229,8 @@ def _case(record: dict) -> str:
     if 'heads' in record:
         size = 'x'.join(map(str, record['size']))
         return f'{size}, values of {record["channels"]}'
+    if 'image' in record:
+        return '{}x{}, reference of {}x{}'.format(*record['image'], *record['reference'])
     if 'coarse' in record:
         return f'LGT, {case}, window {record["window"]}'
     branch, _, levels = case.partition(':')
@@ -340,6 +342,25 @@ def probe(data: str) -> str:
     return table(header(result), table_rows(result))
 
 
+def restored(name: str) -> str:
+    """Return PSNR and SSIM of restored photographs: one model, and one for each task."""
+    runs = read(BENCHMARKS / 'studies' / 'ipt' / f'{name}.json')['runs']
+    rows = []
+    for task in [task for task in runs if task != 'all']:
+        rows.append([f'`{task}`', *(
+            _psnr_and_ssim(runs[run], task, name) for run, name in (
+                (task, 'PSNR_input'), (task, 'PSNR_nl_means'), ('all', 'PSNR'),
+                (task, 'PSNR')))])
+    return table(['task', 'nothing, or bicubic', 'non-local means', 'one model for all',
+                  'a model of this task'], rows)
+
+
+def _psnr_and_ssim(metrics: dict, task: str, name: str) -> str:
+    pair = [metrics.get(f'{task}/{name.replace("PSNR", kind)}')
+            for kind in ('PSNR', 'SSIM')]
+    return '' if None in pair else f'{pair[0]:.2f} dB, {pair[1]:.3f}'
+
+
 # ------------------------------------------------------------------ from the code
 
 
@@ -397,6 +418,7 @@ MAKERS = {
     'tried': tried,
     'bits-per-pixel': bits_per_pixel,
     'probe': probe,
+    'restored': restored,
     'commands': commands,
     'versions': versions,
     'random-cases': random_cases,

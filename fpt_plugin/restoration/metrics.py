@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -168,17 +168,22 @@ class RestorationMetric(BaseMetric):
             task = sample.get('task', '')
             target = sample['gt_img'].cpu()
             found = {self.name: self._compare(sample['pred_img'].cpu(), target, task)}
-            image = data_batch['inputs'][i].float().cpu()
-            if self.compare_nl_means and task in NL_MEANS:
-                found[f'{self.name}_nl_means'] = self._compare(
-                    nl_means(image, NL_MEANS[task]), target, task)
-            if self.compare_input:
-                if image.shape != target.shape:
-                    image = F.interpolate(
-                        image[None], target.shape[1:], mode='bicubic',
-                        antialias=True)[0]
-                found[f'{self.name}_input'] = self._compare(image, target, task)
+            for name, image in self._others(data_batch, i, task, target):
+                found[f'{self.name}_{name}'] = self._compare(image, target, task)
             self.results.append((task, found))
+
+    def _others(self, data_batch: dict, i: int, task: str,
+                target: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the image of each result that is no model's."""
+        if self.compare_nl_means and task in NL_MEANS:
+            image = data_batch['inputs'][i].float().cpu()
+            yield 'nl_means', nl_means(image, NL_MEANS[task])
+        if self.compare_input:
+            image = data_batch['inputs'][i].float().cpu()
+            if image.shape != target.shape:
+                image = F.interpolate(
+                    image[None], target.shape[1:], mode='bicubic', antialias=True)[0]
+            yield 'input', image
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Average over all images, and over the images of each task."""

@@ -6,6 +6,7 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
+import torch
 from helpers.pretraining_runs import disc_image, train
 from helpers.shipped_configs import CONFIGS
 from mmengine.config import Config
@@ -48,6 +49,17 @@ def test_trains_and_evaluates(config, tmp_path):
     for task in ('sr2', 'sr3', 'sr4', 'noise30', 'noise50', 'rain'):
         assert 0 < metrics[f'{task}/PSNR'] < metrics[f'{task}/PSNR_input'] < 60
         assert 0 < metrics[f'{task}/SSIM_input'] <= 1
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(config, tmp_path):
+    more = ['randomness.seed=3', 'val_cfg=None', 'val_dataloader=None',
+            'val_evaluator=None']
+    whole = train(tmp_path / 'whole', *more, config=config).model.state_dict()
+    train(tmp_path / 'parts', *more, 'train_cfg.max_iters=2', config=config)
+    parts = train(tmp_path / 'parts', *more, flags=('--resume', ),
+                  config=config).model.state_dict()
+    # A batch's task, crops and noise are drawn anew in each step.
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
 def pairs(root, task):

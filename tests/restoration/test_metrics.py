@@ -81,6 +81,23 @@ def test_means_of_tasks_and_of_the_input():
     assert {'x/SSIM', 'x/rain/SSIM', 'x/sr2/SSIM'} < set(found)
 
 
+def test_non_local_means_beside_the_model():
+    target = torch.full((3, 40, 52), 90, dtype=torch.uint8)
+    target[:, :, 26:] = 160
+    noisy = (target + 30 * torch.randn(target.shape, generator=torch.Generator()
+                                       .manual_seed(0)))
+    evaluator = Evaluator([PSNR(compare_nl_means=True)])
+    inputs = [noisy, noisy, noisy[:, ::2, ::2]]
+    samples = [BaseDataElement(metainfo=dict(task=task), pred_img=noisy, gt_img=target)
+               for task in ('noise30', 'noise50', 'sr2')]
+    evaluator.process(samples, dict(inputs=inputs))
+    found = evaluator.evaluate(3)
+    assert found['noise30/PSNR_nl_means'] > found['noise30/PSNR'] + 5
+    # The same image, smoothed more. Only noise has a strength.
+    assert found['noise50/PSNR_nl_means'] != found['noise30/PSNR_nl_means']
+    assert 'sr2/PSNR_nl_means' not in found
+
+
 def test_the_border_of_a_scale():
     image, target = images()
     metric = PSNR(crop_border='scale')
@@ -93,7 +110,8 @@ def test_the_border_of_a_scale():
     (dict(crop_border=-1), ValueError, 'crop_border'),
     (dict(crop_border='x'), ValueError, 'crop_border'),
     (dict(channel_order='gbr'), ValueError, 'channel_order'),
-    (dict(luminance=1), TypeError, 'luminance')])
+    (dict(luminance=1), TypeError, 'luminance'),
+    (dict(compare_nl_means=1), TypeError, 'compare_nl_means')])
 def test_bad_arguments(settings, error, text):
     with pytest.raises(error, match=text):
         PSNR(**settings)
