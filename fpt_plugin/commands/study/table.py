@@ -121,10 +121,13 @@ def tests_table(rows: Sequence[Row]) -> list[str]:
             found.setdefault(row.name, []).append(run['metrics'])
             for test, metrics in run['tests'].items():
                 found.setdefault(f'{row.name}, {test}', []).append(metrics)
-    names = dict.fromkeys(
-        name for runs in found.values() for metrics in runs for name in metrics)
+    every = [metrics for runs in found.values() for metrics in runs]
+    names = dict.fromkeys(name for metrics in every for name in metrics)
     lines = ['', f'| metric | {" | ".join(found)} |', '|---' * (1 + len(found)) + '|']
     for name in names:
+        task, _, short = name.rpartition('/')
+        if task and all(m.get(name) == m.get(short) for m in every):
+            continue  # of a single task
         cells = [_mean_and_spread([run[name] for run in runs if name in run])
                  for runs in found.values()]
         lines.append(f'| {name} | {" | ".join(cells)} |')

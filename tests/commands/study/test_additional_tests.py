@@ -63,6 +63,8 @@ def test_trains_once_and_tests_with_each_reference(study, run, tmp_path):
     assert found['report'] == found['metrics']['PSNR'] and 'macs' not in found
     assert '| metric | alone | previous | previous, unrelated | previous, no' in shown
     assert f'| {found["tests"]["unrelated"]["PSNR"]:.2f} |' in shown
+    assert 'sr4/PSNR' in found['metrics'] and '| PSNR_input |' in shown
+    assert 'sr4/PSNR' not in shown  # the same as PSNR
     # Another test needs no other training.
     weights = tmp_path / 'work' / 'small' / 'previous-0' / 'iter_1.pth'
     before = weights.stat().st_mtime_ns
