@@ -230,7 +230,8 @@ def _case(record: dict) -> str:
         size = 'x'.join(map(str, record['size']))
         return f'{size}, values of {record["channels"]}'
     if 'image' in record:
-        return '{}x{}, reference of {}x{}'.format(*record['image'], *record['reference'])
+        sizes = ('x'.join(map(str, record[key])) for key in ('image', 'reference'))
+        return ', reference of '.join(sizes)
     if 'coarse' in record:
         return f'LGT, {case}, window {record["window"]}'
     branch, _, levels = case.partition(':')
@@ -343,7 +344,7 @@ def probe(data: str) -> str:
 
 
 def restored(name: str) -> str:
-    """Return PSNR and SSIM of restored photographs: one model, and one for each task."""
+    """Return PSNR and SSIM of restored photographs, of one model and of one a task."""
     runs = read(BENCHMARKS / 'studies' / 'ipt' / f'{name}.json')['runs']
     rows = []
     for task in [task for task in runs if task != 'all']:

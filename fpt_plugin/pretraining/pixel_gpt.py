@@ -53,12 +53,12 @@ class PixelGPT(BaseModel):
         objective: ``'autoregressive'``: predict each pixel from those before it;
             ``'masked'``: predict hidden pixels from all others.
         mask_ratio: Share of hidden pixels, of ``'masked'`` only.
-        colour_features: Whether colours also have fixed features of their values,
-            so that similar ones share what is learned. The paper has none, and
-            learns from far more images.
         palette: The colours, see :class:`Palette`; None: found or loaded later.
         data_preprocessor: See BaseModel; None: images in 0..255, as in the files.
         init_cfg: See BaseModel.
+        colour_features: Whether colours also have fixed features of their values,
+            so that similar ones share what is learned. The paper has none, and
+            learns from far more images.
 
     Raises:
         TypeError: An argument is of another type.
@@ -78,10 +78,10 @@ class PixelGPT(BaseModel):
                  colours: int = 512,
                  objective: str = 'autoregressive',
                  mask_ratio: float = 0.15,
-                 colour_features: bool = False,
                  palette: str | Path | Sequence[Sequence[float]] | None = None,
                  data_preprocessor: dict | None = None,
-                 init_cfg: dict | None = None) -> None:
+                 init_cfg: dict | None = None,
+                 colour_features: bool = False) -> None:
         super().__init__(data_preprocessor or dict(type='ImgDataPreprocessor'),
                          init_cfg)
         if objective not in OBJECTIVES:

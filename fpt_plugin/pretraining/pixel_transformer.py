@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 EMBEDDING_STD = 0.02  # of embeddings of colours at the start
 
 

@@ -113,11 +113,11 @@ class RestorationMetric(BaseMetric):
         channel_order: ``'bgr'``, as mmcv reads images, or ``'rgb'``.
         compare_input: Whether to add ``NAME_input``, the results of the degraded
             images, enlarged bicubically if they are smaller.
-        compare_nl_means: Whether to add ``NAME_nl_means`` for tasks of noise: the
-            results of OpenCV's non-local means, see :func:`nl_means`.
         collect_device: See BaseMetric.
         prefix: See BaseMetric.
         collect_dir: See BaseMetric.
+        compare_nl_means: Whether to add ``NAME_nl_means`` for tasks of noise: the
+            results of OpenCV's non-local means, see :func:`nl_means`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -132,10 +132,10 @@ class RestorationMetric(BaseMetric):
                  crop_border: int | str = 0,
                  channel_order: str = 'bgr',
                  compare_input: bool = False,
-                 compare_nl_means: bool = False,
                  collect_device: str = 'cpu',
                  prefix: str | None = None,
-                 collect_dir: str | None = None) -> None:
+                 collect_dir: str | None = None,
+                 compare_nl_means: bool = False) -> None:
         super().__init__(collect_device, prefix, collect_dir)
         check_flags(luminance=luminance, compare_input=compare_input,
                     compare_nl_means=compare_nl_means)

@@ -23,15 +23,15 @@ class ReferencePairs(BaseDataset):
     Args:
         ann_file: A text file with two paths per line, relative to the folder of the
             images: image, tab, reference. ``''``: use video frames.
-        data_root: The folder of the images, or the one above ``data_prefix``.
-        reference: One reference for all images, a path relative to ``data_root``,
-            instead of earlier frames. ``''``: none.
-        data_prefix: ``img_path``, the folder of the images below ``data_root``.
+        data_root: The folder of the images, or with
+            ``data_prefix=dict(img_path=...)`` the one above it.
         distance: Number of frames between an image and its reference.
         sequences: Prefixes of file names; the frames with one prefix, sorted by
             name, are a sequence. None: all images are one sequence. The first
             frames, which have no frame ``distance`` earlier, take the one
             ``distance`` later, or the last.
+        reference: One reference for all images, a path relative to ``data_root``,
+            instead of earlier frames. ``''``: none.
         **kwargs: See mmengine's BaseDataset.
 
     Raises:
@@ -43,14 +43,13 @@ class ReferencePairs(BaseDataset):
 
     def __init__(self, ann_file: str = '', data_root: str = '', distance: int = 1,
                  sequences: list[str] | None = None, reference: str = '',
-                 data_prefix: dict = dict(img_path=''), **kwargs) -> None:
+                 **kwargs) -> None:
         self.distance = check_positive_int('distance', distance)
         self.sequences, self.reference = sequences, reference
         if ann_file and reference:
             raise ValueError('reference must be empty with ann_file, which lists the '
                              f'references, got {reference!r} and {ann_file!r}')
-        super().__init__(ann_file=ann_file, data_root=str(data_root),
-                         data_prefix=dict(data_prefix), **kwargs)
+        super().__init__(ann_file=ann_file, data_root=str(data_root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List images and references."""
