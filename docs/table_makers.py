@@ -344,12 +344,15 @@ def probe(data: str) -> str:
 
 
 def restored(name: str) -> str:
-    """Return PSNR and SSIM of restored photographs, of one model and of one a task."""
+    """Return PSNR and SSIM of restored photographs.
+
+    Of one model for all tasks, and of a model for each task.
+    """
     runs = read(BENCHMARKS / 'studies' / 'ipt' / f'{name}.json')['runs']
     rows = []
     for task in [task for task in runs if task != 'all']:
         rows.append([f'`{task}`', *(
-            _psnr_and_ssim(runs[run], task, name) for run, name in (
+            _psnr_and_ssim(runs[run], task, metric) for run, metric in (
                 (task, 'PSNR_input'), (task, 'PSNR_nl_means'), ('all', 'PSNR'),
                 (task, 'PSNR')))])
     return table(['task', 'nothing, or bicubic', 'non-local means', 'one model for all',

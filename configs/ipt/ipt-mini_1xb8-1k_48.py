@@ -7,7 +7,7 @@ model = dict(
     channels=32, depth=2, num_heads=6, mlp_ratio=2., add_bicubic=True)
 train_dataloader = dict(
     batch_size=8, num_workers=1, sampler=dict(type='InfiniteSampler'))
-# 20 photographs: the crops of a whole one take seconds on a CPU.
+# Evaluate 20 photographs. Each takes seconds on a CPU, because it is restored in crops.
 val_dataloader = dict(
     dataset=dict(datasets=[
         dict(data, indices=20)

@@ -2,7 +2,8 @@ _base_ = '../ttsr/ttsr-mini_1xb4-2k_camvid-96.py'
 
 # Enlarge CamVid's frames four times: without a reference, and with the previous
 # frame. The second network is also tested with other references: the frame of one
-# second before, one frame of another sequence for all images, and none.
+# second before (or after, in the first second), one frame of another sequence for all
+# images, and none.
 # Training frames are a second apart, those of val a fifteenth. Choices are made on
 # the sequence 0001TP, which is held out of train, as in the other studies of CamVid.
 alone = [dict(type='LoadImageFromFile'), *_base_.frames.pipeline[2:]]

@@ -41,9 +41,9 @@ def parser() -> argparse.ArgumentParser:
         help='images, of any sizes, from which TTSR may take textures')
     parser.add_argument(
         '--origin', action='store_true',
-        help='with --reference: also write a picture, with _origin added to the name, '
-        'of the references in false colours, of the places in them that textures come '
-        'from, in the same colours, and of the similarity there')
+        help='with --reference: also write a picture with _origin added to the name. '
+        'It shows the references in false colours, the image in the colours of the '
+        'places its textures come from, and the similarity (white: 1)')
     parser.add_argument(
         '--degrade', action='store_true',
         help='the image is clean: degrade it first, and print the PSNR')
@@ -165,7 +165,8 @@ def _origin(model: TTSR, image: np.ndarray,
         rows / extent[0], (columns + starts[number]) / extent[1])
     weights = 255 * similarity[0, 0].clamp(0, 1).numpy()[..., None].repeat(3, 2)
     enlarged = [_pixels(x).repeat(4, 0).repeat(4, 1) for x in (places, weights)]
-    pad = [mmcv.impad(x, shape=(extent[0], x.shape[1]), pad_val=255) for x in shown]
+    pad = [mmcv.impad(x, shape=(extent[0], x.shape[1]), pad_val=(255, ) * 3)
+           for x in shown]
     return [_side_by_side(pad), _side_by_side(enlarged)]
 
 

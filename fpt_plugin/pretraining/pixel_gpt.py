@@ -56,9 +56,9 @@ class PixelGPT(BaseModel):
         palette: The colours, see :class:`Palette`; None: found or loaded later.
         data_preprocessor: See BaseModel; None: images in 0..255, as in the files.
         init_cfg: See BaseModel.
-        colour_features: Whether colours also have fixed features of their values,
-            so that similar ones share what is learned. The paper has none, and
-            learns from far more images.
+        colour_features: Whether to add fixed features of the colour values to the
+            learned embeddings, so that similar colours share what the model learns.
+            The paper does not.
 
     Raises:
         TypeError: An argument is of another type.

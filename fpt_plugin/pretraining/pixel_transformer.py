@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..functional.checks import no_autocast
+
 EMBEDDING_STD = 0.02  # of embeddings of colours at the start
 
 
@@ -102,17 +104,19 @@ class ColourFeatures(nn.Module):
         waves = (channels + 1) // 2
         directions = torch.randn(
             3, waves, generator=torch.Generator().manual_seed(0), device='cpu')
-        # Periods of about 800, 400, 200 and 100 grey levels, in turn.
+        # Periods of about 500, 250, 120 and 60 grey levels, in turn.
         scales = 2.**(torch.arange(waves, device='cpu') % 4 - 1) / 64
         self.channels = channels
         self.register_buffer('directions', directions * scales)  # (3, waves)
 
     def forward(self, colours: Tensor) -> Tensor:
         """Map n colours (n, 3) in 0..255 to (n, channels), of mean 0."""
-        phases = (colours - 127.5) @ self.directions  # (n, waves)
-        waves = torch.cat([phases.sin(), phases.cos()], dim=1)[:, :self.channels]
-        waves = waves - waves.mean(0)
-        return waves * (EMBEDDING_STD / waves.std().clamp(min=1e-6))
+        # Lower precision would change them between training and inference.
+        with no_autocast(colours.device):
+            phases = (colours - 127.5) @ self.directions  # (n, waves)
+            waves = torch.cat([phases.sin(), phases.cos()], dim=1)[:, :self.channels]
+            waves = waves - waves.mean(0)
+            return waves * (EMBEDDING_STD / waves.std().clamp(min=1e-6))
 
 
 class PixelTransformer(nn.Module):
@@ -169,6 +173,15 @@ class PixelTransformer(nn.Module):
                                (block.mlp[0], 0.02), (block.mlp[2], 0.02)):
                 nn.init.normal_(layer.weight, std=std)
                 nn.init.zeros_(layer.bias)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Refuse a model with other ``colour_features``, which mmengine would log."""
+        given = f'{prefix}map_features.weight' in state_dict
+        own = self.map_features is not None
+        if f'{prefix}colours.weight' in state_dict and given != own:
+            raise ValueError(f'the checkpoint has colour_features={given}, the model '
+                             f'has colour_features={own}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def tables(self, palette: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings of colours and the weights that predict them.

@@ -53,12 +53,15 @@ class ReferencePairs(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """List images and references."""
+        if not self.data_prefix.get('img_path'):
+            raise ValueError('data_prefix must have the folder img_path, got '
+                             f'{self.data_prefix}')
         root = Path(self.data_prefix['img_path'])
         if self.ann_file:
             return self._listed(root)
         if not root.is_dir():
-            raise FileNotFoundError('data_root must be a folder of images, got '
-                                    f'{root}, which is not there')
+            raise FileNotFoundError('data_root and data_prefix must name a folder of '
+                                    f'images, got {root}, which is not there')
         fixed = self.reference and Path(self.data_root, self.reference)
         if fixed and not fixed.is_file():
             raise FileNotFoundError(f'reference must be a file, and {fixed} is not '
@@ -68,10 +71,11 @@ class ReferencePairs(BaseDataset):
         found = []
         for start in self.sequences or ['']:
             paths = [path for path in frames if path.name.startswith(start)]
-            if len(paths) <= (0 if fixed else self.distance):
+            least = 1 if fixed else self.distance + 1
+            if len(paths) < least:
                 raise ValueError(
-                    'a sequence must have more than '
-                    f'{"0" if fixed else f"distance={self.distance}"} frames, '
+                    f'a sequence must have at least {least} frames for '
+                    f'distance={self.distance}, '
                     f'got {len(paths)} that begin with {start!r} in {root}')
             for number, path in enumerate(paths):
                 other = number - self.distance

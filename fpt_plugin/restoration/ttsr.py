@@ -222,9 +222,9 @@ class TTSR(BaseModel):
 
         Returns:
             The number of the reference (B, H, W); the row and the column
-            (B, 2, H, W) in it, in pixels, of the upper left corner of the 4x4
-            pixels that a pixel of the image takes; and the similarity
-            (B, 1, H, W), a cosine, by which the texture is weighted.
+            (B, 2, H, W), in pixels of this reference, of the upper left corner of
+            the 4x4 square at the centre of the best matching patch; and the
+            similarity (B, 1, H, W), a cosine, by which the texture is weighted.
 
         Raises:
             TypeError: As :meth:`restore`.
@@ -237,8 +237,8 @@ class TTSR(BaseModel):
         number, position = torch.empty_like(index), index.new_empty(
             len(index), 2, *index.shape[1:])
         first = 0
-        for i, reference in enumerate(references):
-            height, width = (side // SCALE for side in reference.shape[2:])
+        for i, one in enumerate(references):
+            height, width = (side // SCALE for side in one.shape[2:])
             here = (index >= first) & (index < first + height * width)
             number[here] = i
             inside = SCALE * torch.stack(

@@ -76,6 +76,21 @@ def test_unknown_colours_are_learned_from_similar_ones():
     assert costs[1] < 4 < costs[0]
 
 
+def test_autocast_does_not_change_them():
+    features = ColourFeatures(16)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(features(GREYS), found := features(GREYS))
+    assert found.dtype == torch.float32 and torch.equal(found, features(GREYS))
+
+
+@pytest.mark.parametrize('given', [True, False])
+def test_checkpoints_of_the_other_kind_are_refused(given):
+    weights = pixel_gpt(colour_features=given).state_dict()
+    text = f'has colour_features={given}, the model has colour_features={not given}'
+    with pytest.raises(ValueError, match=text):
+        pixel_gpt(colour_features=not given).load_state_dict(weights, strict=False)
+
+
 def test_the_palette_must_be_there_and_travels():
     model = pixel_gpt(colour_features=True)
     empty = PixelGPT(SMALL, (5, 4), COLOURS, colour_features=True)

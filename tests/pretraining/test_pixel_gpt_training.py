@@ -108,7 +108,8 @@ def test_prints_bits_per_pixel(trained, images, tmp_path):
     assert found == again
     # An untrained model has no preference.
     saved = torch.load(trained[0] / 'iter_4.pth', weights_only=False)
-    saved['state_dict']['net.predict.weight'].zero_()
+    for name in ('predict', 'map_features'):
+        saved['state_dict'][f'net.{name}.weight'].zero_()
     torch.save(saved, tmp_path / 'zero.pth')
     found = evaluate(tmp_path / 'zero.pth', images, tmp_path / 'c')
     assert found['bits_per_pixel/model'] == pytest.approx(log2(16), abs=1e-5)

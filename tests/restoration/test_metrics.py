@@ -11,6 +11,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fpt_plugin import PSNR, SSIM
+from fpt_plugin.restoration.metrics import NL_MEANS, nl_means
 
 
 def images(seed=0, shape=(3, 40, 53)):
@@ -93,9 +94,18 @@ def test_non_local_means_beside_the_model():
     evaluator.process(samples, dict(inputs=inputs))
     found = evaluator.evaluate(3)
     assert found['noise30/PSNR_nl_means'] > found['noise30/PSNR'] + 5
-    # The same image, smoothed more. Only noise has a strength.
-    assert found['noise50/PSNR_nl_means'] != found['noise30/PSNR_nl_means']
-    assert 'sr2/PSNR_nl_means' not in found
+    assert 'sr2/PSNR_nl_means' not in found  # only noise has a strength
+    weak, strong = (nl_means(noisy, NL_MEANS[task]) for task in ('noise30', 'noise50'))
+    assert strong[:, :, :20].std() < 0.9 * weak[:, :, :20].std()
+    # The channels' order matters only for the conversion to luma.
+    rgb = Evaluator([PSNR(compare_nl_means=True, channel_order='rgb')])
+    rgb.process([BaseDataElement(
+        metainfo=dict(task='noise30'), pred_img=noisy, gt_img=target.flip(0))],
+        dict(inputs=[noisy.flip(0)]))
+    assert rgb.evaluate(1)['noise30/PSNR_nl_means'] == pytest.approx(
+        found['noise30/PSNR_nl_means'])
+    with pytest.raises(ValueError, match='three channels, got '):
+        nl_means(noisy[:1], 9.)
 
 
 def test_the_border_of_a_scale():

@@ -187,9 +187,9 @@ def test_references_from_frames(tmp_path):
         ('a1.png', 'a2.png'), ('a2.png', 'a1.png'), ('a3.png', 'a2.png'),
         ('b1.png', 'b2.png'), ('b2.png', 'b1.png'), ('b3.png', 'b2.png')]
     assert names_of(DATASETS.build(dict(args, distance=4)))[-1] == ('b3.png', 'a2.png')
-    with pytest.raises(ValueError, match='more than distance=3 frames, got 3'):
+    with pytest.raises(ValueError, match='at least 4 frames for distance=3, got 3'):
         DATASETS.build(dict(args, sequences=['a'], distance=3))
-    with pytest.raises(FileNotFoundError, match='data_root must be a folder'):
+    with pytest.raises(FileNotFoundError, match='data_root and data_prefix must'):
         DATASETS.build(dict(args, data_root=str(tmp_path / 'none')))
 
 
@@ -221,7 +221,7 @@ def test_relative_lists_and_one_reference_for_all(tmp_path):
         == [('x.png', 'r.png')]
     with pytest.raises(FileNotFoundError, match='reference must be a file, and .*z'):
         DATASETS.build(dict(args, reference='z.png'))
-    with pytest.raises(ValueError, match='more than 0 frames, got 0'):
+    with pytest.raises(ValueError, match='at least 1 frames .* got 0'):
         DATASETS.build(dict(args, reference='r.png', sequences=['z']))
     with pytest.raises(ValueError, match='reference must be empty with ann_file'):
         DATASETS.build(dict(args, reference='r.png', ann_file='pairs.txt'))
@@ -275,10 +275,18 @@ def test_trains_from_frames_and_restores_a_file(tmp_path):
     other = run('--reference', str(tmp_path / 'frames/1.png'),
                 str(tmp_path / 'frames/3.png'))
     assert other['psnr'] != alone['psnr'] and other['psnr'] > 15
-    shown = run('--origin', '--reference', *[str(tmp_path / 'frames/3.png')] * 2)
-    origin = cv2.imread(shown['origin'])
-    height, width = cv2.imread(str(tmp_path / 'frames/3.png')).shape[:2]
-    assert origin.shape == (2 * height, 2 * width + restore.GAP, 3)
+    image = cv2.imread(str(tmp_path / 'frames/2.png'))
+    height, width = (side // 4 * 4 for side in image.shape[:2])
+    cv2.imwrite(str(tmp_path / 'cut.png'), 255 - image[:-9, :-7])
+    shown = run('--origin', '--reference', str(tmp_path / 'frames/2.png'),
+                str(tmp_path / 'cut.png'))
+    origin = cv2.imread(shown['origin'])[..., ::-1]
+    rows, columns = image.shape[0] + height, 2 * width + restore.GAP
+    assert origin.shape == (rows, columns, 3)
+    assert (origin[image.shape[0] - 9:image.shape[0], -30:] == 255).all()  # below cut
+    # The image matches itself: its upper left corner has the colour of that place.
+    first = origin[image.shape[0] + 10, 10].astype(int)
+    assert np.abs(first - restore.CORNERS[0]).max() < 60
     with pytest.raises(ValueError, match='TTSR takes --task sr4'):
         run('--task', 'rain')
     with pytest.raises(ValueError, match='--origin needs --reference'):
@@ -288,12 +296,14 @@ def test_trains_from_frames_and_restores_a_file(tmp_path):
 def test_matches_name_the_place_in_each_reference():
     """The image is two parts of the references, reduced."""
     generator = torch.Generator().manual_seed(0)
-    references = [255 * torch.rand(1, 3, *size, generator=generator)
-                  for size in ((80, 90), (94, 80))]
+    references = [
+        255 * torch.rand(1, 3, *size, generator=generator, dtype=torch.float64)
+        for size in ((80, 90), (94, 80))]
+    model = build().double()
     parts = references[0][..., 8:72, 16:80], references[1][..., 24:88, 4:68]
     image = F.interpolate(torch.cat(parts, dim=3), scale_factor=1 / 4,
                           mode='bicubic', antialias=True)
-    number, position, similarity = build().matches(image, references)
+    number, position, similarity = model.matches(image, references)
     assert number.shape == (1, 16, 32) and similarity.shape == (1, 1, 16, 32)
     inside = slice(5, 11)
     rows, columns = torch.meshgrid(4 * torch.arange(5, 11), 4 * torch.arange(5, 11),
@@ -304,8 +314,16 @@ def test_matches_name_the_place_in_each_reference():
         found = position[0][:, part[1], part[2]]
         assert torch.equal(found, torch.stack([rows + top, columns + left]))
         assert similarity[0, 0][part[1:]].min() > 0.99
+    # Each image of a batch has its own references.
+    other = [255 - x for x in references]
+    both = model.matches(image.repeat(2, 1, 1, 1), [
+        torch.cat(pair) for pair in zip(other, references)])
+    assert torch.equal(both[0][1:], number) and torch.equal(both[1][1:], position)
+    assert not torch.equal(both[1][:1], position)
     with pytest.raises(ValueError, match='reference must be at least one image'):
-        build().matches(image, [])
+        model.matches(image, [])
+    with pytest.raises(ValueError, match=r'reference must be \(1, 3, Hr, Wr\)'):
+        model.matches(image, torch.cat([references[0]] * 2))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

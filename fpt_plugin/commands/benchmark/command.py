@@ -25,7 +25,7 @@ ATTENTION = ('st:P5', 'st:P4', 'gt:P4-P5', 'gt:P3-P4', 'gt:P2-P3@4', 'gt:P2-P5')
 LOCAL = ('64x128', '97x97', '128x256')
 # C4 and C5 of an 800x1344 image, and of a 512x1024 one at output stride 8.
 LAMBDA = ('50x84x64', '25x42x128', '64x128x64', '64x128x128')
-# Image and reference of the paper's training, and of its users.
+# Sides of image and reference: 160 in the paper's training, 600 in typical use.
 TEXTURES = ('160x160', '600x600')
 BACKBONES = ('50', '50-d8')
 # Names that work from an installed wheel and from a checkout.

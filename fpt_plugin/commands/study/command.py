@@ -53,6 +53,9 @@ def main(args: argparse.Namespace) -> str:
     for out in (args.markdown, args.plot, args.picture):
         if out is not None:
             check_writable(out)
+    if args.plot is not None and study.shape is None:
+        raise ValueError(f'shape of the study {study.name} must be a height and a '
+                         'width for a plot against multiply-adds, got None')
     if not args.table:
         _run_rows(study, args, results)
     rows = read_rows(study, results)
@@ -78,7 +81,7 @@ def _run_rows(study: Study, args: argparse.Namespace, results: Path) -> None:
     """
     names = args.rows or list(study.rows)
     for row in names:
-        study.configs_of(row, 0)  # raise for a wrong row before any training
+        mark_of(study, row, 0)  # raise for a wrong row before any training
     for seed in args.seeds:
         for row in names:
             out = results / f'{row}-{seed}.json'

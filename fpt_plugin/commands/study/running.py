@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ..quickstart.trees import prepare_trees
 from ..same_settings import TrainingTime, train_or_go_on
 from .pretraining import Pretraining, load_pretrained, pretrain
 
+TEST = ('test_dataloader', 'test_evaluator', 'test_cfg')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DATA = dict(trees=prepare_trees, nuclei=prepare_nuclei)
 
@@ -43,7 +46,7 @@ class Study:
             ``pretrain=dict(config=..., ...)``, a :class:`Pretraining`, a row
             starts with the weights of a pre-training with the same seed. With
             ``tests``, a dict of settings by name, a trained row is also tested
-            with these merged into its config.
+            with these merged into its config; only :data:`TEST` can be set.
         shape: Height and width of the image for counting multiply-adds; None: they
             are not counted.
         factor: Factor of the metric in the table.
@@ -113,9 +116,16 @@ class Study:
         return config
 
     def tests_of(self, row: str, seed: int) -> dict[str, Config]:
-        """Return the config of each additional test of a row, by name."""
+        """Return the config of each additional test of a row, by name.
+
+        Raises:
+            ValueError: Settings are not of :data:`TEST`.
+        """
         configs = {}
-        for name, settings in self.rows[row].get('tests', {}).items():
+        for name, settings in (self.rows[row].get('tests') or {}).items():
+            if not isinstance(settings, dict) or not set(settings) <= set(TEST):
+                raise ValueError(f'tests of the row {row!r} must have dicts of {TEST}, '
+                                 f'got {settings!r} for {name!r}')
             configs[name] = self.config_of(row, seed)
             configs[name].merge_from_dict(ConfigDict(settings).to_dict())
         return configs
@@ -150,13 +160,14 @@ class Study:
 
 def mark_of(study: Study, row: str, seed: int) -> str:
     """Hash all settings of a row and a seed: training, pre-training and tests."""
-    return fingerprint(*study.configs_of(row, seed),
-                       *study.tests_of(row, seed).values())
+    configs = study.configs_of(row, seed)
+    tests = study.tests_of(row, seed)
+    return fingerprint(*configs, *tests.values(), names=tests)
 
 
-def fingerprint(*configs: Config) -> str:
+def fingerprint(*configs: Config, names: Iterable[str] = ()) -> str:
     """Hash the settings, before the data folder and work folder are set."""
-    text = ''.join(config.pretty_text for config in configs)
+    text = ''.join([*(config.pretty_text for config in configs), *names])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -183,9 +194,12 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     mark = mark_of(study, row, seed)
     tests = study.tests_of(row, seed)
     if data_root is not None:
-        for any_config in (config, *tests.values()):
-            for loader in LOADERS:
-                any_config[loader].dataset.data_root = data_root
+        own = config.test_dataloader.dataset.data_root
+        for test in tests.values():  # unless it has other data
+            if test.test_dataloader.dataset.data_root == own:
+                test.test_dataloader.dataset.data_root = data_root
+        for loader in LOADERS:
+            config[loader].dataset.data_root = data_root
     elif study.data is not None:
         DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
     config.work_dir = str(work_dir)
@@ -202,8 +216,7 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     runner = train_or_go_on(config, fresh)
     choice = _figure(runner.val_loop.run(), study.metric)
     metrics = runner.test_loop.run()
-    if any('tests' in settings for settings in study.rows.values()):
-        found['metrics'] = metrics
+    if tests:
         found['tests'] = {name: _test(runner, test) for name, test in tests.items()}
     figures = dict(choice=choice, report=_figure(metrics, study.metric))
     if study.shape is not None:
@@ -220,6 +233,7 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         seed=seed,
         metric=study.metric,
         **figures,
+        metrics=_numbers(metrics),
         curve=_curve(runner, study.metric),
         steps=runner.iter,
         seconds_per_step=round(get_info(TrainingTime.KEY, 0.0) / steps, 4),
@@ -234,10 +248,15 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
 
 def _test(runner: Runner, config: Config) -> dict[str, float]:
     """Test a trained model with the data and metrics of another config."""
-    loop = LOOPS.build(config.test_cfg, default_args=dict(
+    loop = LOOPS.build({'type': 'TestLoop', **config.test_cfg}, default_args=dict(
         runner=runner, dataloader=config.test_dataloader,
         evaluator=config.test_evaluator))
-    return loop.run()
+    return _numbers(loop.run())
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()
+            if isinstance(value, Real)}
 
 
 def _figure(metrics: dict[str, float], name: str) -> float:

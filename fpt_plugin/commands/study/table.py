@@ -90,14 +90,14 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         seconds = [r['cpu_seconds_per_step'] for r in row.runs.values()
                    if r.get('cpu_seconds_per_step')]
         busy = f'{mean(seconds):.2f}' if seconds else ''
-        macs = '' if study.shape is None else f' {run["macs"] / 1e9:.2f} |'
+        macs = '' if study.shape is None else f' {_giga(run)} |'
         lines.append(
             f'| {row.name} | {len(row.runs)} | '
             f'{mean(row.figures("choice")) * factor:.2f} | '
             f'{mean(reported):.2f}{spread} | {gain} | '
             f'{run["parameters"] / 1e6:.2f} M |{macs} '
             f'{busy} |' + pretrained * f' {_pretraining(row)} |')
-    lines += tests_table(rows)
+    lines += tests_table(study, rows)
     lines += [
         '', 'Reported: mean and standard deviation over the seeds. Gain: mean of '
         'the differences between runs with the same seed, with its 95 % interval. '
@@ -107,19 +107,22 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
     return '\n'.join(lines)
 
 
-def tests_table(rows: Sequence[Row]) -> list[str]:
-    """Format all metrics of all tests, of rows that have additional tests.
+def tests_table(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Format the metrics of all tests of all rows, as the evaluators return them.
 
     Returns:
-        The lines, with an empty one before them; none without such rows.
+        The lines, with an empty one before them; none if no row has more than one
+        test.
     """
     if not any(run.get('tests') for row in rows for run in row.runs.values()):
         return []
     found: dict[str, list[dict[str, float]]] = {}  # test to the metrics of each seed
     for row in rows:
         for run in row.runs.values():
-            found.setdefault(row.name, []).append(run['metrics'])
-            for test, metrics in run['tests'].items():
+            # Older results have only the metric of the study.
+            found.setdefault(row.name, []).append(
+                run.get('metrics', {study.metric: run['report']}))
+            for test, metrics in run.get('tests', {}).items():
                 found.setdefault(f'{row.name}, {test}', []).append(metrics)
     every = [metrics for runs in found.values() for metrics in runs]
     names = dict.fromkeys(name for metrics in every for name in metrics)
@@ -132,6 +135,10 @@ def tests_table(rows: Sequence[Row]) -> list[str]:
                  for runs in found.values()]
         lines.append(f'| {name} | {" | ".join(cells)} |')
     return lines
+
+
+def _giga(run: dict) -> str:
+    return f'{run["macs"] / 1e9:.2f}' if 'macs' in run else ''
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
@@ -155,14 +162,7 @@ def _pretraining(row: Row) -> str:
 
 
 def plot(study: Study, rows: Sequence[Row], out: Path) -> None:
-    """Plot the metric against multiply-adds, with its range over the seeds.
-
-    Raises:
-        ValueError: The study has no ``shape``, so they were not counted.
-    """
-    if study.shape is None:
-        raise ValueError(f'shape of the study {study.name} must be a height and a '
-                         'width for a plot against multiply-adds, got None')
+    """Plot the metric against multiply-adds, with its range over the seeds."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fpt_plugin.commands.study.running import Study
+from fpt_plugin.commands.study.running import Study, mark_of
 
 CONFIG = """
 crop = dict(type='CropWithReference', size=16)
@@ -75,7 +75,7 @@ def test_trains_once_and_tests_with_each_reference(study, run, tmp_path):
     assert again['metrics'] == found['metrics']
     assert again['tests']['unrelated'] != found['tests']['unrelated']
     with pytest.raises(ValueError, match='shape of the study small must be a height'):
-        run(study, '--table', '--plot', tmp_path / 'plot.png')
+        run(study, '--plot', tmp_path / 'plot.png')
 
 
 def test_rows_of_the_shipped_study():
@@ -88,8 +88,42 @@ def test_rows_of_the_shipped_study():
         1, previous.train_dataloader.dataset.pipeline[1])
     assert alone.train_dataloader == previous.train_dataloader
     assert alone.optim_wrapper == previous.optim_wrapper
-    tests = study.tests_of('previous', 0)
+    normal = previous.test_dataloader.dataset
+    tests = {name: config.test_dataloader.dataset
+             for name, config in study.tests_of('previous', 0).items()}
     assert list(tests) == ['second_before', 'unrelated', 'no_reference']
-    for config in tests.values():
-        assert config.test_dataloader.dataset.indices == \
-            previous.test_dataloader.dataset.indices
+    assert tests['second_before'] == dict(normal, distance=15)
+    assert tests['unrelated'] == dict(normal, reference='train/0001TP_007500.png')
+    assert tests['no_reference'] == dict(
+        normal, pipeline=alone.test_dataloader.dataset.pipeline)
+    assert [t['type'] for t in tests['no_reference'].pipeline] == [
+        'LoadImageFromFile', 'Degrade', 'PackImage']
+
+
+def test_results_from_before_there_were_tests(study, run, tmp_path):
+    folder = tmp_path / 'results' / 'small'
+    folder.mkdir(parents=True)
+    for row in ('alone', 'previous'):
+        for seed, psnr in enumerate((20., 22.)):
+            more = {} if row == 'alone' else dict(
+                metrics=dict(PSNR=psnr), tests=dict(unrelated=dict(PSNR=psnr - 1)))
+            (folder / f'{row}-{seed}.json').write_text(json.dumps(dict(
+                study='small', row=row, seed=seed, choice=1., report=psnr,
+                parameters=10**6, settings='', **more)))
+    assert '| PSNR | 21.00 ± 1.41 | 21.00 ± 1.41 | 20.00 ± 1.41 |' in run(
+        study, '--table')
+
+
+@pytest.mark.parametrize('old, new', [
+    ("unrelated=dict(test_dataloader", "unrelated=dict(train_dataloader"),
+    ("no_reference=dict(test_dataloader=lone)", "no_reference=3")])
+def test_settings_that_a_test_does_not_read(study, run, old, new):
+    study.write_text(study.read_text().replace(old, new))
+    with pytest.raises(ValueError, match="tests of the row 'previous' must have dicts"):
+        run(study, '--seeds', 0)
+
+
+def test_names_of_tests_belong_to_the_settings(study):
+    before = mark_of(Study.load(str(study)), 'previous', 0)
+    study.write_text(study.read_text().replace('unrelated', 'other'))
+    assert mark_of(Study.load(str(study)), 'previous', 0) != before

@@ -126,7 +126,7 @@ def test_wrong_arguments_and_results(study, run, args, results, message):
 
 @pytest.mark.parametrize('text, message', [
     ("", r'must define study=dict'),
-    ("study = dict(title='x')", 'missing 4 required positional arguments'),
+    ("study = dict(title='x')", 'missing 3 required positional arguments'),
     ("study = dict(title='x', metric='y', baseline='z', shape=(1, 1), "
      "rows=dict(a=dict()))", r"baseline must be one of the rows \['a'\]"),
 ])
