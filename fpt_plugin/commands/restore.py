@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         '--origin', action='store_true',
         help='with --reference: also write a picture with _origin added to the name. '
         'It shows the references in false colours, the image in the colours of the '
-        'places its textures come from, and the similarity (white: 1)')
+        'places its textures come from, and the similarity (black: the lowest one of '
+        'the image, white: 1)')
     parser.add_argument(
         '--degrade', action='store_true',
         help='the image is clean: degrade it first, and print the PSNR')
@@ -148,7 +149,7 @@ def _origin(model: TTSR, image: np.ndarray,
 
     The first row has the references in false colours, one colour in each corner; the
     second one the image, each pixel in the colour of its place in the references,
-    and the similarity there, black for 0 and white for 1.
+    and the similarity there, black for the lowest one and white for 1.
     """
     number, position, similarity = model.matches(_maps(image), references)
     sizes = [reference.shape[2:] for reference in references]
@@ -163,7 +164,9 @@ def _origin(model: TTSR, image: np.ndarray,
     number, (rows, columns) = number[0].numpy(), position[0].numpy()  # (H, W) each
     places = _false_colours(
         rows / extent[0], (columns + starts[number]) / extent[1])
-    weights = 255 * similarity[0, 0].clamp(0, 1).numpy()[..., None].repeat(3, 2)
+    similarity = similarity[0, 0].numpy()[..., None].repeat(3, 2)  # (H, W, 3)
+    low = similarity.min()
+    weights = 255 * (similarity - low) / max(1 - low, 1e-6)
     enlarged = [_pixels(x).repeat(4, 0).repeat(4, 1) for x in (places, weights)]
     pad = [mmcv.impad(x, shape=(extent[0], x.shape[1]), pad_val=(255, ) * 3)
            for x in shown]
