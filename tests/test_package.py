@@ -44,7 +44,7 @@ LAYERS = {
     'detectors': ({'functional', 'layers', 'necks', 'openmmlab'},
                   {'torch', 'mmengine'}),
     'restoration': ({'functional', 'layers', 'openmmlab'},
-                    {'torch', 'numpy', *HOSTS}),
+                    {'torch', 'numpy', 'cv2', *HOSTS}),  # mmcv needs cv2
     'pretraining': ({'functional', 'layers', 'necks', 'openmmlab',
                      'restoration'},
                     {'torch', 'numpy', *HOSTS}),
