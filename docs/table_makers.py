@@ -343,6 +343,9 @@ def probe(data: str) -> str:
     return table(header(result), table_rows(result))
 
 
+RESTORED = ('noise30', 'noise50', 'rain', 'sr2')
+
+
 def restored(name: str) -> str:
     """Return PSNR and SSIM of restored photographs.
 
@@ -350,10 +353,10 @@ def restored(name: str) -> str:
     """
     runs = read(BENCHMARKS / 'studies' / 'ipt' / f'{name}.json')['runs']
     rows = []
-    for task in [task for task in runs if task != 'all']:
+    for task in RESTORED:
         rows.append([f'`{task}`', *(
-            _psnr_and_ssim(runs[run], task, metric) for run, metric in (
-                (task, 'PSNR_input'), (task, 'PSNR_nl_means'), ('all', 'PSNR'),
+            _psnr_and_ssim(runs.get(run, {}), task, metric) for run, metric in (
+                ('all', 'PSNR_input'), ('all', 'PSNR_nl_means'), ('all', 'PSNR'),
                 (task, 'PSNR')))])
     return table(['task', 'nothing, or bicubic', 'non-local means', 'one model for all',
                   'a model of this task'], rows)

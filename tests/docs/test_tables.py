@@ -60,7 +60,8 @@ def test_check_fails_and_writes_nothing(tmp_path, monkeypatch, capsys):
     'versions', 'commands', 'random-cases', 'tried camvid', 'backbones',
     'ratios attention+local-attention', 'ratios lambda', 'config-costs swaps',
     'config-costs lambda-detectors', 'config-costs pretraining',
-    'bits-per-pixel bsds500', 'probe camvid'])
+    'bits-per-pixel bsds500', 'probe camvid', 'restored bsds500',
+    'ratios texture'])
 def test_tables_have_equal_rows(call):
     lines = table_makers.make(call).splitlines()
     assert len(lines) > 3 and len({line.count('|') for line in lines}) == 1
