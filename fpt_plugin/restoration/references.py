@@ -53,7 +53,7 @@ class ReferencePairs(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """List images and references."""
-        if not self.data_prefix.get('img_path'):
+        if 'img_path' not in self.data_prefix:
             raise ValueError('data_prefix must have the folder img_path, got '
                              f'{self.data_prefix}')
         root = Path(self.data_prefix['img_path'])

@@ -219,6 +219,14 @@ def test_relative_lists_and_one_reference_for_all(tmp_path):
         ('x.png', 'r.png'), ('y.png', 'r.png')]
     assert names_of(DATASETS.build(dict(args, reference='r.png', sequences=['x']))) \
         == [('x.png', 'r.png')]
+    # Absolute paths need no data_root.
+    (tmp_path / 'whole.txt').write_text(
+        f'{tmp_path / "clips/y.png"}\t{tmp_path / "r.png"}\n')
+    assert names_of(DATASETS.build(dict(
+        type='ReferencePairs', ann_file=str(tmp_path / 'whole.txt')))) == [
+            ('y.png', 'r.png')]
+    with pytest.raises(ValueError, match='data_prefix must have the folder img_path'):
+        DATASETS.build(dict(args, data_prefix=dict(other='clips')))
     with pytest.raises(FileNotFoundError, match='reference must be a file, and .*z'):
         DATASETS.build(dict(args, reference='z.png'))
     with pytest.raises(ValueError, match='at least 1 frames .* got 0'):
