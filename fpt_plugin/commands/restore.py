@@ -16,6 +16,7 @@ from ..io.files import check_writable
 from ..restoration import IPT, TTSR, Degrade
 from ..restoration.degradations import TASKS, read_image, resize
 from ..restoration.metrics import psnr
+from ..restoration.ttsr import SCALE
 from .common import add_cfg_options, add_config, load_model, load_weights
 from .quickstart.pictures import write_rows
 
@@ -167,7 +168,7 @@ def _origin(model: TTSR, image: np.ndarray,
     similarity = similarity[0, 0].numpy()[..., None].repeat(3, 2)  # (H, W, 3)
     low = similarity.min()
     weights = 255 * (similarity - low) / max(1 - low, 1e-6)
-    enlarged = [_pixels(x).repeat(4, 0).repeat(4, 1) for x in (places, weights)]
+    enlarged = [_pixels(x).repeat(SCALE, 0).repeat(SCALE, 1) for x in (places, weights)]
     pad = [mmcv.impad(x, shape=(extent[0], x.shape[1]), pad_val=(255, ) * 3)
            for x in shown]
     return [_side_by_side(pad), _side_by_side(enlarged)]

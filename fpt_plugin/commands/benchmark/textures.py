@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from ...functional import reference, texture_transfer
+from ...restoration.ttsr import PATCH, SCALE
 from .cases import pair_of_sizes
 from .measuring import Case, relative_error
-
-SCALE = 4  # of the image over the maps that are compared
-PATCH = 3
 
 
 @dataclass(frozen=True)

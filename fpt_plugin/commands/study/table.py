@@ -81,7 +81,6 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
     factor = study.factor
     for row in rows:
         reported = [x * factor for x in row.figures('report')]
-        spread = f' ± {stdev(reported):.2f}' if len(reported) > 1 else ''
         gain = '' if not row.gains else f'{mean(row.gains) * factor:+.2f}'
         half = interval(row.gains)
         if half is not None:
@@ -94,7 +93,7 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         lines.append(
             f'| {row.name} | {len(row.runs)} | '
             f'{mean(row.figures("choice")) * factor:.2f} | '
-            f'{mean(reported):.2f}{spread} | {gain} | '
+            f'{_mean_and_spread(reported)} | {gain} | '
             f'{run["parameters"] / 1e6:.2f} M |{macs} '
             f'{busy} |' + pretrained * f' {_pretraining(row)} |')
     lines += tests_table(study, rows)
@@ -131,8 +130,10 @@ def tests_table(study: Study, rows: Sequence[Row]) -> list[str]:
         task, _, short = name.rpartition('/')
         if task and all(m.get(name) == m.get(short) for m in every):
             continue  # of a single task
-        cells = [_mean_and_spread([run[name] for run in runs if name in run])
-                 for runs in found.values()]
+        columns = [[run[name] for run in runs if name in run]
+                   for runs in found.values()]
+        cells = [_mean_and_spread(values, 2 if max(map(abs, values)) >= 1 else 4)
+                 if values else '' for values in columns]
         lines.append(f'| {name} | {" | ".join(cells)} |')
     return lines
 
@@ -141,11 +142,8 @@ def _giga(run: dict) -> str:
     return f'{run["macs"] / 1e9:.2f}' if 'macs' in run else ''
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def _mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     """Format the mean and, for several values, the standard deviation."""
-    if not values:
-        return ''
-    digits = 2 if max(map(abs, values)) >= 1 else 4
     spread = f' ± {stdev(values):.{digits}f}' if len(values) > 1 else ''
     return f'{mean(values):.{digits}f}{spread}'
 
