@@ -220,6 +220,13 @@ LABELS = dict(reference='the plain formula', sdpa='one SDPA call for each part',
               depthwise='depthwise conv2d')
 
 
+def benchmark(name: str) -> str:
+    """Return the tables of ``benchmark NAME``, such as pretraining."""
+    from fpt_plugin.commands.benchmark.command import TABLES
+    content = read(BENCHMARKS / f'{name}-cpu-float32.json')
+    return TABLES[name.partition('-')[0]](content).rstrip()
+
+
 def _times(ratio: float) -> str:
     return f'{ratio:.1f}x' if ratio < 10 else f'{ratio:.0f}x'
 
@@ -419,6 +426,7 @@ MAKERS = {
     'config-costs': config_costs,
     'backbones': backbones,
     'ratios': ratios,
+    'benchmark': benchmark,
     'study': study,
     'study-short': study_short,
     'study-gains': study_gains,
