@@ -153,10 +153,12 @@ def _pretraining(row: Row) -> str:
     found = [run['pretraining'] for run in row.runs.values() if 'pretraining' in run]
     if not found:
         return 'none'
-    minutes, busy = (mean(x[key] for x in found) / 60
-                     for key in ('seconds', 'cpu_seconds'))
-    return (f'{found[0]["steps"]} steps, {minutes:.1f} minutes, {busy:.1f} CPU '
-            'minutes')
+    # The clock of a CPU run includes other processes.
+    key, unit = ('cpu_seconds', 'CPU minutes') if all(
+        'cpu_seconds_per_step' in run for run in row.runs.values()) else (
+        'seconds', 'minutes')
+    minutes = mean(x[key] for x in found) / 60
+    return f'{found[0]["steps"]} steps, {minutes:.1f} {unit}'
 
 
 def plot(study: Study, rows: Sequence[Row], out: Path) -> None:
