@@ -77,3 +77,27 @@ def write_camvid(root):
         for name in names:
             draw_noise(root / part / f'{name}.png', 360, 480)
             draw_noise(root / f'{part}annot' / f'{name}.png', 360, 480, 1, most=11)
+
+
+def write_boxes(path, names, classes, height, width):
+    """Write a COCO file with one box of each class in each image."""
+    images = [dict(id=i, file_name=name, height=height, width=width)
+              for i, name in enumerate(names)]
+    boxes = [dict(id=i, image_id=i // len(classes), iscrowd=0, area=6400,
+                  category_id=i % len(classes) + 1,
+                  bbox=[30 + 90 * (i % len(classes)), 40, 80, 80])
+             for i in range(len(classes) * len(images))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(
+        images=images, annotations=boxes, categories=[
+            dict(id=i + 1, name=name) for i, name in enumerate(classes)])))
+
+
+def write_bccd(root):
+    """Write four images each of train and val in the layout of BCCD."""
+    for part in ('train', 'val'):
+        names = [f'{part}{i}.jpg' for i in range(4)]
+        for name in names:
+            draw_noise(root / 'JPEGImages' / name, 480, 640)
+        write_boxes(root / 'annotations' / f'{part}.json', names,
+                    ('Platelets', 'RBC', 'WBC'), 480, 640)

@@ -103,6 +103,9 @@ def pretrain(config: Config, mark: str, work_dir: Path,
 def load_pretrained(config: Config, checkpoint: Path, out: Path) -> None:
     """Convert a pre-trained checkpoint and set it as the config's ``load_from``.
 
+    If the config has a ``load_from``, a trained detector or segmentor, the
+    pre-trained branches are added to it.
+
     Args:
         config: Config of the row, changed in place.
         checkpoint: Checkpoint of the pre-training.
@@ -112,6 +115,7 @@ def load_pretrained(config: Config, checkpoint: Path, out: Path) -> None:
         ValueError: The checkpoint does not fit the backbone, neck or head.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    transfer = convert_pretrained(checkpoint, out, config.copy())
+    transfer = convert_pretrained(
+        checkpoint, out, config.copy(), onto=config.get('load_from'))
     print(*transfer.lines(), sep='\n', flush=True)
     config.load_from = str(out)

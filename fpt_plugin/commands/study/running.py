@@ -15,6 +15,7 @@ from mmengine.device import get_device
 from mmengine.registry import LOOPS
 from mmengine.runner import Runner
 
+from ...engine.resume import newest_checkpoint
 from ...io.files import write_json
 from ...openmmlab.models import load_config
 from ..benchmark.measuring import environment
@@ -27,6 +28,8 @@ from ..quickstart.trees import prepare_trees
 from ..same_settings import TrainingTime, train_or_go_on
 from .pretraining import Pretraining, load_pretrained, pretrain
 
+# Keys of a row that are no settings of its config.
+OPTIONS = ('after', 'baseline', 'pretrain', 'tests')
 TEST = ('test_dataloader', 'test_evaluator', 'test_cfg')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DATA = dict(trees=prepare_trees, nuclei=prepare_nuclei)
@@ -45,8 +48,11 @@ class Study:
         rows: Settings of each row, merged into the config. With
             ``pretrain=dict(config=..., ...)``, a :class:`Pretraining`, a row
             starts with the weights of a pre-training with the same seed. With
+            ``after``, the name of another row, it starts with that row's trained
+            weights of the same seed, and so does its pre-training. With
             ``tests``, a dict of settings by name, a trained row is also tested
             with these merged into its config; only :data:`TEST` can be set.
+            ``baseline`` is the row it is compared with, if not the study's.
         shape: Height and width of the image for counting multiply-adds; None: they
             are not counted.
         factor: Factor of the metric in the table.
@@ -70,7 +76,8 @@ class Study:
 
         Raises:
             FileNotFoundError: There is no such study.
-            ValueError: The config has no ``study``, or an incomplete one.
+            ValueError: The config has no ``study``, an incomplete one, or a row
+                with a wrong ``after`` or ``baseline``.
         """
         path = Path(name)
         if path.suffix != '.py':
@@ -97,6 +104,9 @@ class Study:
         if study.data is not None and study.data not in DATA:
             raise ValueError(f'data must be None or one of {list(DATA)}, got '
                              f'{study.data!r}')
+        for row in study.rows:
+            study.baseline_of(row)
+            study.start_of(row)
         return study
 
     def config_of(self, row: str, seed: int) -> Config:
@@ -109,7 +119,7 @@ class Study:
             raise ValueError(f'rows must be of {list(self.rows)}, got {row!r}')
         config = copy.deepcopy(self.config)  # a Runner changes its config
         settings = ConfigDict(self.rows[row]).to_dict()
-        for name in ('pretrain', 'tests'):
+        for name in OPTIONS:
             settings.pop(name, None)
         config.merge_from_dict(settings)
         config.randomness = dict(seed=seed)
@@ -130,6 +140,35 @@ class Study:
             configs[name].merge_from_dict(ConfigDict(settings).to_dict())
         return configs
 
+    def baseline_of(self, row: str) -> str | None:
+        """Return the row that a row is compared with; None for the study's baseline.
+
+        Raises:
+            ValueError: The row's ``baseline`` is no other row.
+        """
+        if row == self.baseline:
+            return None
+        baseline = self.rows[row].get('baseline', self.baseline)
+        if baseline not in self.rows or baseline == row:
+            raise ValueError(f'baseline of the row {row!r} must be another of '
+                             f'{list(self.rows)}, got {baseline!r}')
+        return baseline
+
+    def start_of(self, row: str) -> str | None:
+        """Return the row whose trained weights a row starts with, if any.
+
+        Raises:
+            ValueError: The row's ``after`` is no other row, or one that has
+                ``after`` too.
+        """
+        start = self.rows[row].get('after')
+        first = [name for name, settings in self.rows.items()
+                 if 'after' not in settings]
+        if start is not None and start not in first:
+            raise ValueError(f'after of the row {row!r} must be one of {first}, '
+                             f'got {start!r}')
+        return start
+
     def pretraining_of(self, row: str) -> Pretraining | None:
         """Return the pre-training of a row; None if it has none.
 
@@ -145,17 +184,22 @@ class Study:
             raise ValueError(f'pretrain of the row {row!r}: {error}') from error
 
     def configs_of(self, row: str, seed: int) -> list[Config]:
-        """Return the config of a row and a seed, then that of its pre-training.
+        """Return the config of a row and a seed, then those of its start.
+
+        These are the config of its pre-training, if any, and the configs of the
+        row whose weights it starts with, if any.
 
         Raises:
             FileNotFoundError: The config of the pre-training does not exist.
             ValueError: There is no such row, or its ``pretrain`` is wrong.
         """
         config = self.config_of(row, seed)
-        before = self.pretraining_of(row)
-        if before is None:
-            return [config]
-        return [config, before.load(config.train_dataloader.dataset.data_root, seed)]
+        before, start = self.pretraining_of(row), self.start_of(row)
+        configs = [config]
+        if before is not None:
+            configs.append(
+                before.load(config.train_dataloader.dataset.data_root, seed))
+        return configs + (self.configs_of(start, seed) if start else [])
 
 
 def mark_of(study: Study, row: str, seed: int) -> str:
@@ -190,30 +234,14 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     Returns:
         The content of ``out``.
     """
-    config, *before = study.configs_of(row, seed)
     mark = mark_of(study, row, seed)
+    runner, found = train(study, row, seed, work_dir, data_root, fresh)
     tests = study.tests_of(row, seed)
     if data_root is not None:
-        own = config.test_dataloader.dataset.data_root
+        own = study.config_of(row, seed).test_dataloader.dataset.data_root
         for test in tests.values():  # unless it has other data
             if test.test_dataloader.dataset.data_root == own:
                 test.test_dataloader.dataset.data_root = data_root
-        for loader in LOADERS:
-            config[loader].dataset.data_root = data_root
-    elif study.data is not None:
-        DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
-    config.work_dir = str(work_dir)
-    _prepare_weights(config)
-    found = {}
-    for pretraining in before:
-        name = fingerprint(pretraining)  # rows of the same pre-training share it
-        if data_root is not None:
-            study.pretraining_of(row).move(pretraining, data_root)
-        folder = work_dir.parent / 'pretraining' / f'{name}-{seed}'
-        found['pretraining'] = pretrain(pretraining, name, folder, fresh)
-        load_pretrained(config, folder / found['pretraining']['checkpoint'],
-                        work_dir / 'pretrained.pth')
-    runner = train_or_go_on(config, fresh)
     choice = _figure(runner.val_loop.run(), study.metric)
     metrics = runner.test_loop.run()
     if tests:
@@ -244,6 +272,43 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result
+
+
+def train(study: Study, row: str, seed: int, work_dir: Path,
+          data_root: str | None = None, fresh: bool = False
+          ) -> tuple[Runner, dict[str, Any]]:
+    """Train a row with one seed, after its start; a finished run is only loaded.
+
+    Args: as of :func:`run`.
+
+    Returns:
+        The runner, and ``pretraining`` with its cost for rows with a pre-training.
+    """
+    config, *others = study.configs_of(row, seed)
+    start, before = study.start_of(row), study.pretraining_of(row)
+    if data_root is not None:
+        for loader in LOADERS:
+            config[loader].dataset.data_root = data_root
+    elif study.data is not None:
+        DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
+    config.work_dir = str(work_dir)
+    _prepare_weights(config)
+    found = {}
+    if start is not None:
+        folder = work_dir.parent / f'{start}-{seed}'
+        train(study, start, seed, folder, data_root)
+        config.load_from = newest_checkpoint(folder, config.default_hooks.checkpoint)
+    if before is not None:
+        # Rows of the same pre-training share it.
+        name, pretraining = fingerprint(*others), others[0]
+        if data_root is not None:
+            before.move(pretraining, data_root)
+        pretraining.load_from = config.load_from
+        folder = work_dir.parent / 'pretraining' / f'{name}-{seed}'
+        found['pretraining'] = pretrain(pretraining, name, folder, fresh)
+        load_pretrained(config, folder / found['pretraining']['checkpoint'],
+                        work_dir / 'pretrained.pth')
+    return train_or_go_on(config, fresh), found
 
 
 def _test(runner: Runner, config: Config) -> dict[str, float]:

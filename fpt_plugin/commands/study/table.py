@@ -20,11 +20,13 @@ class Row:
     Attributes:
         name: Name of the row.
         runs: Result of each seed.
+        baseline: The row it is compared with; None for the study's baseline.
         gains: Difference to the baseline, for each seed that both have.
     """
 
     name: str
     runs: dict[int, dict]
+    baseline: str | None = None
     gains: tuple[float, ...] = ()
 
     def figures(self, part: str) -> list[float]:
@@ -44,14 +46,15 @@ def read_rows(study: Study, folder: Path) -> list[Row]:
         if not isinstance(result, dict) or result.get('study') != study.name:
             raise ValueError(f'{path} is not a result of the study {study.name}')
         runs.setdefault(result['row'], {})[result['seed']] = result
-    base = runs.get(study.baseline, {})
     rows = []
     for name in study.rows:
+        baseline = study.baseline_of(name)
+        base = runs.get(baseline, {})
         found = dict(sorted(runs.get(name, {}).items()))
         gains = tuple(found[seed]['report'] - base[seed]['report']
                       for seed in found if seed in base)
         if found:
-            rows.append(Row(name, found, gains if name != study.baseline else ()))
+            rows.append(Row(name, found, baseline, gains))
     return rows
 
 
@@ -71,8 +74,10 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
     """Format the table, with a line that explains it."""
     pretrained = any(
         'pretraining' in run for row in rows for run in row.runs.values())
-    columns = ['row', 'seeds', 'validation', 'reported', f'gain over {study.baseline}',
-               'parameters', 'CPU s per step']
+    same = all(row.baseline in (None, study.baseline) for row in rows)
+    columns = ['row', 'seeds', 'validation', 'reported',
+               f'gain over {study.baseline}' if same else 'gain', 'parameters',
+               'CPU s per step']
     if study.shape is not None:
         columns.insert(-1, 'GMACs at {}x{}'.format(*study.shape))
     columns += pretrained * ['pre-training']
@@ -85,6 +90,8 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         half = interval(row.gains)
         if half is not None:
             gain += f' ± {half * factor:.2f}'
+        if gain and not same:
+            gain += f' over {row.baseline}'
         run = next(iter(row.runs.values()))
         seconds = [r['cpu_seconds_per_step'] for r in row.runs.values()
                    if r.get('cpu_seconds_per_step')]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.synthetic_data import draw_noise, write_camvid
+from helpers.synthetic_data import draw_noise, write_bccd, write_boxes, write_camvid
 
 CONFIG = """
 study = dict(rows=dict(
@@ -17,28 +17,6 @@ train_dataloader = dict(dataset=dict(indices={train}), **loader)
 val_dataloader = dict(dataset=dict(indices={val}), **loader)
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
-
-
-def write_boxes(path, names, classes, height, width):
-    images = [dict(id=i, file_name=name, height=height, width=width)
-              for i, name in enumerate(names)]
-    boxes = [dict(id=i, image_id=i // len(classes), iscrowd=0, area=6400,
-                  category_id=i % len(classes) + 1,
-                  bbox=[30 + 90 * (i % len(classes)), 40, 80, 80])
-             for i in range(len(classes) * len(images))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(
-        images=images, annotations=boxes, categories=[
-            dict(id=i + 1, name=name) for i, name in enumerate(classes)])))
-
-
-def write_bccd(root):
-    for part in ('train', 'val'):
-        names = [f'{part}{i}.jpg' for i in range(4)]
-        for name in names:
-            draw_noise(root / 'JPEGImages' / name, 480, 640)
-        write_boxes(root / 'annotations' / f'{part}.json', names,
-                    ('Platelets', 'RBC', 'WBC'), 480, 640)
 
 
 def write_trees(root):

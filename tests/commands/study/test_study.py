@@ -109,6 +109,17 @@ def test_the_table_has_paired_differences(study, run):
     assert '| fpn | 1 | 0.50 | 50.00 |  |' in shown
 
 
+def test_a_row_may_have_another_baseline(study, run):
+    write(study, dict(fpn=[50, 52], light=[51, 54], full=[51.5, 55]))
+    study.write_text(study.read_text().replace(
+        'fpn=dict(),', "fpn=dict(), full=dict(baseline='light'),"))
+    shown = run(study, '--table')
+    assert '| 53.25 ± 2.47 | +0.75 ± 3.18 over light |' in shown
+    assert '| 52.50 ± 2.12 | +1.50 ± 6.35 over fpn |' in shown
+    assert '| 51.00 ± 1.41 |  | 1.00 M |' in shown
+    assert 'baseline' not in Study.load(str(study)).config_of('full', 0)
+
+
 @pytest.mark.parametrize('args, results, message', [
     (['--rows', 'fpn', 'fpt'], {}, "rows must be of .*'fpt'"),
     (['--table'], {}, 'has no result of the study small'),
@@ -129,6 +140,13 @@ def test_wrong_arguments_and_results(study, run, args, results, message):
     ("study = dict(title='x')", 'missing 3 required positional arguments'),
     ("study = dict(title='x', metric='y', baseline='z', shape=(1, 1), "
      "rows=dict(a=dict()))", r"baseline must be one of the rows \['a'\]"),
+    *((f"study = dict(title='x', metric='y', baseline='a', "
+       f"rows=dict(a=dict(), b=dict(after='a'), c=dict({given})))", message)
+      for given, message in (
+          ("baseline='c'", r"row 'c' must be another of .*'b'.*, got 'c'"),
+          ("baseline='d'", "row 'c' must be another of .*, got 'd'"),
+          ("after='b'", r"after of the row 'c' must be one of \['a'\], got 'b'"),
+          ("after='c'", r"after of the row 'c' must be one of \['a'\], got 'c'"))),
 ])
 def test_wrong_configs(tmp_path, text, message):
     path = tmp_path / 'wrong.py'
