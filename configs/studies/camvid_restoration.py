@@ -5,7 +5,8 @@ _base_ = 'camvid.py'
 # images without labels, except those for choices.
 restoration = dict(
     config='pretraining/restoration_sem-fpn_mobilenet-v2_fpt_1xb8-2k_nuclei.py',
-    images='train')
+    images='train',
+    length=600)
 images, choices = 367, list(range(5, 367, 10))
 shared = dict(
     train_dataloader=dict(
@@ -37,6 +38,7 @@ study = dict(
         default=dict(model=dict(neck=dict(type='FPT'))),
         default_restored=dict(
             model=dict(neck=dict(type='FPT')),
+            baseline='default',
             pretrain=dict(settings=shared, **restoration))))
 
 # Train on every 10th image of train; for choices use every 10th from the 5th.
@@ -44,9 +46,9 @@ train_dataloader = dict(
     dataset=dict(sequences=None, indices=list(range(0, images, 10))))
 val_dataloader = dict(dataset=dict(sequences=None, indices=choices))
 
-# 600 steps.
-max_epochs = 60
-train_cfg = dict(max_epochs=max_epochs, val_interval=30)
+# 300 steps.
+max_epochs = 30
+train_cfg = dict(max_epochs=max_epochs, val_interval=15)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(

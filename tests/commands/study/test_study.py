@@ -73,7 +73,7 @@ def test_rows_are_trained_and_skipped_when_finished(study, run):
 
 @pytest.mark.parametrize('name', [
     'look-up', 'camvid', 'camvid_sgd', 'camvid_pretraining', 'camvid_restoration',
-    'bccd', 'trees', 'nuclei', 'nuclei_restoration'])
+    'bccd', 'bccd_restoration', 'trees', 'nuclei', 'nuclei_restoration'])
 def test_shipped_studies_have_different_rows(name):
     study = Study.load(name)
     configs = [study.config_of(row, 0) for row in study.rows]

@@ -1,0 +1,101 @@
+_base_ = 'bccd.py'
+
+# A fifth of BCCD's labels. FPT with a backbone from ImageNet, and with backbone and
+# neck also pre-trained to restore all training images without labels, except those
+# for choices. Then FPT in the trained FPN detector, without and with branches that
+# were pre-trained on the same images, compared with more training of FPN.
+images, choices = 205, list(range(0, 205, 5))
+length = 600
+unlabelled = dict(
+    train_dataloader=dict(
+        num_workers=0,
+        persistent_workers=False,
+        dataset=dict(
+            _delete_=True,
+            type='mmdet.CocoDataset',
+            ann_file='annotations/train.json',
+            data_prefix=dict(img='JPEGImages/'),
+            indices=[i for i in range(images) if i not in choices],
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='RandomResizedCrop', scale=128, area=(0.1, 0.5)),
+                dict(
+                    type='RandomFlip',
+                    prob=[0.25, 0.25, 0.25],
+                    direction=['horizontal', 'vertical', 'diagonal']),
+                dict(type='Degrade', enlarge=True),
+                dict(type='PackImage')
+            ])),
+    val_dataloader=None,
+    val_evaluator=None,
+    val_cfg=None)
+more_epochs = 6
+more = dict(
+    train_cfg=dict(max_epochs=more_epochs, val_interval=1),
+    param_scheduler=[
+        dict(
+            type='LinearLR',
+            start_factor=0.05,
+            by_epoch=False,
+            begin=0,
+            end=20),
+        dict(
+            type='CosineAnnealingLR',
+            eta_min=0,
+            begin=0,
+            T_max=more_epochs,
+            end=more_epochs,
+            by_epoch=True,
+            convert_to_iter_based=True)
+    ])
+study = dict(
+    title='BCCD val, 41 labelled images: AP in %',
+    rows=dict(
+        _delete_=True,
+        fpn=dict(),
+        default=dict(model=dict(neck=dict(type='FPT'))),
+        default_restored=dict(
+            model=dict(neck=dict(type='FPT')),
+            baseline='default',
+            pretrain=dict(
+                config='pretraining/restoration_faster-rcnn_mobilenet-v2_fpt_'
+                '1xb8-2k_trees.py',
+                length=length,
+                settings=unlabelled)),
+        fpn_more=dict(after='fpn', **more),
+        added=dict(
+            after='fpn',
+            baseline='fpn_more',
+            model=dict(neck=dict(type='FPT')),
+            **more),
+        added_restored=dict(
+            after='fpn',
+            baseline='added',
+            model=dict(neck=dict(type='FPT')),
+            pretrain=dict(
+                config='pretraining/restoration-identity_faster-rcnn_'
+                'mobilenet-v2_fpt_1xb8-2k_trees.py',
+                length=length,
+                settings=unlabelled),
+            **more)))
+
+# Train on every 5th image from the first; for choices use every 5th from the 0th.
+train_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(indices=list(range(1, images, 5))))
+
+# 252 steps.
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=0,
+        begin=0,
+        T_max=max_epochs,
+        end=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]
