@@ -21,8 +21,8 @@ from ..restoration.degradations import TASKS, check_tasks
 from ..restoration.pixels import to_pixels
 from .restoration_tail import RestorationTail
 
-# Lower limit of the error that the loss divides by, for degraded images that are
-# almost clean, such as blurred plain areas. Half a grey level in normalised pixels.
+# Added to the errors of the loss, for images that are almost clean, such as blurred
+# plain areas. The square of half a grey level in normalised pixels.
 MIN_ERROR = 1e-4
 
 
@@ -36,10 +36,11 @@ class RestorationPretrainer(BaseModel):
     https://arxiv.org/abs/2012.00364). ``backbone``, ``neck`` and ``decode_head``
     have the names they have in the later detector or segmentor.
 
-    The loss is an image's squared error divided by that of the degraded image: 1
-    for an unchanged image, and 0.1 for a gain of 10 dB, in every task. Without the
-    division strong noise would outweigh all other tasks. An absolute error would
-    be lowest without any change to thin streaks, which cover few pixels.
+    The loss is the mean change of the PSNR in dB, negative if images get better:
+    0 for unchanged images, and -10 for a tenth of the squared error. By the
+    logarithm all tasks have the same weight. Without it strong noise would
+    outweigh all other tasks. An absolute error would be lowest without any change
+    to thin streaks, which cover few pixels.
 
     Images come from the transforms :class:`~fpt_plugin.Degrade` with
     ``enlarge=True`` and :class:`~fpt_plugin.PackImage`, and mmengine's
@@ -167,7 +168,8 @@ class RestorationPretrainer(BaseModel):
             error, before = (  # (B,) each
                 (image.to(dtype) - target).square().mean((1, 2, 3))
                 for image in (restored, inputs))
-            return dict(loss=(error / before.clamp(min=MIN_ERROR)).mean())
+            ratio = (error + MIN_ERROR) / (before + MIN_ERROR)
+            return dict(loss=10 * ratio.log10().mean())
         pixels = to_pixels(self.data_preprocessor, restored)
         for sample, image in zip(data_samples, pixels):
             height, width = sample.gt_img.shape[1:]
