@@ -14,7 +14,7 @@ degrade = [
 train_dataloader = dict(
     batch_size=9,
     num_workers=4,
-    persistent_workers=True,
+    persistent_workers=False,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..openmmlab.safe_loading import refuse_pickles
 from .checkpoint_classes import CheckpointClassesHook
@@ -116,17 +116,35 @@ def _full_folders(work_dir: str) -> str:
     return ' or '.join(full or existing)
 
 
+def check_batches(runner: Runner) -> None:
+    """Require a batch in each epoch of a training.
+
+    Raises:
+        ValueError: ``drop_last`` leaves none, because a batch is larger than the data.
+    """
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return  # an iteration-based loop repeats the data
+    loader = runner.train_dataloader
+    if len(loader) == 0:
+        raise ValueError(
+            'train_dataloader.batch_size must be at most the number of images of a '
+            f'process, {len(loader.sampler)}, because drop_last=True leaves no batch, '
+            f'got {loader.batch_size}')
+
+
 def run_training(cfg: Config) -> Runner:
     """Build the runner of a config and train.
 
     Raises:
         OSError: The disk is full.
-        ValueError: The heads have another number of classes than the data.
+        ValueError: The heads have another number of classes than the data, or the
+            data are fewer than a batch.
     """
     with naming_full_disk(cfg.work_dir):
         runner = build_runner(cfg)
         check_model_classes(runner.model, cfg, 'train',
                             *(['val'] if cfg.get('val_cfg') else []))
+        check_batches(runner)
         runner.train()
     stop_processes()
     return runner

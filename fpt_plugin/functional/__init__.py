@@ -27,10 +27,10 @@ from .attention import mixture_attention
 from .lambdas import content_lambda, position_lambda
 from .local_attention import local_mixture_attention
 from .texture_transfer import texture_transfer
-from .window_groups import grouped_window_attention, pack_windows
+from .window_groups import group_windows, grouped_window_attention, pack_windows
 
 __all__ = [
     'mixture_attention', 'local_mixture_attention', 'content_lambda',
-    'position_lambda', 'grouped_window_attention', 'pack_windows',
-    'texture_transfer'
+    'position_lambda', 'grouped_window_attention', 'group_windows',
+    'pack_windows', 'texture_transfer'
 ]

@@ -203,7 +203,8 @@ def grouped_window_attention(query: Tensor,
         value: (B, h, N, d).
         plan: Result of :func:`group_windows` for the N tokens.
         bias: The table of relative position biases of a Swin Transformer's window of
-            side w, row by row: ((2w - 1)^2, h) or (h, (2w - 1)^2).
+            side w, row by row: ((2w - 1)^2, h) or (h, (2w - 1)^2); the former if
+            both are equal.
         scale: Factor of the dot products; None is 1 / sqrt(d).
         dropout: Probability that a weight is set to zero.
 

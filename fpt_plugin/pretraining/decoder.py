@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.checks import check_positive_int
 from ..openmmlab.registry import register
 
 
@@ -28,7 +29,9 @@ class GreenMIMDecoder(BaseModule):
         init_cfg: See BaseModule.
 
     Raises:
-        ValueError: ``embed_dims`` is no multiple of 4 or of ``num_heads``.
+        TypeError: A number is no int.
+        ValueError: A number is less than 1, or ``embed_dims`` is no multiple of 4 or
+            of ``num_heads``.
     """
 
     def __init__(self,
@@ -40,6 +43,9 @@ class GreenMIMDecoder(BaseModule):
                  mlp_ratio: float = 4.,
                  init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
+        for name, number in (('embed_dims', embed_dims), ('depth', depth),
+                             ('num_heads', num_heads)):
+            check_positive_int(name, number)
         if embed_dims % 4 or embed_dims % num_heads:
             raise ValueError('embed_dims must be a multiple of 4 and of num_heads, '
                              f'got embed_dims={embed_dims}, num_heads={num_heads}')

@@ -122,8 +122,8 @@ class GreenMIM(MaskedImageModel):
                 ``sampling='uniform'`` not one unit of each 2x2 cell is visible.
         """
         grid = self.grid_of(images)
-        if getattr(mask, 'dtype', None) != torch.bool:
-            given = getattr(mask, 'dtype', type(mask).__name__)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f'mask must be a tensor of bools, got {given}')
         if mask.shape != grid:
             raise ValueError(f'mask must be {grid}, rows and columns of units, got '

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
@@ -46,8 +48,9 @@ class MaskedImageModel(BaseModel):
                  data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f'mask_ratio must be in (0, 1), got {mask_ratio}')
+        if not isinstance(mask_ratio, Real) or not 0 < mask_ratio < 1:
+            raise ValueError('mask_ratio must be a number in (0, 1), got '
+                             f'{mask_ratio!r}')
         self.mask_ratio = mask_ratio
         self.mask_unit = check_positive_int('mask_unit', mask_unit)
         self.backbone = build_swin(backbone)
@@ -80,7 +83,8 @@ class MaskedImageModel(BaseModel):
 
         Raises:
             TypeError: ``inputs`` is no batch of floating point images.
-            ValueError: The size of the images or ``mode`` is wrong.
+            ValueError: The size of the images, ``mode`` or the number of samples is
+                wrong.
         """
         grid = self.grid_of(inputs)
         visible = self.draw(len(inputs), grid)
@@ -93,7 +97,11 @@ class MaskedImageModel(BaseModel):
         images, hidden = self._fill_hidden(inputs, predicted, visible, grid)
         if mode == 'tensor':
             return images
-        samples = data_samples or [BaseDataElement() for _ in images]
+        samples = [BaseDataElement() for _ in images] if data_samples is None \
+            else data_samples
+        if len(samples) != len(images):
+            raise ValueError(f'data_samples must have one sample for each of the '
+                             f'{len(images)} images, got {len(samples)}')
         for sample, image, mask, *errors in zip(
                 samples, images, hidden,
                 *self.errors(inputs, predicted, visible, grid)):

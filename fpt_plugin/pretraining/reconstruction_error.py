@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
@@ -16,10 +17,10 @@ class ReconstructionError(BaseMetric):
 
     ``error`` is the model's, ``flat_error`` that of the guess, and ``explained``
     is 1 - error / flat_error: 0 for a model that predicts flat units, 1 for a
-    perfect one. The guess is the mean colour of the visible units of an image.
-    GreenMIM predicts normalised units, so its guess also gets the true brightness
-    and contrast of each unit. Models with different targets cannot be compared by
-    this metric.
+    perfect one, nan if the guess is exact. The guess is the mean colour of the
+    visible units of an image. GreenMIM predicts normalised units, so its guess also
+    gets the true brightness and contrast of each unit. Models with different targets
+    cannot be compared by this metric.
 
     Args:
         collect_device: See BaseMetric.
@@ -44,4 +45,5 @@ class ReconstructionError(BaseMetric):
     def compute_metrics(self, results: list[tuple[float, float]]) -> dict[str, float]:
         """Average over all images."""
         error, flat = (sum(errors) / len(results) for errors in zip(*results))
-        return dict(error=error, flat_error=flat, explained=1 - error / flat)
+        explained = 1 - error / flat if flat else nan
+        return dict(error=error, flat_error=flat, explained=explained)

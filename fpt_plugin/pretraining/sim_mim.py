@@ -52,7 +52,8 @@ class SimMIM(MaskedImageModel):
     def init_weights(self) -> None:
         """Initialise the backbone, the mask token and the linear layer."""
         super().init_weights()
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if not self.init_cfg:  # it may have loaded the token
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:
         """Draw the visible units of each image: (B, V)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from mmengine.registry import MODELS
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -38,13 +39,18 @@ def build_swin(backbone: dict) -> nn.Module:
     if not isinstance(backbone, dict):
         raise TypeError('backbone must be the config of a SwinTransformer, got '
                         f'{type(backbone).__name__}')
-    last = len(backbone.get('depths', (2, 2, 6, 2))) - 1
-    swin = MODELS.build(dict(dict(out_indices=(last, )), **backbone))
     known = tuple(filter(None, (
         lookup(MODELS, f'{scope}.SwinTransformer') for scope in SCOPES)))
-    if not isinstance(swin, known):
+    given = lookup(MODELS, backbone.get('type'))
+    if not (isinstance(given, type) and issubclass(given, known)):
         raise ValueError('backbone must be the SwinTransformer of mmdet or mmseg, '
                          f'got {backbone.get("type")}')
+    last = len(backbone.get('depths', (2, 2, 6, 2))) - 1
+    swin = MODELS.build(dict(dict(out_indices=(last, )), **backbone))
+    # Rows and columns of absolute positions; the library compares only their product.
+    sides = to_2tuple(backbone.get('pretrain_img_size', 224))
+    patch = swin.patch_embed.projection.stride[0]
+    swin.position_grid = (sides[0] // patch, sides[-1] // patch)
     if tuple(swin.out_indices) != (last, ):
         raise ValueError(
             f'backbone.out_indices must be ({last},), the last stage, because norms '
@@ -164,12 +170,13 @@ def add_positions(swin: nn.Module, x: Tensor, size: tuple[int, int],
     if not swin.use_abs_pos_embed:
         return x
     positions = swin.absolute_pos_embed  # (1, H * W, C)
-    if positions.shape[1] != size[0] * size[1]:
+    if swin.position_grid != size:
         stride = swin.patch_embed.projection.stride[0]
+        images, given = (tuple(stride * side for side in sides)
+                         for sides in (size, swin.position_grid))
         raise ValueError(
-            'backbone.pretrain_img_size must be the size of the images, '
-            f'{tuple(stride * s for s in size)}, because use_abs_pos_embed=True has '
-            f'positions for {positions.shape[1]} tokens')
+            f'backbone.pretrain_img_size must be the size of the images, {images}, '
+            f'because of use_abs_pos_embed=True, got {given}')
     if tokens is None:
         return x + positions
     return x + positions.index_select(1, on_device_of(tokens, x))

@@ -15,6 +15,8 @@ from mmengine.structures import BaseDataElement
 from ..layers.checks import check_positive_int, check_sides
 from ..openmmlab.registry import register
 
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area', 'lanczos')  # of mmcv
+
 
 @register(TRANSFORMS)
 class RandomResizedCrop(BaseTransform):
@@ -24,7 +26,8 @@ class RandomResizedCrop(BaseTransform):
         scale: Height and width of the result, or one number for both.
         area: Lower and upper limit of the crop's share of the image area.
         aspect_ratio: Lower and upper limit of width / height.
-        interpolation: See ``mmcv.imresize``.
+        interpolation: ``'nearest'``, ``'bilinear'``, ``'bicubic'``, ``'area'`` or
+            ``'lanczos'``.
         min_side: Images with a shorter side raise an error, because a crop enlarged
             from a few pixels has no detail. The default is the side of a mask unit.
 
@@ -40,12 +43,16 @@ class RandomResizedCrop(BaseTransform):
                  interpolation: str = 'bicubic',
                  min_side: int = 32) -> None:
         self.scale = check_sides('scale', scale)
-        if not 0 < area[0] <= area[1] <= 1:
+        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
             raise ValueError('area must be two shares, 0 < low <= high <= 1, '
                              f'got {area}')
-        if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
-            raise ValueError('aspect_ratio must be 0 < low <= high, '
+        if len(aspect_ratio) != 2 or not \
+                0 < aspect_ratio[0] <= aspect_ratio[1] < math.inf:
+            raise ValueError('aspect_ratio must be two numbers, 0 < low <= high, '
                              f'got {aspect_ratio}')
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f'interpolation must be one of {INTERPOLATIONS}, got '
+                             f'{interpolation!r}')
         self.area, self.aspect_ratio = tuple(area), tuple(aspect_ratio)
         self.interpolation = interpolation
         self.min_side = check_positive_int('min_side', min_side)
@@ -83,8 +90,8 @@ class RandomResizedCrop(BaseTransform):
                         np.random.randint(width - columns + 1), rows, columns)
         # The largest centred crop with an allowed aspect ratio.
         ratio = min(max(width / height, self.aspect_ratio[0]), self.aspect_ratio[1])
-        rows = min(height, round(width / ratio))
-        columns = min(width, round(height * ratio))
+        rows = min(height, max(1, round(width / ratio)))
+        columns = min(width, max(1, round(height * ratio)))
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
     def __repr__(self) -> str:

@@ -115,6 +115,16 @@ def test_ablation_rows(config, short, pyramid, gt, whole):
     assert type(plain) is pyramid
 
 
+@pytest.mark.parametrize('name', [
+    name for name in ALL if folder(name) in ('pretraining', 'ipt', 'ttsr')])
+def test_resumed_epochs_are_exact(name):
+    """Workers that live on have random states that no checkpoint has."""
+    cfg = load(name)
+    if 'ReseedHook' in str(cfg.get('custom_hooks')) \
+            and 'Iter' not in str(cfg.train_cfg.get('type')):
+        assert not cfg.train_dataloader.get('persistent_workers')
+
+
 def test_fine_tuning_moves_new_layers_faster():
     cfg = load('fpt/faster-rcnn_r50_fpt_finetune-4e_coco.py')
     model = build(cfg)

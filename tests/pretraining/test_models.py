@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from helpers.learning import descend, without_gradient
@@ -114,6 +115,7 @@ def test_features_without_a_mask_are_the_librarys():
 @pytest.mark.parametrize('sampling, mask, error, text', [
     ('groups', torch.zeros(3, 4), TypeError, 'mask must be a tensor of bools'),
     ('groups', None, TypeError, 'mask must be a tensor of bools, got NoneType'),
+    ('groups', np.ones((3, 4), bool), TypeError, 'tensor of bools, got ndarray'),
     ('groups', mask_of([], 4, 3), ValueError, r'mask must be \(3, 4\)'),
     ('groups', mask_of([], 3, 4), ValueError, 'leave a unit visible'),
     *(('uniform', mask_of(visible, 3, 4), ValueError, 'one unit of each cell')
@@ -328,13 +330,31 @@ def test_bad_inputs(sampling, inputs, mode, error, text):
 
 @pytest.mark.parametrize('settings, error, text', [
     *((dict(mask_ratio=ratio), ValueError, 'mask_ratio')
-      for ratio in (0, 1., float('nan'))),
+      for ratio in (0, 1., float('nan'), '0.5')),
     *((dict(mask_unit=unit), ValueError, 'mask_unit') for unit in (48, 16, 0)),
     (dict(mask_unit=32.), TypeError, 'mask_unit'),
     (dict(sampling='blocks'), ValueError, 'sampling'),
     (dict(sampling='uniform', mask_ratio=0.5), ValueError, 'mask_ratio'),
     (dict(decoder=dict(embed_dims=30)), ValueError, 'embed_dims'),
+    (dict(decoder=dict(num_heads=0)), ValueError, 'num_heads must be at least 1'),
+    (dict(decoder=dict(depth=-1)), ValueError, 'depth must be at least 1'),
 ])
 def test_bad_arguments(settings, error, text):
     with pytest.raises(error, match=text):
         GreenMIM(swin(), **settings)
+
+
+def test_each_image_has_a_sample():
+    with pytest.raises(ValueError, match='data_samples must .* 2 images, got 1'):
+        green_mim()(images(), [BaseDataElement()], mode='predict')
+
+
+@pytest.mark.parametrize('make', [green_mim, sim_mim])
+def test_loads_all_weights(make, tmp_path):
+    model = make()
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    loaded = make(init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
+    loaded.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key

@@ -115,6 +115,9 @@ def test_units_can_be_joined():
 
 @pytest.mark.parametrize('settings, error, text', [
     (dict(type='mmdet.ResNet', depth=18), ValueError, 'got mmdet.ResNet'),
+    (dict(type='mmdet.HourglassNet'), ValueError, 'got mmdet.HourglassNet'),
+    (dict(type='Nothing'), ValueError, 'got Nothing'),
+    (dict(), ValueError, 'got None'),
     (dict(swin(), out_indices=(0, 1, 2, 3)), ValueError, 'out_indices'),
     (dict(swin(), strides=(4, 2, 2, 1)), ValueError, 'strides'),
     ('mmdet.SwinTransformer', TypeError, 'backbone'),
@@ -124,10 +127,13 @@ def test_bad_backbones(settings, error, text):
         GreenMIM(settings)
 
 
-def test_positions_of_another_size():
-    model = GreenMIM(swin(**POSITIONS), decoder=dict(embed_dims=16, num_heads=2))
-    with pytest.raises(ValueError, match='pretrain_img_size'):
-        model(torch.rand(1, 3, 64, 64), mode='loss')
+@pytest.mark.parametrize('size', [224, (96, 64)])
+def test_positions_of_another_size(size):
+    """Also with as many positions, but in other rows and columns."""
+    positions = dict(POSITIONS, pretrain_img_size=size)
+    model = GreenMIM(swin(**positions), decoder=dict(embed_dims=16, num_heads=2))
+    with pytest.raises(ValueError, match=r'pretrain_img_size .* \(64, 96\), '):
+        model(torch.rand(1, 3, 64, 96), mode='loss')
 
 
 def test_a_subclass_of_the_backbone():

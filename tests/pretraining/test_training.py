@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import cv2
@@ -18,7 +19,7 @@ from helpers.pretraining_runs import (
     train,
 )
 from helpers.processes import together
-from helpers.runs import run_test
+from helpers.runs import options_of, run_test
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 
@@ -97,6 +98,16 @@ def test_bad_images_are_named(tmp_path, name, content, text):
         train(tmp_path / 'work', *options(folder))
 
 
+def test_fewer_images_than_a_batch(images, tmp_path):
+    config = CONFIG.with_name('greenmim_swin-t-p4-w7_8xb256-800e_224.py')
+    with pytest.raises(ValueError, match=r'batch_size must be at most .* 6, .* got 8'):
+        train(tmp_path, *options_of(dict(
+            train_dataloader=dict(
+                num_workers=0, batch_size=8, dataset=dict(data_root=images)),
+            model=dict(backbone=dict(embed_dims=8, num_heads=(1, 2, 2, 4))))),
+            config=config)
+
+
 def test_the_doctor_reads_samples_and_a_training_checks_folders(images, tmp_path):
     cfg = Config.fromfile(CONFIG)
     cfg.test_dataloader.dataset.data_root = str(images)
@@ -134,6 +145,8 @@ def test_the_metric_averages_over_images():
     found = metric.evaluate(3)
     assert found == {'reconstruction/error': 1., 'reconstruction/flat_error': 8 / 3,
                      'reconstruction/explained': pytest.approx(1 - 3 / 8)}
+    metric.process({}, [dict(error=1, flat_error=0.)])  # constant images
+    assert math.isnan(metric.evaluate(1)['reconstruction/explained'])
     with pytest.raises(ValueError, match=r"flat_error, got \['pred'\]"):
         metric.process({}, [dict(pred=1)])
 

@@ -10,7 +10,7 @@ crop = 48
 train_dataloader = dict(
     batch_size=32,
     num_workers=8,
-    persistent_workers=True,
+    persistent_workers=False,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='one_task_collate', tasks=tasks, crop=crop),

@@ -13,7 +13,7 @@ pipeline = [
 train_dataloader = dict(
     batch_size=256,
     num_workers=8,
-    persistent_workers=True,
+    persistent_workers=False,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
@@ -77,7 +77,8 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(type='CheckpointHook', interval=20, max_keep_ckpts=2))
-# A resumed training draws the same masks and crops as an uninterrupted one.
+# With randomness.seed and without persistent workers, a resumed training draws the same
+# masks and crops as an uninterrupted one.
 custom_hooks = [
     dict(type='ReconstructionHook', interval=1000),
     dict(type='ReseedHook')

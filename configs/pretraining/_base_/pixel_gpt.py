@@ -18,7 +18,7 @@ pipeline = [
 train_dataloader = dict(
     batch_size=16,
     num_workers=8,
-    persistent_workers=True,
+    persistent_workers=False,
     drop_last=True,
     sampler=dict(type='InfiniteSampler'),
     dataset=dict(
