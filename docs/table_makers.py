@@ -108,7 +108,8 @@ def config_costs(name: str) -> str:
             raise ValueError(f'{pattern}: the configs of a row must have equal costs')
         (own_cells, other_cells), = costs
         rows.append([f'`{pattern}`', *[cells] * bool(extra), *own_cells,
-                     *[other_cells] * ('other' in spec), 'never'])
+                     *[other_cells] * ('other' in spec),
+                     spec.get('trained', {}).get(pattern, 'never')])
     heads = dict(fpt=['parameters', 'GMACs', 'FPT GMACs', 'GiB: neck, all'],
                  lambda_resnet=['parameters', 'GMACs', 'backbone GMACs'],
                  pretraining=['GMACs', 'saved (MiB)'])[folder]
@@ -224,7 +225,7 @@ def benchmark(name: str) -> str:
     """Return the tables of ``benchmark NAME``, such as pretraining."""
     from fpt_plugin.commands.benchmark.command import TABLES
     content = read(BENCHMARKS / f'{name}-cpu-float32.json')
-    return TABLES[name.partition('-')[0]](content).rstrip()
+    return TABLES[content['command']](content).rstrip()
 
 
 def _times(ratio: float) -> str:

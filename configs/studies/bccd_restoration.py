@@ -2,8 +2,8 @@ _base_ = 'bccd.py'
 
 # A fifth of BCCD's labels. FPT with a backbone from ImageNet, and with backbone and
 # neck also pre-trained to restore all training images without labels, except those
-# for choices. Then FPT in the trained FPN detector, without and with branches that
-# were pre-trained on the same images, compared with more training of FPN.
+# for choices. Then the trained FPN detector is trained further: as it is, with FPT,
+# and with FPT whose branches were pre-trained on the same images.
 images, choices = 205, list(range(0, 205, 5))
 length = 600
 unlabelled = dict(
@@ -32,22 +32,10 @@ unlabelled = dict(
 more_epochs = 6
 more = dict(
     train_cfg=dict(max_epochs=more_epochs, val_interval=1),
-    param_scheduler=[
-        dict(
-            type='LinearLR',
-            start_factor=0.05,
-            by_epoch=False,
-            begin=0,
-            end=20),
-        dict(
-            type='CosineAnnealingLR',
-            eta_min=0,
-            begin=0,
-            T_max=more_epochs,
-            end=more_epochs,
-            by_epoch=True,
-            convert_to_iter_based=True)
-    ])
+    param_scheduler={
+        '0': dict(end=20),
+        '1': dict(T_max=more_epochs, end=more_epochs)
+    })
 study = dict(
     title='BCCD val, 41 labelled images: AP in %',
     rows=dict(

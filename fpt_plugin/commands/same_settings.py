@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..engine.resume import newest_checkpoint
-from ..engine.running import build_runner
+from ..engine.running import build_runner, check_batches
 from ..io.files import write_json
 
 
@@ -88,7 +88,8 @@ def rescale_schedule(cfg: Config, length: int) -> None:
 
 
 def train_or_go_on(cfg: Config, fresh: bool = False,
-                   clock: TrainingTime | None = None) -> Runner:
+                   clock: TrainingTime | None = None,
+                   given: str | None = None) -> Runner:
     """Train in ``cfg.work_dir``, or resume a run there that has the same settings.
 
     The settings are stored beside the checkpoints. A run with other settings is
@@ -98,12 +99,18 @@ def train_or_go_on(cfg: Config, fresh: bool = False,
         cfg: The config, with its ``work_dir``.
         fresh: Whether to train again even if such a run exists.
         clock: The hook that measures the time; None: only iterations count.
+        given: A mark of the weights that the run starts with, besides the path in
+            the config; a run that started with others is not resumed.
+
+    Raises:
+        ValueError: A batch is larger than the data.
     """
     work_dir = Path(cfg.work_dir)
     key = dict(
         config=cfg.pretty_text,
         torch=torch.__version__,
-        host=import_module(cfg.default_scope).__version__)
+        host=import_module(cfg.default_scope).__version__,
+        **({} if given is None else dict(given=given)))
     settings = work_dir / 'settings.json'
     same = settings.is_file() and json.loads(settings.read_text()) == key
     # Without last_checkpoint the checkpoints are from other settings.
@@ -117,7 +124,10 @@ def train_or_go_on(cfg: Config, fresh: bool = False,
     else:
         (work_dir / 'last_checkpoint').unlink(missing_ok=True)
         write_json(settings, key)
+    # mmengine names a run by its second, and runs of one name share their records.
+    cfg.experiment_name = f'{work_dir.name}_{time.time_ns()}'
     runner = build_runner(cfg)
     runner.register_hook(clock or TrainingTime(), priority='VERY_LOW')
+    check_batches(runner)
     runner.train()
     return runner

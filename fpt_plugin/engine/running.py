@@ -129,7 +129,7 @@ def check_batches(runner: Runner) -> None:
         raise ValueError(
             'train_dataloader.batch_size must be at most the number of images of a '
             f'process, {len(loader.sampler)}, because drop_last=True leaves no batch, '
-            f'got {loader.batch_size}')
+            f'got {loader.batch_sampler.batch_size}')
 
 
 def run_training(cfg: Config) -> Runner:

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.checks import check_positive_int
+from ..openmmlab.models import is_pretrained
 from ..openmmlab.registry import register
 
 
@@ -67,9 +68,11 @@ class GreenMIMDecoder(BaseModule):
     def init_weights(self) -> None:
         """Initialise like a vision transformer."""
         super().init_weights()
-        if self.init_cfg:
+        if is_pretrained(self.init_cfg):
             return
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if self.init_cfg:
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

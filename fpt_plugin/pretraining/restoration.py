@@ -37,8 +37,8 @@ class RestorationPretrainer(BaseModel):
     have the names they have in the later detector or segmentor.
 
     The loss is the mean change of the PSNR in dB, negative if images get better:
-    0 for unchanged images, and -10 for a tenth of the squared error. By the
-    logarithm all tasks have the same weight. Without it strong noise would
+    0 for unchanged images, and -10 for a tenth of the squared error. The
+    logarithm gives all tasks the same weight. Without it strong noise would
     outweigh all other tasks. An absolute error would be lowest without any change
     to thin streaks, which cover few pixels.
 

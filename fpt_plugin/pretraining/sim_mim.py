@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..openmmlab.models import is_pretrained
 from ..openmmlab.registry import register
 from .masked_image_model import MaskedImageModel
 from .masks import hidden_units, on_device_of, random_units
@@ -52,7 +53,7 @@ class SimMIM(MaskedImageModel):
     def init_weights(self) -> None:
         """Initialise the backbone, the mask token and the linear layer."""
         super().init_weights()
-        if not self.init_cfg:  # it may have loaded the token
+        if not is_pretrained(self.init_cfg):
             nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def draw(self, batch: int, grid: tuple[int, int]) -> Tensor:

@@ -358,3 +358,11 @@ def test_loads_all_weights(make, tmp_path):
     loaded.init_weights()
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize('make', [green_mim, sim_mim])
+def test_mask_tokens_are_random_with_any_other_init_cfg(make):
+    model = make(init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02))
+    model.init_weights()
+    token, = (value for key, value in model.state_dict().items() if 'mask_token' in key)
+    assert 0.01 < token.std() < 0.03

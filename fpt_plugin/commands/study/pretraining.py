@@ -100,22 +100,22 @@ def pretrain(config: Config, mark: str, work_dir: Path,
     return found
 
 
-def load_pretrained(config: Config, checkpoint: Path, out: Path) -> None:
+def load_pretrained(config: Config, checkpoint: Path, out: Path,
+                    trained: Path | None = None) -> None:
     """Convert a pre-trained checkpoint and set it as the config's ``load_from``.
-
-    If the config has a ``load_from``, a trained detector or segmentor, the
-    pre-trained branches are added to it.
 
     Args:
         config: Config of the row, changed in place.
         checkpoint: Checkpoint of the pre-training.
         out: The converted checkpoint to write.
+        trained: The trained model with the plain pyramid that the pre-trained
+            branches are added to, if any.
 
     Raises:
         ValueError: The checkpoint does not fit the backbone, neck or head.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     transfer = convert_pretrained(
-        checkpoint, out, config.copy(), onto=config.get('load_from'))
+        checkpoint, out, config.copy(), onto=trained)
     print(*transfer.lines(), sep='\n', flush=True)
     config.load_from = str(out)

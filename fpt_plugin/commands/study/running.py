@@ -146,9 +146,10 @@ class Study:
         Raises:
             ValueError: The row's ``baseline`` is no other row.
         """
-        if row == self.baseline:
+        baseline = self.rows[row].get('baseline')
+        if row == self.baseline and baseline is None:
             return None
-        baseline = self.rows[row].get('baseline', self.baseline)
+        baseline = baseline or self.baseline
         if baseline not in self.rows or baseline == row:
             raise ValueError(f'baseline of the row {row!r} must be another of '
                              f'{list(self.rows)}, got {baseline!r}')
@@ -163,7 +164,7 @@ class Study:
         """
         start = self.rows[row].get('after')
         first = [name for name, settings in self.rows.items()
-                 if 'after' not in settings]
+                 if settings.get('after') is None]
         if start is not None and start not in first:
             raise ValueError(f'after of the row {row!r} must be one of {first}, '
                              f'got {start!r}')
@@ -199,6 +200,10 @@ class Study:
         if before is not None:
             configs.append(
                 before.load(config.train_dataloader.dataset.data_root, seed))
+            if start and not configs[1].model.get('keep_identity'):
+                raise ValueError(f'pretrain of the row {row!r} must have '
+                                 'model.keep_identity=True, because of after='
+                                 f'{start!r}, got {before.config}')
         return configs + (self.configs_of(start, seed) if start else [])
 
 
@@ -229,7 +234,7 @@ def run(study: Study, row: str, seed: int, out: Path, work_dir: Path,
         out: The JSON to write.
         work_dir: Folder of checkpoints and logs.
         data_root: Folder of the data; None: the config's.
-        fresh: Train again even if a run exists.
+        fresh: Train again even if a run exists, but not the row of ``after``.
 
     Returns:
         The content of ``out``.
@@ -279,7 +284,13 @@ def train(study: Study, row: str, seed: int, work_dir: Path,
           ) -> tuple[Runner, dict[str, Any]]:
     """Train a row with one seed, after its start; a finished run is only loaded.
 
-    Args: as of :func:`run`.
+    Args:
+        study: See :func:`run`.
+        row: See :func:`run`.
+        seed: See :func:`run`.
+        work_dir: See :func:`run`.
+        data_root: See :func:`run`.
+        fresh: See :func:`run`.
 
     Returns:
         The runner, and ``pretraining`` with its cost for rows with a pre-training.
@@ -293,22 +304,30 @@ def train(study: Study, row: str, seed: int, work_dir: Path,
         DATA[study.data](config.train_dataloader.dataset.data_root, CACHE)
     config.work_dir = str(work_dir)
     _prepare_weights(config)
-    found = {}
+    found, trained = {}, None
     if start is not None:
         folder = work_dir.parent / f'{start}-{seed}'
         train(study, start, seed, folder, data_root)
-        config.load_from = newest_checkpoint(folder, config.default_hooks.checkpoint)
+        trained = Path(newest_checkpoint(folder, config.default_hooks.checkpoint))
+        config.load_from = str(trained)
+    # What the row starts with; rows of the same pre-training share it.
+    given = fingerprint(*others, names=[_digest(trained)] if trained else ()) \
+        if others else None
     if before is not None:
-        # Rows of the same pre-training share it.
-        name, pretraining = fingerprint(*others), others[0]
+        pretraining = others[0]
         if data_root is not None:
             before.move(pretraining, data_root)
-        pretraining.load_from = config.load_from
-        folder = work_dir.parent / 'pretraining' / f'{name}-{seed}'
-        found['pretraining'] = pretrain(pretraining, name, folder, fresh)
+        if trained is not None:
+            pretraining.load_from = str(trained)
+        folder = work_dir.parent / 'pretraining' / f'{given}-{seed}'
+        found['pretraining'] = pretrain(pretraining, given, folder, fresh)
         load_pretrained(config, folder / found['pretraining']['checkpoint'],
-                        work_dir / 'pretrained.pth')
-    return train_or_go_on(config, fresh), found
+                        work_dir / 'pretrained.pth', trained)
+    return train_or_go_on(config, fresh, given=given), found
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _test(runner: Runner, config: Config) -> dict[str, float]:

@@ -67,6 +67,22 @@ def test_rows_start_with_a_trained_row(study, run, tmp_path):
         for key in changed)
 
 
+    # A row that started with other weights is not resumed.
+    study.write_text(study.read_text().replace('lr=1e-3', 'lr=2e-3'))
+    run(study, '--rows', 'default', '--seeds', 0, '--data-root', tmp_path / 'data')
+    again = newest('trained')
+    assert not all(torch.equal(again[key], trained[key]) for key in trained)
+    plain = newest('default')
+    assert all(torch.equal(plain[key.replace('neck.', 'neck.pyramid.')], value)
+               for key, value in again.items())
+
+
+def test_a_start_needs_branches_that_keep_it(study):
+    study.write_text(study.read_text().replace('restoration-identity_', 'restoration_'))
+    with pytest.raises(ValueError, match=r"'restored' must have model\.keep_identity"):
+        mark_of(Study.load(str(study)), 'restored', 0)
+
+
 def test_settings_of_the_start_count(study):
     def marks():
         loaded = Study.load(str(study))

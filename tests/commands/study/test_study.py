@@ -140,6 +140,8 @@ def test_wrong_arguments_and_results(study, run, args, results, message):
     ("study = dict(title='x')", 'missing 3 required positional arguments'),
     ("study = dict(title='x', metric='y', baseline='z', shape=(1, 1), "
      "rows=dict(a=dict()))", r"baseline must be one of the rows \['a'\]"),
+    ("study = dict(title='x', metric='y', baseline='a', "
+     "rows=dict(a=dict(baseline='a')))", "row 'a' must be another of"),
     *((f"study = dict(title='x', metric='y', baseline='a', "
        f"rows=dict(a=dict(), b=dict(after='a'), c=dict({given})))", message)
       for given, message in (
