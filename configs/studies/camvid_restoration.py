@@ -49,15 +49,7 @@ val_dataloader = dict(dataset=dict(sequences=None, indices=choices))
 # 300 steps.
 max_epochs = 30
 train_cfg = dict(max_epochs=max_epochs, val_interval=15)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=0,
-        begin=0,
-        T_max=max_epochs,
-        end=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True)
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = 50
+param_scheduler[1].update(T_max=max_epochs, end=max_epochs)
 default_hooks = dict(checkpoint=dict(interval=5))

@@ -31,30 +31,14 @@ study = dict(
             pretrain=dict(settings=shared, **restoration))))
 
 # 280 steps on crops of a quarter of a tile.
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='Resize', scale=(512, 512), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(256, 256)),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='RandomFlip', prob=0.5, direction='vertical'),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline.insert(3, dict(type='RandomCrop', crop_size=(256, 256)))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 model = dict(
     data_preprocessor=dict(
         size=(256, 256), test_cfg=dict(size=(512, 512))))
 max_epochs = 40
 train_cfg = dict(max_epochs=max_epochs, val_interval=20)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=20),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=0,
-        begin=0,
-        T_max=max_epochs,
-        end=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True)
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = 20
+param_scheduler[1].update(T_max=max_epochs, end=max_epochs)
